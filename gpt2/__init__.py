@@ -1,0 +1,1 @@
+"""Table-to-text with a decoder-only language model: prefix module, trainer, decoding."""

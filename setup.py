@@ -1,0 +1,30 @@
+"""Package metadata and the version ranges the code supports; requirements.txt pins what was tested."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="prefix-tuning",
+    version="0.1.0",
+    description="Prefix-Tuning (Li & Liang 2021) for GPT-2 and BART on current libraries",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gpt2", "gpt2.*", "seq2seq", "seq2seq.*", "prefixlib", "prefixlib.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.4",
+        "accelerate>=1.1",
+        "datasets>=3.0",
+        "lightning>=2.4",
+        "safetensors>=0.4.3",
+        "nltk>=3.9",
+        "sacrebleu>=2.4",
+        "rouge-score>=0.1.2",
+        "tqdm>=4.66",
+        "tensorboard>=2.16",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "peers": ["peft>=0.14"],  # only for the comparisons in scripts/benchmark.py
+        "meteor": ["pycocoevalcap>=1.2"],  # the official METEOR 1.5 jar and its tables (needs a Java runtime)
+        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8"],
+    },
+)
