@@ -1,0 +1,119 @@
+"""Resolve and load the frozen base model and its tokenizer: the one place for names, folders, dtypes and hub errors."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import logging as transformers_logging
+
+from prefixlib.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# A bare name could also be a folder here (`gpt2/` is one of ours), so the short names are spelled out.
+HUB_IDS = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+    "bart-base": "facebook/bart-base",
+    "bart-large": "facebook/bart-large",
+}
+AUTO_CLASSES = {"decoder-only": AutoModelForCausalLM, "encoder-decoder": AutoModelForSeq2SeqLM}
+
+
+def resolve_model_name(name: str) -> str:
+    """A model folder's absolute path if `name` is a folder with a config.json, else the full hub id.
+
+    Raises UserError for a path that is no model folder.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder.resolve())
+    if name in HUB_IDS:
+        return HUB_IDS[name]
+    is_path = folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if is_path or folder.is_dir():
+        raise UserError(f"--model_name_or_path {name}: no model folder there (it needs a config.json)")
+    return name
+
+
+def load_config(name: str, *, revision: str | None = None, cache_dir: str | None = None):
+    """The base model's configuration. Raises UserError if it can't be had."""
+    return _fetch(AutoConfig.from_pretrained, name, revision=revision, cache_dir=cache_dir)
+
+
+def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | None = None):
+    """The base model's tokenizer. Raises UserError if it can't be had."""
+    tokenizer = _fetch(AutoTokenizer.from_pretrained, name, revision=revision, cache_dir=cache_dir)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: its tokenizer has no end-of-sequence token, which separates source and target here")
+    return tokenizer
+
+
+def load_model(
+    name: str,
+    family: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **config_overrides: Any,
+) -> torch.nn.Module:
+    """The base model in `dtype`, in eval mode; family is "decoder-only" or "encoder-decoder".
+
+    Raises UserError if it can't be had or is of the other family.
+    """
+    config = load_config(name, revision=revision, cache_dir=cache_dir)
+    if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
+        kind = "encoder-decoder" if config.is_encoder_decoder else "decoder-only"
+        raise UserError(
+            f"--model_name_or_path {name} is a {kind} model ({config.model_type}); a {family} one is needed"
+        )
+    with _no_progress_bars():
+        model = _fetch(
+            AUTO_CLASSES[family].from_pretrained,
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            dtype=dtype,
+            **config_overrides,
+        )
+    return model.eval()
+
+
+def freeze(model: torch.nn.Module) -> torch.nn.Module:
+    """Mark every parameter of the base model as not trainable; returns the model."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+class _no_progress_bars:
+    """Silence transformers' weight-loading bar: it hides the one line of an error and says nothing a user needs."""
+
+    def __enter__(self):
+        self.was_on = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *exception):
+        if self.was_on:
+            transformers_logging.enable_progress_bar()
+
+
+def _fetch(load, name: str, **kwargs):
+    """Call a from_pretrained; what goes wrong becomes one line that says what to pass instead."""
+    try:
+        return load(name, **{key: value for key, value in kwargs.items() if value is not None})
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first_line = str(error).strip().split("\n")[0]
+        if os.path.isdir(name):
+            raise UserError(f"cannot load {name}: {first_line}") from error
+        raise UserError(
+            f"cannot load {name} from the hub ({first_line}); without a network pass --model_name_or_path DIR, "
+            "a folder with the model's config.json, weights and tokenizer"
+        ) from error

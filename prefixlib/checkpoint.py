@@ -1,0 +1,177 @@
+"""The prefix checkpoint: a small directory that holds the trained prefix and every setting needed to use it.
+
+prefix_config.json         format number, base model, settings of the prefix module, task, sizes and hashes of the files
+prefix_model.safetensors   the trainable network (what training continues from)
+prefix_flat.safetensors    its keys and values, per site (P, 2*L*H*D), columns ordered layer0.K, layer0.V, layer1.K ...
+README.md                  a model card
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from prefixlib import files
+from prefixlib.errors import UserError
+
+FORMAT = 1
+CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", "prefix_flat.safetensors", "README.md"
+
+
+@dataclass(frozen=True)
+class PrefixCheckpoint:
+    """A checkpoint that was read and verified."""
+
+    directory: Path
+    family: str  # "decoder-only" or "encoder-decoder"
+    base: dict[str, Any]  # {"name": hub id or absolute folder, "revision": str or None}
+    prefix: dict[str, Any]  # arguments of the tree's PrefixConfig
+    task: dict[str, Any]  # mode, seed and what else the run wants to remember
+    network: dict[str, torch.Tensor]  # state dict of the prefix module
+    flat: dict[str, torch.Tensor] | None  # site -> (P, 2*L*H*D); None in a checkpoint of the original
+
+
+def save(
+    directory: Path | str,
+    *,
+    family: str,
+    base: Mapping[str, Any],
+    prefix: Mapping[str, Any],
+    task: Mapping[str, Any],
+    network: Mapping[str, torch.Tensor],
+    flat: Mapping[str, torch.Tensor],
+    versions: Mapping[str, str],
+    scores: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint into `directory` (made if absent): weights first, the config that vouches for them last."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    described = {}
+    for name, tensors in ((NETWORK, network), (FLAT, flat)):
+        partial = directory / f".{name}.{os.getpid()}.partial"
+        try:
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
+            files.sync_file(partial)
+            described[name] = {"bytes": partial.stat().st_size, "sha256": _sha256(partial)}
+            os.replace(partial, directory / name)
+        finally:
+            partial.unlink(missing_ok=True)
+    config = {
+        "format": FORMAT,
+        "family": family,
+        "base_model": dict(base),
+        "prefix": dict(prefix),
+        "task": dict(task),
+        "versions": dict(versions),
+        "files": described,
+    }
+    files.write_text(directory / CARD, _model_card(config, scores))
+    files.write_json(directory / CONFIG, config)
+
+
+def is_checkpoint(directory: Path | str) -> bool:
+    """True where a prefix checkpoint of this format, whole or damaged, lies in `directory`."""
+    return (Path(directory) / CONFIG).is_file()
+
+
+def load(directory: Path | str, family: str) -> PrefixCheckpoint:
+    """Read and verify a checkpoint. Raises UserError if it is absent, damaged, newer, or not of `family`."""
+    directory = Path(directory)
+    config = read_config(directory)
+    if config["family"] != family:
+        raise UserError(f"{directory} holds a prefix for a {config['family']} model; a {family} one is needed here")
+    network, flat = (_read_verified(directory / name, config["files"].get(name)) for name in (NETWORK, FLAT))
+    return PrefixCheckpoint(
+        directory, family, config["base_model"], config["prefix"], config["task"], network=network, flat=flat
+    )
+
+
+def read_config(directory: Path | str) -> dict[str, Any]:
+    """The checkpoint's prefix_config.json. Raises UserError if it is absent, unreadable or of a newer format."""
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        raise UserError(f"{directory} is no prefix checkpoint: {CONFIG} is missing")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        newer = config["format"] > FORMAT
+        absent = {"family", "base_model", "prefix", "task", "files"} - config.keys()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
+    if newer:
+        raise UserError(f"{path} has format {config['format']}; this version reads up to {FORMAT}: update the package")
+    if absent:
+        raise UserError(f"{path} is damaged (no {', '.join(sorted(absent))}); use another checkpoint")
+    return config
+
+
+def check_agrees(flags: Mapping[str, Any], settings: Mapping[str, Any], directory: Path | str) -> None:
+    """Raise UserError naming both values if a flag that was given differs from the checkpoint's setting."""
+    for name, given in flags.items():
+        if given is not None and name in settings and settings[name] != given:
+            raise UserError(f"--{name} {given} contradicts {directory}, which was trained with {name} {settings[name]}")
+
+
+def read_original_weights(directory: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """config.json and pytorch_model.bin of the original code's prefix checkpoint, read without running pickled code.
+
+    Raises UserError if the files are absent, damaged or no prefix.
+    """
+    directory = Path(directory)
+    config_path, weights_path = directory / "config.json", directory / "pytorch_model.bin"
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        weights = torch.load(weights_path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{directory} is no checkpoint: neither {CONFIG} nor config.json + pytorch_model.bin"
+        ) from error
+    except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
+        first_line = str(error).strip().split("\n")[0]
+        raise UserError(f"{directory} cannot be read as a checkpoint of the original: {first_line}") from error
+    if not isinstance(weights, dict) or not any(key.startswith("control_trans") for key in weights):
+        raise UserError(f"{weights_path} holds no prefix (no control_trans weights)")
+    return config, weights
+
+
+def _read_verified(path: Path, described: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; use another checkpoint")
+    if described is None or path.stat().st_size != described["bytes"] or _sha256(path) != described["sha256"]:
+        raise UserError(f"{path} is damaged (it is not the file its {CONFIG} describes); use another checkpoint")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _model_card(config: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
+    """A README for whoever is handed the directory alone."""
+    tree = "gpt2" if config["family"] == "decoder-only" else "seq2seq"
+    mode = config["task"].get("mode", "MODE")
+    decode = {
+        "gpt2": f"python gpt2/gen.py {mode} yes test THIS_DIRECTORY no",
+        "seq2seq": f"python seq2seq/train_bart.py --mode {mode} --do_train no --prefix_model_path THIS_DIRECTORY",
+    }[tree]
+    rows = "\n".join(f"| {name} | {value} |" for name, value in {**config["prefix"], **config["task"]}.items())
+    scored = "\n".join(f"| {name} | {value} |" for name, value in (scores or {}).items()) or "| not scored | |"
+    return (
+        f"# Prefix for {config['base_model'].get('name')}\n\n"
+        f"A trained prefix (Li & Liang 2021, arXiv 2101.00190) for a frozen {config['family']} model, "
+        f"task `{mode}`.\n\n"
+        f"Decode with it:\n\n    {decode}\n\n"
+        f"`{FLAT}` holds the keys and values alone: per site (P, 2*L*H*D), "
+        "columns ordered layer0.K, layer0.V, layer1.K ...\n\n"
+        f"| setting | value |\n|---|---|\n{rows}\n\n| score | value |\n|---|---|\n{scored}\n"
+    )

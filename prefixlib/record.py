@@ -1,0 +1,106 @@
+"""Seed, versions, memory and timings of a run, its results.json, and its curves as PNG."""
+
+import json
+import logging
+import os
+import platform
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from prefixlib import files
+from prefixlib.launch import REPOSITORY
+
+PACKAGES = ("torch", "transformers", "accelerate", "lightning", "datasets", "safetensors", "sacrebleu", "rouge-score")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (every device)."""
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def set_up_logging(verbose: bool = True) -> None:
+    """Log lines with the time on stderr, as entry points want them; libraries' chatter below WARNING is dropped."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, level=logging.WARNING
+    )
+    for name in ("gpt2", "seq2seq", "prefixlib", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of the packages that shape the numbers, and of this code."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = subprocess.run(
+        ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    if commit.returncode == 0:
+        found["commit"] = commit.stdout.strip()
+    return found
+
+
+def device_name() -> str:
+    """The accelerator's name, or the processor's kind and torch's thread count."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def peak_memory_bytes() -> dict[str, int]:
+    """Peak memory of this process so far, in bytes: resident on the host (POSIX only), allocated on the GPU if any."""
+    peak = {}
+    if os.name == "posix":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux, bytes on macOS
+        peak["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated()
+    return peak
+
+
+def update_results(directory: Path | str, entries: Mapping[str, Any]) -> Path:
+    """Merge `entries` into directory/results.json (top-level keys are replaced) and return its path."""
+    path = Path(directory) / "results.json"
+    known: dict[str, Any] = {}
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+    files.write_json(path, {**known, **entries})
+    return path
+
+
+def plot_curves(
+    path: Path | str, curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str, title: str
+) -> None:
+    """Draw one line per curve, each a sequence of (x, y), into a PNG."""
+    import matplotlib  # here, not at the top: a run without a plot need not pay for it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4), dpi=120)
+    for label, points in curves.items():
+        if points:
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, marker="o" if len(points) <= 20 else None, markersize=3, label=label)
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    pyplot.close(figure)
