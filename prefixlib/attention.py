@@ -1,0 +1,182 @@
+"""Prefix keys and values joined inside transformers' attention, for any model that goes through its attention interface.
+
+    install(model)                                              # once per model
+    with prefix_attention({layer.self_attn: (keys, values) for ...}):
+        model(**batch)                                          # positions are the model's own: give GPT-2 position_ids P…
+
+Legend: B batch, T query tokens, S the model's own keys, P prefix length, H query heads, G key/value heads (H unless
+grouped), D head size. A prefix is read-only here: nothing is cached, so gradients flow to whatever made it.
+
+Seeding a cache does the same for a decoder-only model and is cheaper when decoding; this route serves where a cache
+cannot: an encoder, cross-attention, positions that must not move (BART), activation checkpointing, and batches whose
+rows carry different prefixes.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "prefix_sdpa"
+_PREFIX, _RECORD = "_prefix_key_values", "_recorded_key_values"  # where a module carries what the function reads
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """One attention module's prefix.
+
+    keys, values: (b, G, P, D), b = B, or 1 for all rows, or a divisor of B whose rows are repeated (beams of one input lie
+    side by side). visible: bool (b, P), False where a row's prefix is shorter than P; None when every column counts.
+    """
+
+    keys: Tensor
+    values: Tensor
+    visible: Tensor | None = None
+
+
+def install(model: nn.Module) -> None:
+    """Let `model` (a transformers PreTrainedModel) attend through `prefix_sdpa`; without a prefix it is plain sdpa.
+
+    Raises TypeError if the model does not take its attention from the interface.
+    """
+    AttentionInterface.register(NAME, prefix_sdpa)
+    AttentionMaskInterface.register(NAME, sdpa_mask)  # without it transformers builds no mask at all
+    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise TypeError(f"{type(model).__name__} does not take its attention from transformers' attention interface")
+
+
+@contextlib.contextmanager
+def prefix_attention(
+    prefixes: Mapping[nn.Module, Prefix | tuple[Tensor, Tensor]], visible: Tensor | None = None
+) -> Iterator[None]:
+    """While open, each attention module of `prefixes` attends to its own prefix too.
+
+    Values are (keys, values) tuples, or `Prefix`. `visible`, bool (b, P), holds for every tuple: see `pad_prefixes`.
+    Modules without an entry are untouched; what they carried before comes back on leaving.
+    """
+    carried = {m: p if isinstance(p, Prefix) else Prefix(*p, visible) for m, p in prefixes.items()}
+    with _Carrying(_PREFIX, carried):
+        yield
+
+
+@contextlib.contextmanager
+def record_key_values(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
+    """While open, collect the (keys, values), each (B, G, S, D), that the model itself gives at each of `modules`.
+
+    Used to start a prefix from a real text. The model must be installed; a later forward overwrites an earlier one.
+    """
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    with _Carrying(_RECORD, dict.fromkeys(modules, seen)):
+        yield seen
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Activation checkpointing for `model` that meets the same prefix again when a layer is recomputed.
+
+    Backward runs after `prefix_attention` has closed; each checkpointed layer therefore remembers, from its forward, what
+    the modules carried, and carries it once more while it is recomputed. The layers must be in train mode.
+    """
+
+    def contexts():
+        carried = {m: m.__dict__[_PREFIX] for m in model.modules() if _PREFIX in m.__dict__}
+        return contextlib.nullcontext(), _Carrying(_PREFIX, carried)
+
+    # Renamed in transformers 5.2x; the old name warns there and the new one is missing before.
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "context_fn": contexts})
+
+
+def pad_prefixes(prefixes: list[tuple[Tensor, Tensor]]) -> Prefix:
+    """Prefixes of several lengths, each (1, G, P_i, D), as one batch: padded on the left, the padding invisible."""
+    longest = max(keys.shape[2] for keys, _ in prefixes)
+    lengths = torch.tensor([keys.shape[2] for keys, _ in prefixes], device=prefixes[0][0].device)
+
+    def pad(tensor: Tensor) -> Tensor:
+        return nn.functional.pad(tensor, (0, 0, longest - tensor.shape[2], 0))
+
+    return Prefix(
+        keys=torch.cat([pad(keys) for keys, _ in prefixes]),
+        values=torch.cat([pad(values) for _, values in prefixes]),
+        visible=torch.arange(longest, device=lengths.device) >= longest - lengths[:, None],
+    )
+
+
+def prefix_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
+) -> tuple[Tensor, None]:
+    """transformers' sdpa attention over [prefix, own keys]. query (B,H,T,D); key, value (B,G,S,D) -> (B,T,H,D)."""
+    if (seen := module.__dict__.get(_RECORD)) is not None:
+        seen[module] = (key, value)
+    if (prefix := module.__dict__.get(_PREFIX)) is not None:
+        causal = kwargs.get("is_causal")
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        attention_mask = _widen_mask(attention_mask, prefix, query, key.shape[2], causal)
+        key = torch.cat([_rows(prefix.keys, key), key], dim=2)  # (B,G,P+S,D)
+        value = torch.cat([_rows(prefix.values, value), value], dim=2)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _rows(prefix: Tensor, own: Tensor) -> Tensor:
+    """The prefix (b, …) for the B rows of `own`: one row is a view for all, b rows are repeated over their beams."""
+    return _repeat(prefix, own.shape[0]).to(own.dtype)
+
+
+def _repeat(tensor: Tensor, rows: int) -> Tensor:
+    """(b, …) -> (rows, …). Raises ValueError if b does not divide rows."""
+    if tensor.shape[0] == 1:
+        return tensor.expand(rows, *tensor.shape[1:])
+    if rows % tensor.shape[0]:
+        raise ValueError(f"a prefix of {tensor.shape[0]} rows does not fit a batch of {rows} rows")
+    repeats = rows // tensor.shape[0]
+    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, dim=0)
+
+
+def _widen_mask(mask: Tensor | None, prefix: Prefix, query: Tensor, own: int, causal: bool) -> Tensor | None:
+    """The mask (B|1, H|1, T, S), bool or additive, with P columns more on the left: the prefix, seen by every query."""
+    rows, tokens, length = query.shape[0], query.shape[2], prefix.keys.shape[2]
+    if mask is None:
+        if causal and tokens > 1:  # None means causal here, aligned to the first key (transformers >= 5.4)
+            mask = torch.ones(1, 1, tokens, own, dtype=torch.bool, device=query.device).tril()
+        elif prefix.visible is None:
+            return None
+        else:
+            mask = torch.ones(1, 1, 1, own, dtype=torch.bool, device=query.device)
+    if prefix.visible is None:
+        shown = mask.new_ones(1, 1, 1, length) if mask.dtype == torch.bool else mask.new_zeros(1, 1, 1, length)
+    else:
+        shown = _repeat(prefix.visible, rows)[:, None, None, :]
+        if mask.dtype != torch.bool:
+            hidden = torch.finfo(mask.dtype).min
+            shown = torch.zeros_like(shown, dtype=mask.dtype).masked_fill(~shown, hidden)
+    batch = max(mask.shape[0], shown.shape[0])
+    shape = (batch, mask.shape[1], mask.shape[2])
+    return torch.cat([shown.expand(*shape, length), mask.expand(*shape, mask.shape[3])], dim=3)
+
+
+class _Carrying:
+    """Each module carries its value in `slot` while open, and what it carried before, or nothing, afterwards.
+
+    A class, not a generator: a layer recomputed twice (a second backward) enters the same context twice.
+    """
+
+    def __init__(self, slot: str, carried: Mapping[nn.Module, object]):
+        self.slot, self.carried = slot, carried
+
+    def __enter__(self) -> None:
+        self.before = {module: module.__dict__.get(self.slot) for module in self.carried}
+        for module, value in self.carried.items():
+            module.__dict__[self.slot] = value
+
+    def __exit__(self, *_) -> None:
+        for module, value in self.before.items():
+            if value is None:
+                module.__dict__.pop(self.slot, None)
+            else:
+                module.__dict__[self.slot] = value

@@ -1,0 +1,267 @@
+"""The method: a frozen encoder-decoder steered by three trained prefixes of keys and values (paper sections 4 and 5.2).
+
+Legend: B batch, S source tokens, T target tokens, P prefix length, L layers, H heads, D head size, E = H*D, M mid_dim.
+
+Every layer attends to P more keys and values at each of three sites, which share nothing: the encoder's self-attention,
+the decoder's cross-attention and the decoder's self-attention. Positions stay the model's own, 0 for the first token.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from prefixlib import attention
+from prefixlib.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FAMILY = "encoder-decoder"
+LOWDATA_STEPS, LOWDATA_LEARNING_RATE = 500, 1e-4  # the original's regression onto the activations of real words
+
+Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, P, D)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One prefix: its site, and the names its parameters have in the original's state dict."""
+
+    site: str
+    embedding: str  # P learned vectors
+    network: str  # the MLP, or the keys and values themselves (init_shallow)
+    switch: str  # the setting that turns it on
+
+
+BRANCHES = (
+    Branch("self", "wte", "control_trans", "use_self_prefix"),
+    Branch("encoder_decoder", "wte2", "control_trans2", "use_cross_prefix"),
+    Branch("encoder", "wte_enc", "control_trans_enc", "use_encoder_prefix"),
+)
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """Everything needed to rebuild the prefix module: the method's settings, then the base model's shape."""
+
+    preseqlen: int  # P
+    mid_dim: int  # M
+    prefix_dropout: float
+    use_deep: bool  # three linear layers instead of two
+    use_encoder_prefix: bool
+    use_cross_prefix: bool
+    use_self_prefix: bool
+    init_shallow: bool  # the keys and values are the parameters: no MLP
+    encoder_layers: int  # L of the site "encoder"
+    decoder_layers: int  # L of the other two
+    encoder_heads: int
+    decoder_heads: int
+    d_model: int  # E
+
+    @classmethod
+    def for_model(cls, base: PreTrainedConfig, **settings: Any) -> "PrefixConfig":
+        """The settings with the shape read off the base model's configuration. Raises UserError if they make no sense."""
+        config = cls(
+            encoder_layers=base.encoder_layers,
+            decoder_layers=base.decoder_layers,
+            encoder_heads=base.encoder_attention_heads,
+            decoder_heads=base.decoder_attention_heads,
+            d_model=base.d_model,
+            **settings,
+        )
+        if config.preseqlen < 1:
+            raise UserError(f"--preseqlen {config.preseqlen}: a prefix has at least 1 position")
+        if not any(getattr(config, branch.switch) for branch in BRANCHES):
+            raise UserError("--use_encoder_prefix, --use_cross_prefix and --use_self_prefix are all no: nothing to train")
+        return config
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any], directory) -> "PrefixConfig":
+        """The settings as a checkpoint holds them. Raises UserError if they are not this version's."""
+        try:
+            return cls(**saved)
+        except TypeError as error:
+            raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def shape(self, site: str) -> tuple[int, int, int]:
+        """(2L, H, D) at a site: a key and a value per layer."""
+        side = "encoder" if site == "encoder" else "decoder"
+        heads = getattr(self, f"{side}_heads")
+        return 2 * getattr(self, f"{side}_layers"), heads, self.d_model // heads
+
+
+class PrefixTuning(nn.Module):
+    """Three times P learned vectors through an MLP to keys and values for every layer (section 4.3).
+
+    State-dict names and torch's default initialisation (embeddings N(0, 1)) are the original's.
+    """
+
+    def __init__(self, config: PrefixConfig):
+        super().__init__()
+        self.config = config
+        self.branches = tuple(branch for branch in BRANCHES if getattr(config, branch.switch))
+        for branch in self.branches:
+            layers, heads, size = config.shape(branch.site)
+            width = layers * heads * size
+            if config.init_shallow:
+                self.register_parameter(branch.network, nn.Parameter(torch.randn(config.preseqlen, width)))
+            else:
+                self.add_module(branch.embedding, nn.Embedding(config.preseqlen, config.d_model))
+                self.add_module(branch.network, _network(config, width))
+        self.dropout = nn.Dropout(config.prefix_dropout)
+
+    def flat(self) -> dict[str, Tensor]:
+        """Per site the prefix before it is cut into layers, (P, 2*L*H*D); each network runs on P rows, once."""
+        if self.config.init_shallow:
+            return {branch.site: getattr(self, branch.network) for branch in self.branches}
+        return {
+            branch.site: getattr(self, branch.network)(getattr(self, branch.embedding).weight)
+            for branch in self.branches
+        }
+
+    def forward(self, batch_size: int) -> dict[str, Layers]:
+        """Per site and layer keys and values (B, H, P, D), or (1, H, P, D) where all rows are equal.
+
+        Dropout is drawn for every row of the batch on its own, as in the original.
+        """
+        dropping = self.training and self.config.prefix_dropout > 0
+        rows, dropout = (batch_size, self.dropout) if dropping else (1, None)
+        return {site: split_layers(flat, self.config, site, rows, dropout) for site, flat in self.flat().items()}
+
+
+def _network(config: PrefixConfig, width: int) -> nn.Sequential:
+    """Linear E→M, Tanh, [Linear M→M, Tanh,] Linear M→2·L·E."""
+    deep = [nn.Linear(config.mid_dim, config.mid_dim), nn.Tanh()] if config.use_deep else []
+    return nn.Sequential(
+        nn.Linear(config.d_model, config.mid_dim), nn.Tanh(), *deep, nn.Linear(config.mid_dim, width)
+    )
+
+
+def split_layers(flat: Tensor, config: PrefixConfig, site: str, rows: int, dropout: nn.Module | None = None) -> Layers:
+    """Cut (P, 2*L*H*D) into L pairs of keys and values (B, H, P, D): views of one copy, unless dropout is on.
+
+    Raises UserError if the prefix was made for a model of another shape.
+    """
+    shape = config.shape(site)
+    if flat.shape[1] != shape[0] * shape[1] * shape[2]:
+        raise UserError(
+            f"the {site} prefix has {flat.shape[1]} numbers per position, the model needs {'x'.join(map(str, shape))}"
+        )
+    states = flat.view(-1, *shape).permute(1, 2, 0, 3).unsqueeze(1)  # (2L, 1, H, P, D)
+    states = states.expand(-1, rows, -1, -1, -1)  # (2L, B, H, P, D)
+    if dropout is not None:
+        states = dropout(states)
+    return [(states[2 * layer], states[2 * layer + 1]) for layer in range(shape[0] // 2)]
+
+
+class PrefixLM(nn.Module):
+    """A frozen encoder-decoder with its prefixes: what the trainer moves and the decoder asks.
+
+    In train mode the frozen model runs in train mode too, its dropout on, as in the original; load it with dropout
+    probabilities of 0 to train without. `prefix` is None for the model alone (fine-tuning, or no prefix).
+    """
+
+    def __init__(self, base: nn.Module, prefix: PrefixTuning | None):
+        super().__init__()
+        self.base = base
+        self.prefix = prefix
+        attention.install(base)
+        if prefix is not None:
+            for parameter in base.parameters():
+                parameter.requires_grad_(False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """Logits (B, T, V) for source (B, S) and decoder input (B, T), both right-padded; teacher forcing."""
+        prefix = self.prefix(input_ids.shape[0]) if self.prefix is not None else {}
+        with attend_to(self.base, prefix):
+            return self.base(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                decoder_input_ids=decoder_input_ids,
+                decoder_attention_mask=self._real_tokens(decoder_input_ids),
+                use_cache=False,
+            ).logits
+
+    def _real_tokens(self, decoder_input_ids: Tensor) -> Tensor:
+        """Mask (B, T) of what is not padding; the start token counts, even where padding's id is used for it."""
+        real = decoder_input_ids.ne(self.base.config.pad_token_id)
+        real[:, 0] = True
+        return real
+
+
+def attention_sites(base: nn.Module) -> dict[str, list[nn.Module]]:
+    """Site -> the attention module of each layer. Raises UserError for an encoder-decoder built otherwise."""
+    encoder, decoder = base.get_encoder(), base.get_decoder()
+    try:
+        return {
+            "self": [layer.self_attn for layer in decoder.layers],
+            "encoder_decoder": [layer.encoder_attn for layer in decoder.layers],
+            "encoder": [layer.self_attn for layer in encoder.layers],
+        }
+    except AttributeError as error:
+        raise UserError(f"{type(base).__name__} is not built like BART ({error}); use a BART, mBART or Pegasus") from error
+
+
+@contextlib.contextmanager
+def attend_to(base: nn.Module, prefix: Mapping[str, Layers]) -> Iterator[None]:
+    """While open, the base model attends to the prefix of each site given."""
+    sites = attention_sites(base) if prefix else {}
+    modules = {
+        module: pair for site, layers in prefix.items() for module, pair in zip(sites[site], layers, strict=True)
+    }
+    with attention.prefix_attention(modules):
+        yield
+
+
+@torch.no_grad()
+def key_values_of_text(base: nn.Module, ids: list[int]) -> dict[str, Tensor]:
+    """The keys and values that a text of P tokens gives at the three sites, each flat (P, 2*L*H*D).
+
+    The encoder reads the text, the decoder too: its cross-attention sees the encoded text, its self-attention the text
+    itself, all at positions 0..P-1 without special tokens, as the original does it for GPT-2.
+    """
+    text = torch.tensor([ids], device=base.get_input_embeddings().weight.device)
+    was_training = base.training
+    base.eval()
+    sites = attention_sites(base)
+    with attention.record_key_values([module for modules in sites.values() for module in modules]) as seen:
+        base(input_ids=text, decoder_input_ids=text, use_cache=False)
+    base.train(was_training)
+    return {
+        # L pairs of (1, H, P, D) -> (2L, H, P, D) -> (P, 2*L*H*D)
+        site: torch.cat([state for module in modules for state in seen[module]]).permute(2, 0, 1, 3).flatten(1)
+        for site, modules in sites.items()
+    }
+
+
+def start_from_text(prefix: PrefixTuning, base: nn.Module, ids: list[int]) -> list[float]:
+    """Start the prefix at the keys and values of a text (section 7.4): copied without an MLP, regressed onto with one.
+
+    The regression is the original's: Adam on the networks, not the embeddings, mean squared error; returns its losses.
+    """
+    target = key_values_of_text(base, ids)
+    if prefix.config.init_shallow:
+        with torch.no_grad():
+            for branch in prefix.branches:
+                getattr(prefix, branch.network).copy_(target[branch.site])
+        return []
+    networks = nn.ModuleList(getattr(prefix, branch.network) for branch in prefix.branches)
+    optimizer = torch.optim.Adam(networks.parameters(), lr=LOWDATA_LEARNING_RATE)
+    losses = []
+    for _ in range(LOWDATA_STEPS):
+        flat = prefix.flat()
+        loss = sum(nn.functional.mse_loss(prefix.dropout(flat[site]), target[site]) for site in flat)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    prefix.zero_grad()
+    logger.info("prefix regressed onto %d tokens: loss %.4f -> %.4f", len(ids), losses[0], losses[-1])
+    return losses
