@@ -1,8 +1,8 @@
-"""Prefix keys and values joined inside transformers' attention, for any model that goes through its attention interface.
+"""Prefix keys and values joined inside transformers' attention, for any model on its attention interface.
 
     install(model)                                              # once per model
     with prefix_attention({layer.self_attn: (keys, values) for ...}):
-        model(**batch)                                          # positions are the model's own: give GPT-2 position_ids P…
+        model(**batch)                                          # positions don't move: give GPT-2 position_ids P…
 
 Legend: B batch, T query tokens, S the model's own keys, P prefix length, H query heads, G key/value heads (H unless
 grouped), D head size. A prefix is read-only here: nothing is cached, so gradients flow to whatever made it.
@@ -30,8 +30,8 @@ _PREFIX, _RECORD = "_prefix_key_values", "_recorded_key_values"  # where a modul
 class Prefix:
     """One attention module's prefix.
 
-    keys, values: (b, G, P, D), b = B, or 1 for all rows, or a divisor of B whose rows are repeated (beams of one input lie
-    side by side). visible: bool (b, P), False where a row's prefix is shorter than P; None when every column counts.
+    keys, values: (b, G, P, D), b = B, or 1 for all rows, or a divisor of B whose rows are repeated (the beams of an
+    input lie side by side). visible: bool (b, P), False where a row's prefix is shorter than P; None if all count.
     """
 
     keys: Tensor
@@ -79,8 +79,8 @@ def record_key_values(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, 
 def enable_checkpointing(model: nn.Module) -> None:
     """Activation checkpointing for `model` that meets the same prefix again when a layer is recomputed.
 
-    Backward runs after `prefix_attention` has closed; each checkpointed layer therefore remembers, from its forward, what
-    the modules carried, and carries it once more while it is recomputed. The layers must be in train mode.
+    Backward runs after `prefix_attention` has closed; each checkpointed layer therefore remembers from its forward
+    what the modules carried, and carries it once more while it is recomputed. The layers must be in train mode.
     """
 
     def contexts():
@@ -120,7 +120,25 @@ def prefix_sdpa(
         attention_mask = _widen_mask(attention_mask, prefix, query, key.shape[2], causal)
         key = torch.cat([_rows(prefix.keys, key), key], dim=2)  # (B,G,P+S,D)
         value = torch.cat([_rows(prefix.values, value), value], dim=2)
+    if key.shape[0] != query.shape[0]:
+        return _shared_keys(module, query, key, value, attention_mask, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _shared_keys(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
+) -> tuple[Tensor, None]:
+    """Beams that share their input's cross-attention keys: query (N*K,H,1,D); key, value (N,G,S,D) -> (N*K,1,H,D).
+
+    No query of cross-attention sees another, so the K beams of an input pass as its K queries.
+    """
+    inputs, beams = key.shape[0], query.shape[0] // key.shape[0]
+    folded = query.reshape(inputs, beams, *query.shape[1:2], -1).transpose(1, 2)  # (N,H,K,D)
+    if attention_mask is not None:
+        attention_mask = attention_mask[::beams]  # equal for the beams of an input
+    kwargs["is_causal"] = False
+    output, _ = sdpa_attention_forward(module, folded, key, value, attention_mask, **kwargs)  # (N,K,H,D)
+    return output.reshape(inputs * beams, 1, *output.shape[2:]), None
 
 
 def _rows(prefix: Tensor, own: Tensor) -> Tensor:
