@@ -23,6 +23,7 @@ from prefixlib.errors import UserError
 
 FORMAT = 1
 CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", "prefix_flat.safetensors", "README.md"
+TASK = "task_config.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def save(
         partial = directory / f".{name}.{os.getpid()}.partial"
         try:
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
+            partial.chmod(0o644)  # safetensors makes files that only their owner can read
             files.sync_file(partial)
             described[name] = {"bytes": partial.stat().st_size, "sha256": _sha256(partial)}
             os.replace(partial, directory / name)
@@ -79,6 +81,12 @@ def save(
 def is_checkpoint(directory: Path | str) -> bool:
     """True where a prefix checkpoint of this format, whole or damaged, lies in `directory`."""
     return (Path(directory) / CONFIG).is_file()
+
+
+def is_prefix(directory: Path | str) -> bool:
+    """True where `directory` holds a prefix, of this format or of the original code (whose config.json names P)."""
+    config = Path(directory) / "config.json"
+    return is_checkpoint(directory) or (config.is_file() and '"preseqlen"' in config.read_text(encoding="utf-8"))
 
 
 def load(directory: Path | str, family: str) -> PrefixCheckpoint:
@@ -138,6 +146,23 @@ def read_original_weights(directory: Path | str) -> tuple[dict[str, Any], dict[s
     if not isinstance(weights, dict) or not any(key.startswith("control_trans") for key in weights):
         raise UserError(f"{weights_path} holds no prefix (no control_trans weights)")
     return config, weights
+
+
+def save_task(directory: Path | str, task: Mapping[str, Any]) -> None:
+    """Write task_config.json beside a fine-tuned model, which is saved in transformers' own format."""
+    files.write_json(Path(directory) / TASK, {"format": FORMAT, "task": dict(task)})
+
+
+def load_task(directory: Path | str) -> dict[str, Any]:
+    """What a fine-tuned model was trained for: from task_config.json, or the original's config.json; {} if unknown."""
+    path, config_path = Path(directory) / TASK, Path(directory) / "config.json"
+    try:
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))["task"]
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
+    return {"mode": config["_my_arg_task_mode"]} if "_my_arg_task_mode" in config else {}
 
 
 def _read_verified(path: Path, described: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:

@@ -73,13 +73,16 @@ def peak_memory_bytes() -> dict[str, int]:
     return peak
 
 
+def read_results(directory: Path | str) -> dict[str, Any]:
+    """What directory/results.json holds, {} where there is none."""
+    path = Path(directory) / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def update_results(directory: Path | str, entries: Mapping[str, Any]) -> Path:
     """Merge `entries` into directory/results.json (top-level keys are replaced) and return its path."""
     path = Path(directory) / "results.json"
-    known: dict[str, Any] = {}
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-    files.write_json(path, {**known, **entries})
+    files.write_json(path, {**read_results(directory), **entries})
     return path
 
 

@@ -1,0 +1,312 @@
+"""Entry of table-to-text training: data, model, trainer, then decoding and scores. train_e2e.py fills in the flags.
+
+python gpt2/run_language_modeling.py --mode webnlg --model_name_or_path gpt2-medium --output_dir runs/webnlg
+"""
+
+import argparse
+import functools
+import logging
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from gpt2 import flags, run_generation
+from gpt2.dataset import TableToTextDataset, collate
+from gpt2.prefix_io import load_prefix, save_prefix
+from gpt2.train_control import FAMILY, PrefixConfig, PrefixLM, PrefixTuning, max_positions, split_layers
+from gpt2.trainer_prefix import PrefixTrainer
+from prefixlib import checkpoint, record
+from prefixlib.base_model import load_config, load_model, load_tokenizer, resolve_model_name
+from prefixlib.errors import UserError, one_line_errors
+from prefixlib.launch import Parser
+from prefixlib.readers import data_file, read_records
+
+logger = logging.getLogger("gpt2.run_language_modeling")
+
+# Settings that shape the weights: a resumed run must repeat them, so they stand in the checkpoint.
+TRAINING_SETTINGS = (
+    *(
+        "mode",
+        "tuning_mode",
+        "objective_mode",
+        "use_dropout",
+        "bsz",
+        "gradient_accumulation_steps",
+        "epoch",
+        "max_steps",
+    ),
+    *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "fp16"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    rank = int(os.environ.get("RANK", "0"))
+    record.set_up_logging(verbose=rank == 0)
+    output = Path(args.output_dir).expanduser().resolve()
+    resume_from = find_resume(args, output)
+    paths = {split: find_file(args, split) for split in ("train", "valid", "test")}
+    record.seed_everything(args.seed)
+    name = resolve_model_name(args.model_name_or_path)
+    tokenizer = load_tokenizer(name, revision=args.model_revision, cache_dir=args.cache_dir)
+    records = {split: read_records(args.mode, paths[split]) for split in ("train", "valid")}
+    base = load_base(name, args)
+    task = {key: getattr(args, key) for key in TRAINING_SETTINGS}
+    task["categories"] = sorted({row.category for row in records["train"]} - {""})
+    model = make_model(args, base)
+    room = max_positions(base.config) - (args.preseqlen if isinstance(model, PrefixLM) else 0)
+    datasets = {split: TableToTextDataset(args.mode, rows, tokenizer, room) for split, rows in records.items()}
+    save = functools.partial(
+        save_model, model=model, tokenizer=tokenizer, base=base_record(name, base, args), task=task
+    )
+    trainer = make_trainer(args, output, model, tokenizer, datasets, save)
+    training = train(args, trainer, model, resume_from, output)
+    training["examples"] = len(datasets["train"])
+    training["tokens_cut"] = datasets["train"].tokens_cut
+    if rank != 0:
+        return 0
+    run = {"command": shlex.join(sys.argv), **task, "base_model": name, "device": record.device_name(), **record.versions()}
+    record.update_results(output, {"run": run, "training": training})
+    if args.skip_decode == "no":
+        decode_splits(args, model, tokenizer, task, output, paths, save)
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__.split("\n")[0])
+    flags.add_all(parser)
+    parser.add_argument("--output_dir", required=True, help="where checkpoints, logs, curves and results go")
+    args = parser.parse_args(argv)
+    flags.check(args)
+    if not args.model_name_or_path:
+        raise UserError("--model_name_or_path is missing (train_e2e.py fills it in)")
+    if args.fp16 == "yes" and not torch.cuda.is_available():
+        raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or nothing")
+    return args
+
+
+def find_file(args: argparse.Namespace, split: str) -> Path | None:
+    """The data file of a split: the flag's, or the mode's own; None for a test set that is not there."""
+    given = {"train": args.train_file, "valid": args.eval_file, "test": args.test_file}[split]
+    if given:
+        return Path(given).expanduser().resolve()
+    if split == "test" and args.train_file:
+        return None  # the standard test set does not belong to one's own training file
+    path = data_file(args.mode, split, args.data_dir)
+    return path if split != "test" or path.is_file() else None
+
+
+def find_resume(args: argparse.Namespace, output: Path) -> Path | None:
+    """The checkpoint to go on from, if any. Raises UserError where a result would be overwritten or does not fit."""
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if args.resume == "no":
+        finished = [name for name in (checkpoint.CONFIG, "model.safetensors") if (output / name).exists()]
+        if (last or finished) and args.overwrite_output_dir == "no":
+            raise UserError(
+                f"{output} holds an earlier run: --resume yes goes on with it, --overwrite_output_dir yes replaces it, "
+                "--notes or --output_dir keep both"
+            )
+        return None
+    if last is None:
+        logger.info("nothing to resume in %s: starting from the beginning", output)
+        return None
+    if checkpoint.is_checkpoint(last):
+        saved = checkpoint.read_config(last)
+        settings = {**saved["task"], **saved["prefix"]}
+        given = {"preseqlen": args.preseqlen, "mid_dim": args.mid_dim, "prefix_dropout": args.dropout}
+    else:
+        settings, given = checkpoint.load_task(last), {}
+    checkpoint.check_agrees({**{key: getattr(args, key) for key in TRAINING_SETTINGS}, **given}, settings, last)
+    return Path(last)
+
+
+def load_base(name: str, args: argparse.Namespace) -> nn.Module:
+    """The base model in the precision and with the dropout that the run wants."""
+    # frozen weights need no float32 master copy under bf16; weights that are trained do
+    dtype = torch.bfloat16 if args.bf16 == "yes" and args.tuning_mode == "prefixtune" else torch.float32
+    hub = {"revision": args.model_revision, "cache_dir": args.cache_dir}
+    without_dropout = {}
+    if args.tuning_mode == "prefixtune" and args.gradient_checkpointing == "yes" and args.use_dropout == "no":
+        # layers are checkpointed in train mode only, so there the dropout has to be taken out of the model
+        settings = load_config(name, **hub).to_dict()
+        without_dropout = {key: 0.0 for key, value in settings.items() if "drop" in key and isinstance(value, float)}
+    return load_model(name, FAMILY, **hub, dtype=dtype, **without_dropout)
+
+
+def base_record(name: str, base: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
+    """What a checkpoint says of its base model: name, and the hub commit that was loaded."""
+    return {"name": name, "revision": args.model_revision or getattr(base.config, "_commit_hash", None)}
+
+
+def make_model(args: argparse.Namespace, base: nn.Module) -> nn.Module:
+    """The model to train: the base with a prefix in front, or the base itself with every weight trainable."""
+    if args.tuning_mode == "finetune":
+        if args.gradient_checkpointing == "yes":
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return base
+    config = PrefixConfig.for_model(
+        base.config,
+        preseqlen=args.preseqlen,
+        mid_dim=args.mid_dim,
+        prefix_dropout=args.dropout,
+        prefix_mode=args.prefix_mode,
+        format_mode=args.format_mode,
+    )
+    prefix = PrefixTuning(config)
+    if args.prefix_model_path:
+        earlier = load_prefix(Path(args.prefix_model_path).expanduser())
+        checkpoint.check_agrees(
+            {name: getattr(config, name) for name in ("preseqlen", "mid_dim", "n_layer", "n_embd")},
+            earlier.config.as_dict(),
+            args.prefix_model_path,
+        )
+        prefix.load_state_dict(earlier.network)
+    checkpointing = args.gradient_checkpointing == "yes"
+    return PrefixLM(base, prefix, train_base=args.use_dropout == "yes" or checkpointing, checkpointing=checkpointing)
+
+
+def save_model(
+    directory: Path, *, model: nn.Module, tokenizer, base: dict[str, Any], task: dict[str, Any], scores=None
+) -> None:
+    """Write what was trained: the prefix alone, or the whole model in transformers' format with its tokenizer."""
+    if isinstance(model, PrefixLM):
+        save_prefix(directory, model.prefix, base, task, scores)
+    else:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        checkpoint.save_task(directory, {**task, "base_model": base})
+
+
+def load_weights(directory: Path, model: nn.Module) -> None:
+    """The counterpart of `save_model`, for resuming."""
+    if isinstance(model, PrefixLM):
+        model.prefix.load_state_dict(load_prefix(directory).network)
+    else:
+        model.load_state_dict(load_model(str(directory), FAMILY, dtype=torch.float32).state_dict())
+
+
+def make_trainer(args, output: Path, model: nn.Module, tokenizer, datasets, save) -> PrefixTrainer:
+    """transformers.Trainer with the original's optimisation: AdamW, linear decay without warm-up, clip 1.0."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "runs"))
+    settings = TrainingArguments(
+        output_dir=str(output),
+        per_device_train_batch_size=args.bsz // processes,
+        per_device_eval_batch_size=args.bsz // processes,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        num_train_epochs=args.epoch,
+        max_steps=args.max_steps,
+        learning_rate=args.learning_rate,
+        warmup_steps=args.warmup_steps,
+        lr_scheduler_type="linear",
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        seed=args.seed,
+        bf16=args.bf16 == "yes",
+        fp16=args.fp16 == "yes",
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="steps" if args.eval_steps else "epoch",
+        eval_steps=args.eval_steps or None,
+        save_strategy="steps" if args.save_steps else "epoch",
+        save_steps=args.save_steps or 500,
+        save_total_limit=1,
+        logging_steps=args.logging_steps,
+        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        include_num_input_tokens_seen="non_padding",
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        disable_tqdm=args.disable_tqdm == "yes" or (processes > 1 and os.environ["RANK"] != "0"),
+        report_to="tensorboard",
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    settings._n_gpu = min(settings.n_gpu, 1)  # several GPUs are used through --num_processes, never by DataParallel
+    return PrefixTrainer(
+        model=model,
+        args=settings,
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["valid"],
+        data_collator=functools.partial(collate, pad_token_id=tokenizer.eos_token_id),
+        objective_mode=args.objective_mode,
+        separator_id=tokenizer.eos_token_id,
+        save_model_to=save,
+        load_model_from=functools.partial(load_weights, model=model),
+        keep_best=args.keep_best == "yes",
+    )
+
+
+def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | None, output: Path) -> dict[str, Any]:
+    """Run the training, save the final model into `output`, and return the numbers worth keeping."""
+    started = time.perf_counter()
+    try:
+        outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    except KeyboardInterrupt:
+        last = get_last_checkpoint(str(output)) if output.is_dir() else None
+        logger.warning(
+            "interrupted; %s", f"--resume yes goes on from {last}" if last else "no checkpoint was written yet"
+        )
+        raise
+    seconds = time.perf_counter() - started
+    trainer.save_model()
+    trainer.save_state()
+    history = trainer.state.log_history
+    curves = {
+        "train": [(row["step"], row["loss"]) for row in history if "loss" in row],
+        "dev": [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row],
+    }
+    if trainer.is_world_process_zero():
+        title = f"{args.mode}, {args.tuning_mode}"
+        record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
+    stored = model.prefix.flat() if isinstance(model, PrefixLM) else None
+    parameters = list(model.parameters())
+    return {
+        "seconds": round(seconds, 2),
+        "steps": trainer.state.global_step,
+        "train_loss": outcome.training_loss,
+        "dev_loss": curves["dev"][-1][1] if curves["dev"] else None,
+        "first_train_loss": curves["train"][0][1] if curves["train"] else None,
+        "last_train_loss": curves["train"][-1][1] if curves["train"] else None,
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "base_parameters": sum(p.numel() for p in model.base.parameters()) if stored is not None else None,
+        "stored_parameters": stored.numel() if stored is not None else sum(p.numel() for p in parameters),
+        "tokens_seen": trainer.state.num_input_tokens_seen,
+        "peak_memory_bytes": record.peak_memory_bytes(),
+    }
+
+
+def decode_splits(args, model: nn.Module, tokenizer, task, output: Path, paths: dict[str, Path | None], save) -> None:
+    """Decode and score valid and test, as the original does after training; scores go to results.json and the card."""
+    argv = ["--mode", args.mode, "--split", "valid", "--checkpoint", str(output)]
+    argv += ["--batch_size", str(args.batch_size), "--disable_tqdm", args.disable_tqdm]
+    decoding_args = run_generation.make_parser().parse_args(argv)
+    model.eval()
+    layers = None
+    if isinstance(model, PrefixLM):
+        layers = split_layers(model.prefix.flat().detach(), model.prefix.config, batch_size=1)
+    base = model.base if isinstance(model, PrefixLM) else model
+    generator = run_generation.Generator(base, tokenizer, layers, task["categories"])
+    decoded = {}
+    for split in ("valid", "test"):
+        if paths[split] is None:
+            logger.info("no test file: %s is not decoded", split)
+            continue
+        stem = output / f"{output.name}_{split}"
+        decoded[split] = run_generation.decode_file(generator, args.mode, paths[split], stem, decoding_args)
+        record.update_results(output, {"decoding": decoded})
+        run_generation.print_scores(split, decoded[split]["scores"])
+    scores = {f"{split} {name}": value for split, result in decoded.items() for name, value in result["scores"].items()}
+    if isinstance(model, PrefixLM):
+        save(output, scores=scores)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())

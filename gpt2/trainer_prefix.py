@@ -1,0 +1,192 @@
+"""The training loop on transformers.Trainer: objectives, what a checkpoint holds, logging, safe saving.
+
+Legend: B batch, T tokens, S scored tokens of the batch (labels that count).
+"""
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from gpt2.dataset import IGNORED
+from prefixlib import files
+from prefixlib.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+OBJECTIVE_MODES = (0, 1, 2, 3, 4)
+
+
+def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, mode: int) -> Tensor:
+    """The original's five objectives (SPEC 4.1); the training loss is the mean of what is returned.
+
+    Args:
+        nll: (S,) negative log-likelihood of every scored token.
+        rows: (S,) the row of the batch each belongs to.
+        labels: (B, T) with IGNORED where nothing is scored.
+        text_lengths: (B,) tokens of the row that are neither separator, eos nor padding (mode 4).
+        mode: 0 mean over tokens -> (1,); else per row (B,): 1 sum, 2 sum / (T - 1), 3 sum / longest scored row,
+            4 sum / text length.
+    """
+    if mode == 0:
+        return nll.sum().unsqueeze(0) / max(len(nll), 1)
+    sums = nll.new_zeros(labels.shape[0]).index_add(0, rows, nll)
+    if mode == 1:
+        return sums
+    if mode == 2:
+        return sums / (labels.shape[1] - 1)
+    if mode == 3:
+        return sums / labels[:, 1:].ne(IGNORED).sum(dim=1).max()
+    return sums / text_lengths
+
+
+class PrefixTrainer(Trainer):
+    """Trainer for a PrefixLM under an objective mode, or for a whole language model under its own token mean.
+
+    `save_model_to(directory)` writes the model in its own format; `load_model_from(directory)` reads it back on resume.
+    """
+
+    def __init__(
+        self,
+        *args,
+        objective_mode: int,
+        separator_id: int,
+        save_model_to: Callable[[Path], None],
+        load_model_from: Callable[[Path], None],
+        keep_best: bool = False,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.objective_mode = objective_mode
+        self.separator_id = separator_id
+        self.save_model_to = save_model_to
+        self.load_model_from = load_model_from
+        self.keep_best = keep_best
+        self.best_eval_loss = math.inf
+        # accumulation averages the micro-batches' losses, as the original does, instead of weighting them by tokens
+        self.model_accepts_loss_kwargs = False
+        for callback in (ProgressCallback, PrinterCallback):
+            self.remove_callback(callback)
+        self.add_callback(LogLines(bar=not self.args.disable_tqdm))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Scalar loss of a batch from `collate`; fine-tuning always takes the token mean (SPEC 2)."""
+        input_ids, labels = inputs["input_ids"], inputs["labels"]
+        if isinstance(self.accelerator.unwrap_model(model), PreTrainedModel):
+            loss = model(input_ids=input_ids, attention_mask=inputs["attention_mask"], labels=labels).loss
+        else:
+            nll, rows = model(input_ids, labels)
+            is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)
+            loss = row_losses(nll, rows, labels, is_text.sum(dim=1), self.objective_mode).mean()
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self.keep_best and metrics["eval_loss"] < self.best_eval_loss:
+            self.best_eval_loss = metrics["eval_loss"]
+            if self.args.should_save:
+                _replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict=None) -> None:
+        if self.args.should_save:
+            self.save_model_to(Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.load_model_from(Path(resume_from_checkpoint))
+
+    def _get_output_dir(self, trial) -> str:
+        """Where Trainer puts `checkpoint-N`: a side folder, from which `_save_checkpoint` moves it once it is whole."""
+        return os.path.join(self.args.output_dir, ".partial")
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write checkpoint-N aside, sync it, rename it: a killed run leaves the last good one."""
+        broken = [name for name, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()]
+        if broken:
+            raise _diverged(self.state.global_step, f"{broken[0]} is not finite")
+        side, output = Path(self._get_output_dir(trial)), Path(self.args.output_dir)
+        if self.args.should_save:
+            shutil.rmtree(side, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            name = f"checkpoint-{self.state.global_step}"
+            _move_whole(side / name, output / name)
+            side.rmdir()
+            rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit)
+
+
+class LogLines(ProgressCallback):
+    """Trainer's progress bar with one readable line per logging step; stops the run on a loss that is no number."""
+
+    def __init__(self, bar: bool = True):
+        super().__init__()
+        self.bar = bar
+        self.started = self.tokens_before = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.tokens_before = time.perf_counter(), state.num_input_tokens_seen
+        if self.bar:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        if self.bar:
+            super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs:
+            line = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.3g}  grad_norm {logs['grad_norm']:.3g}"
+            tokens = state.num_input_tokens_seen - self.tokens_before
+            line += f"  tokens/s {tokens / (time.perf_counter() - self.started):,.0f}"
+        elif "eval_loss" in logs:
+            line = f"dev loss {logs['eval_loss']:.4f}"
+        else:
+            return
+        if state.is_world_process_zero:
+            logger.info("step %d/%d  epoch %.2f  %s", state.global_step, state.max_steps, state.epoch or 0, line)
+        if not math.isfinite(logs.get("loss", logs.get("eval_loss"))):
+            raise _diverged(state.global_step, "the loss is not a number")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.bar:
+            super().on_train_end(args, state, control, **kwargs)
+
+
+def _diverged(step: int, what: str) -> UserError:
+    return UserError(
+        f"training stopped at step {step}: {what}; try a lower --learning_rate, or --bf16 instead of --fp16 "
+        "(earlier checkpoints are kept)"
+    )
+
+
+def _move_whole(source: Path, target: Path) -> None:
+    """Sync every file of `source`, then rename it to `target`, which is replaced if it exists."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            files.sync_file(path)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(source, target)
+    files.sync_directory(target.parent)
+
+
+def _replace_directory(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new directory, then put it in `target`'s place."""
+    side = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(side, ignore_errors=True)
+    write(side)
+    _move_whole(side, target)

@@ -1,0 +1,239 @@
+"""Batched decoding under the original's rules: beam search, greedy search and nucleus sampling for any language model.
+
+Legend: N sentences in the batch, K beams, V vocabulary, R rows of the model's cache now (alive sentences x beams).
+
+The search follows the code the paper was run with (transformers 3.2, Li & Liang's fork), which differs from today's
+`generate`: a hypothesis is scored by sum of log-probabilities / length**length_penalty where the length counts the
+prompt and not the final eos, and a sentence stops once its worst kept hypothesis is at least as good as its best
+candidate, eos included, would be at the current length. `length_normalization="output"` divides by the generated
+length alone, as transformers does today.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class StepwiseModel(Protocol):
+    """A model with its cache filled for N prompts, moved on by one token per call."""
+
+    def prefill(self) -> Tensor:
+        """Next-token logits (N, V) after the prompts; the cache then has one row per prompt."""
+
+    def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Keep the cache rows `rows` (R',), in that order, append `tokens` (R',), return next-token logits (R', V)."""
+
+
+@dataclass(frozen=True)
+class DecodingRule:
+    """How to decode. Lengths are in tokens; `min_length` counts the prompt, as in the original."""
+
+    eos_token_id: int
+    max_new_tokens: int
+    num_beams: int = 5
+    length_penalty: float = 1.0
+    length_normalization: str = "prompt+output"  # or "output"
+    min_length: int = 0
+    early_stopping: bool = False
+    banned_token_ids: tuple[int, ...] = ()
+    no_repeat_ngram_size: int = 0
+    forced_first_token_id: int | None = None
+    forced_last_token_id: int | None = None
+    top_p: float = 1.0  # nucleus sampling only
+    temperature: float = 1.0  # nucleus sampling only
+
+    def __post_init__(self):
+        if self.length_normalization not in ("prompt+output", "output"):
+            raise ValueError(f"length_normalization {self.length_normalization!r}: 'prompt+output' or 'output'")
+        if self.num_beams < 1 or self.max_new_tokens < 1:
+            raise ValueError("num_beams and max_new_tokens must be at least 1")
+
+
+@dataclass
+class Hypothesis:
+    """A finished output: its generated tokens without the prompt, without the final eos; and its normalised score."""
+
+    score: float
+    tokens: list[int]
+    finished: bool  # ended by eos, not by the length limit
+
+
+@dataclass
+class _Sentence:
+    """The search state of one sentence."""
+
+    prompt: list[int]
+    hypotheses: list[Hypothesis] = field(default_factory=list)
+    beams: list[list[int]] = field(default_factory=list)  # generated tokens of the running beams
+
+    def keep(self, rule: DecodingRule, tokens: list[int], log_probability: float, finished: bool) -> None:
+        """Offer a finished hypothesis to the K best."""
+        length = len(tokens) + (len(self.prompt) if rule.length_normalization == "prompt+output" else 0)
+        score = log_probability / max(length, 1) ** rule.length_penalty
+        if len(self.hypotheses) < rule.num_beams or score > min(h.score for h in self.hypotheses):
+            self.hypotheses.append(Hypothesis(score, tokens, finished))
+            if len(self.hypotheses) > rule.num_beams:
+                self.hypotheses.remove(min(self.hypotheses, key=lambda h: h.score))
+
+    def is_done(self, rule: DecodingRule, best_candidate: float, generated: int) -> bool:
+        """The stopping rule; `generated` counts the tokens generated before this step's."""
+        if len(self.hypotheses) < rule.num_beams:
+            return False
+        if rule.early_stopping:
+            return True
+        length = generated + (len(self.prompt) if rule.length_normalization == "prompt+output" else 0)
+        return min(h.score for h in self.hypotheses) >= best_candidate / max(length, 1) ** rule.length_penalty
+
+
+@torch.no_grad()
+def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: DecodingRule) -> list[list[Hypothesis]]:
+    """Decode N prompts together; returns per prompt up to K hypotheses, best first.
+
+    Args:
+        model: the language model, prefilled on the same prompts in the same order.
+        prompts: N token lists without padding; used for lengths and n-gram rules only.
+        rule: beams, lengths, penalties, banned tokens.
+
+    Finished sentences leave the batch at once. Results do not depend on which sentences share the batch.
+    """
+    width = rule.num_beams
+    sentences = [_Sentence(list(prompt)) for prompt in prompts]
+    alive = list(range(len(sentences)))
+    for sentence in sentences:
+        sentence.beams = [[]]
+    log_probabilities = torch.zeros(len(alive), 1)
+    logits = model.prefill()
+    for generated in range(rule.max_new_tokens):
+        states = [(sentences[n].prompt, beam) for n in alive for beam in sentences[n].beams]
+        token_scores = _token_scores(logits, states, rule, generated)  # (R, V) on the model's device
+        beams_now = len(sentences[alive[0]].beams)
+        totals = token_scores.view(len(alive), beams_now, -1) + log_probabilities.to(token_scores.device).unsqueeze(-1)
+        vocabulary = totals.shape[-1]
+        candidates = min(2 * width, beams_now * vocabulary)
+        best, flat = totals.flatten(1).topk(candidates, dim=1)  # sorted, best first
+        best, flat = best.tolist(), flat.tolist()
+        next_alive, rows, tokens, kept = [], [], [], []
+        for index, n in enumerate(alive):
+            chosen = _choose(sentences[n], best[index], flat[index], vocabulary, rule, generated)
+            if chosen is None:
+                continue
+            next_alive.append(n)
+            sentences[n].beams = [sentences[n].beams[beam] + [token] for beam, token, _ in chosen]
+            rows += [index * beams_now + beam for beam, _, _ in chosen]
+            tokens += [token for _, token, _ in chosen]
+            kept.append([log_probability for _, _, log_probability in chosen])
+        alive = next_alive
+        log_probabilities = torch.tensor(kept)
+        if not alive or generated + 1 == rule.max_new_tokens:
+            break
+        logits = model.advance(torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device))
+    for index, n in enumerate(alive):  # out of length: the running beams compete as they are
+        for beam, log_probability in zip(sentences[n].beams, log_probabilities[index].tolist(), strict=True):
+            sentences[n].keep(rule, beam, log_probability, finished=False)
+    return [sorted(sentence.hypotheses, key=lambda h: -h.score) for sentence in sentences]
+
+
+def _choose(
+    sentence: _Sentence, scores: list[float], flat: list[int], vocabulary: int, rule: DecodingRule, generated: int
+) -> list[tuple[int, int, float]] | None:
+    """The next K (beam, token, log-probability) of one sentence, or None when it is done. Stores what ended in eos."""
+    chosen = []
+    for rank, (log_probability, position) in enumerate(zip(scores, flat, strict=True)):
+        beam, token = divmod(position, vocabulary)
+        if token == rule.eos_token_id:
+            if rank < rule.num_beams:  # an eos that would not have been in the beam is dropped
+                sentence.keep(rule, sentence.beams[beam], log_probability, finished=True)
+        else:
+            chosen.append((beam, token, log_probability))
+        if len(chosen) == rule.num_beams:
+            break
+    if sentence.is_done(rule, scores[0], generated) or not chosen:
+        return None
+    while len(chosen) < rule.num_beams:  # a vocabulary smaller than the beam: fill up with beams that can't win
+        chosen.append((*chosen[-1][:2], float("-inf")))
+    return chosen
+
+
+@torch.no_grad()
+def sample(
+    model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: DecodingRule, seeds: Sequence[int] | None = None
+) -> list[Hypothesis]:
+    """Decode N prompts by nucleus sampling (Holtzman et al. 2020), or greedily if `seeds` is None.
+
+    Every prompt draws from its own seed, so a sample does not depend on its neighbours either. Scores are sums of
+    log-probabilities, not normalised.
+    """
+    generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
+    results = [Hypothesis(0.0, [], False) for _ in prompts]
+    alive = list(range(len(prompts)))
+    logits = model.prefill()
+    for generated in range(rule.max_new_tokens):
+        states = [(prompts[n], results[n].tokens) for n in alive]
+        scores = _token_scores(logits, states, rule, generated)  # (R, V)
+        if generators is None:
+            picked = scores.argmax(dim=-1)
+        else:
+            nucleus = _nucleus(scores, rule).cpu()
+            drawn = [torch.multinomial(nucleus[row], 1, generator=generators[n]) for row, n in enumerate(alive)]
+            picked = torch.cat(drawn).to(scores.device)
+        gained = scores.gather(1, picked.unsqueeze(1)).squeeze(1).tolist()
+        rows, next_alive = [], []
+        for row, (n, token) in enumerate(zip(alive, picked.tolist(), strict=True)):
+            results[n].score += gained[row]
+            if token == rule.eos_token_id:
+                results[n].finished = True
+            else:
+                results[n].tokens.append(token)
+                rows.append(row)
+                next_alive.append(n)
+        alive = next_alive
+        if not alive or generated + 1 == rule.max_new_tokens:
+            break
+        kept = torch.tensor(rows, device=logits.device)
+        logits = model.advance(kept, picked[kept])
+    return results
+
+
+def _nucleus(scores: Tensor, rule: DecodingRule) -> Tensor:
+    """Probabilities (R, V) of the smallest set of tokens whose mass reaches top_p; the others get 0."""
+    probabilities, order = (scores / rule.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    mass_before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = probabilities.masked_fill(mass_before >= rule.top_p, 0.0)
+    return torch.zeros_like(scores).scatter(1, order, probabilities)
+
+
+def _token_scores(logits: Tensor, states: list, rule: DecodingRule, generated: int) -> Tensor:
+    """Log-probabilities (R, V) in float32, with what the rule forbids at -inf. `states`: (prompt, generated tokens)."""
+    logits = logits.float()
+    forced = None
+    if generated == 0:
+        forced = rule.forced_first_token_id
+    if generated == rule.max_new_tokens - 1 and rule.forced_last_token_id is not None:
+        forced = rule.forced_last_token_id
+    if forced is not None:  # forced before the softmax, so that the forced token costs nothing
+        only = torch.full_like(logits, float("-inf"))
+        only[:, forced] = logits[:, forced]
+        logits = only
+    scores = logits.log_softmax(dim=-1)
+    if rule.banned_token_ids:
+        scores[:, list(rule.banned_token_ids)] = float("-inf")
+    for row, (prompt, tokens) in enumerate(states):
+        if len(prompt) + len(tokens) < rule.min_length:
+            scores[row, rule.eos_token_id] = float("-inf")
+        if rule.no_repeat_ngram_size:
+            repeats = _repeated_ngram_tokens([*prompt, *tokens], rule.no_repeat_ngram_size)
+            if repeats:
+                scores[row, repeats] = float("-inf")
+    return scores
+
+
+def _repeated_ngram_tokens(tokens: list[int], size: int) -> list[int]:
+    """Tokens that would complete an n-gram that already occurs in `tokens`."""
+    if len(tokens) + 1 < size:
+        return []
+    tail = tokens[len(tokens) - size + 1 :]
+    starts = range(len(tokens) - size + 1)
+    return [tokens[start + size - 1] for start in starts if tokens[start : start + size - 1] == tail]
