@@ -64,7 +64,7 @@ class PrefixConfig:
 
     @classmethod
     def for_model(cls, base: PreTrainedConfig, **settings: Any) -> "PrefixConfig":
-        """The settings with the shape read off the base model's configuration. Raises UserError if they make no sense."""
+        """The settings with the shape read off the base model. Raises UserError if they make no sense."""
         config = cls(
             encoder_layers=base.encoder_layers,
             decoder_layers=base.decoder_layers,
@@ -76,7 +76,9 @@ class PrefixConfig:
         if config.preseqlen < 1:
             raise UserError(f"--preseqlen {config.preseqlen}: a prefix has at least 1 position")
         if not any(getattr(config, branch.switch) for branch in BRANCHES):
-            raise UserError("--use_encoder_prefix, --use_cross_prefix and --use_self_prefix are all no: nothing to train")
+            raise UserError(
+                "--use_encoder_prefix, --use_cross_prefix and --use_self_prefix are all no: nothing to train"
+            )
         return config
 
     @classmethod
@@ -139,9 +141,7 @@ class PrefixTuning(nn.Module):
 def _network(config: PrefixConfig, width: int) -> nn.Sequential:
     """Linear E→M, Tanh, [Linear M→M, Tanh,] Linear M→2·L·E."""
     deep = [nn.Linear(config.mid_dim, config.mid_dim), nn.Tanh()] if config.use_deep else []
-    return nn.Sequential(
-        nn.Linear(config.d_model, config.mid_dim), nn.Tanh(), *deep, nn.Linear(config.mid_dim, width)
-    )
+    return nn.Sequential(nn.Linear(config.d_model, config.mid_dim), nn.Tanh(), *deep, nn.Linear(config.mid_dim, width))
 
 
 def split_layers(flat: Tensor, config: PrefixConfig, site: str, rows: int, dropout: nn.Module | None = None) -> Layers:
@@ -206,7 +206,9 @@ def attention_sites(base: nn.Module) -> dict[str, list[nn.Module]]:
             "encoder": [layer.self_attn for layer in encoder.layers],
         }
     except AttributeError as error:
-        raise UserError(f"{type(base).__name__} is not built like BART ({error}); use a BART, mBART or Pegasus") from error
+        raise UserError(
+            f"{type(base).__name__} is not built like BART ({error}); use a BART, mBART or Pegasus"
+        ) from error
 
 
 @contextlib.contextmanager
