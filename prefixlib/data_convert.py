@@ -1,0 +1,120 @@
+"""From a source folder's files to the original's file formats, one split at a time. Used by scripts/prepare_data.py.
+
+Every converter takes (source folder, split, target) and returns the file that holds the split in the original's format:
+`target`, which it has written, or a file of the source folder that needs no change; None where the split is not there.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from prefixlib.e2e_text import csv_lines
+from prefixlib.errors import UserError
+from prefixlib.webnlg_xml import webnlg_json, xml_files
+
+log = logging.getLogger(__name__)
+
+E2E_TABLES = {"train": "trainset.csv", "valid": "devset.csv", "test": "testset_w_refs.csv"}
+HUB_NAMES = {"train": ("train",), "valid": ("validation", "val", "valid"), "test": ("test",)}
+HUB_COLUMNS = (("document", "summary"), ("article", "highlights"))  # XSum's, CNN/DailyMail's
+
+
+def find(source: Path, *names: str) -> Path | None:
+    """The first of these names in the source folder, the folder itself included; the shallowest of several matches.
+
+    UserError where two lie equally deep (two data sets in one folder): taking either would be a guess.
+    """
+    for name in names:
+        if source.name == name:
+            return source
+        visible = [path for path in source.rglob(name) if not path.relative_to(source).parts[0].startswith(".")]
+        matches = sorted(visible, key=lambda path: (len(path.parts), path))
+        if len(matches) > 1 and len(matches[0].parts) == len(matches[1].parts):
+            raise UserError(f"--source {source}: both {matches[0]} and {matches[1]} are there; name the folder of one")
+        if matches:
+            return matches[0]
+    return None
+
+
+def convert_e2e(source: Path, split: str, target: Path) -> Path | None:
+    """The challenge's csv, tokenised; else a src1 file."""
+    table = find(source, E2E_TABLES[split])
+    if not table:
+        return find(source, target.name)
+    with open(target, "w", encoding="utf-8", newline="\n") as file:
+        for line in tqdm(csv_lines(table), desc=table.name, unit=" lines", disable=None):
+            file.write(line + "\n")
+    return target
+
+
+def convert_webnlg(source: Path, split: str, target: Path) -> Path | None:
+    """The split's folder of XML, as JSON; else a JSON file."""
+    folder = find(source, target.stem)
+    if not folder or not folder.is_dir() or not xml_files(folder):
+        return find(source, target.name)
+    target.write_text(webnlg_json(folder), encoding="utf-8", newline="\n")
+    return target
+
+
+def convert_dart(source: Path, split: str, target: Path) -> Path | None:
+    """The release's JSON, as it is."""
+    return find(source, target.name)
+
+
+def convert_documents(source: Path, split: str, target: Path) -> Path | None:
+    """X.source with X.target; else the hub's json or jsonl, one line a document, rows without a text left out."""
+    ready = find(source, target.name)
+    rows = find(source, *(f"{name}{ending}" for name in HUB_NAMES[split] for ending in (".jsonl", ".json")))
+    if ready or not rows:
+        return ready
+    left_out = 0
+    with (
+        open(target, "w", encoding="utf-8", newline="\n") as sources,
+        open(target.with_suffix(".target"), "w", encoding="utf-8", newline="\n") as targets,
+    ):
+        for document, summary in tqdm(hub_rows(rows), desc=rows.name, unit=" documents", disable=None):
+            if document and summary:
+                sources.write(document + "\n")
+                targets.write(summary + "\n")
+            else:
+                left_out += 1
+    if left_out:
+        log.warning("%s: %d rows left out: no text or no summary", rows.name, left_out)
+    return target
+
+
+def hub_rows(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (document, summary) of a JSON list or of JSON lines, newlines as spaces; UserError names file and row."""
+    for number, row in enumerate(_json_rows(path), start=1):
+        for columns in HUB_COLUMNS:
+            if isinstance(row, dict) and all(isinstance(row.get(column), str) for column in columns):
+                document, summary = (re.sub(r"\s*[\r\n]+\s*", " ", row[column]).strip() for column in columns)
+                yield document, summary
+                break
+        else:
+            found = list(row) if isinstance(row, dict) else row
+            expected = " or ".join("+".join(columns) for columns in HUB_COLUMNS)
+            raise UserError(f"{path}: row {number}: expected the texts {expected}, found {str(found)[:80]}")
+
+
+def _json_rows(path: Path) -> Iterable[object]:
+    line_number = 0
+    with open(path, encoding="utf-8-sig") as lines:
+        try:
+            if lines.read(1) == "[":
+                lines.seek(0)
+                yield from json.load(lines)
+                return
+            lines.seek(0)
+            for line in lines:
+                line_number += 1
+                if line.strip():
+                    yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{line_number or error.lineno}: not JSON: {error.msg}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it to UTF-8") from None

@@ -1,0 +1,181 @@
+"""Put a data set under data/ in the original's file names, from its public source or from files you have:
+
+python scripts/prepare_data.py webnlg
+python scripts/prepare_data.py e2e --source ~/Downloads/e2e-dataset
+
+Every file is made beside its place, read back with the reader that training uses and counted, and only then moved in.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from prefixlib.data_convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
+from prefixlib.data_sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
+from prefixlib.errors import UserError, one_line_errors
+from prefixlib.readers import DATA_DIR, data_file, iter_records
+
+log = logging.getLogger("prepare_data")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set: how it is read, where it comes from, how its files are made."""
+
+    mode: str  # the mode that reads it, which also names its files
+    texts: dict[str, int]  # split -> texts (summaries) as published
+    fetch: Fetcher
+    convert: Callable[[Path, str, Path], Path | None]  # see prefixlib/data_convert.py
+    wanted: str  # what a --source folder may hold
+
+
+E2E = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master/"
+WEBNLG = (
+    "https://gitlab.com/shimorina/webnlg-dataset/-/archive/master/webnlg-dataset-master.zip?path=webnlg_challenge_2017"
+)
+DART = "https://raw.githubusercontent.com/Yale-LILY/dart/master/data/v1.1.1/"
+DOCUMENTS = "{train,val,test}.source with .target, or the hub's rows as {train,validation,test}.json or .jsonl"
+
+DATASETS = {
+    "e2e": DataSet(
+        "data2text",
+        {"train": 42061, "valid": 4672, "test": 4693},
+        from_files(E2E, "trainset.csv", "devset.csv", "testset_w_refs.csv"),
+        convert_e2e,
+        "trainset.csv, devset.csv, testset_w_refs.csv (columns mr and ref), or src1_{train,valid,test}.txt",
+    ),
+    "webnlg": DataSet(
+        "webnlg",
+        {"train": 18102, "valid": 2268, "test": 4928},
+        from_archive(WEBNLG),
+        convert_webnlg,
+        "folders train, dev, test with the 2017 challenge's XML, or {train,dev,test}.json",
+    ),
+    "dart": DataSet(
+        "triples",
+        {"train": 62659, "valid": 6980, "test": 12552},
+        from_files(DART, *(f"dart-v1.1.1-full-{split}.json" for split in ("train", "dev", "test"))),
+        convert_dart,
+        "dart-v1.1.1-full-{train,dev,test}.json",
+    ),
+    "xsum": DataSet(
+        "xsum",
+        {"train": 204045, "valid": 11332, "test": 11334},
+        from_hub("EdinburghNLP/xsum"),
+        convert_documents,
+        DOCUMENTS,
+    ),
+    "cnn_dm": DataSet(
+        "cnndm",
+        {"train": 287113, "valid": 13368, "test": 11490},
+        from_hub("abisee/cnn_dailymail", "3.0.0"),
+        convert_documents,
+        DOCUMENTS,
+    ),
+}
+
+
+def open_source(source: Path, scratch: Path) -> Path:
+    """The folder to look in: the source folder itself, an unpacked archive, or a folder that holds the one file."""
+    if source.is_dir():
+        return source
+    if not source.exists():
+        raise UserError(f"--source {source}: no such file or folder")
+    if source.suffix in ARCHIVES:
+        return unpack(source, scratch)
+    (scratch / source.name).symlink_to(source.resolve())
+    return scratch
+
+
+def count_texts(mode: str, path: Path) -> int:
+    """Read the file as training will; the number of its texts. Raises UserError as the readers do."""
+    records = tqdm(iter_records(mode, path), desc=f"checking {path.name}", unit=" texts", disable=None)
+    return sum(bool(record.target.strip()) for record in records)
+
+
+def make_splits(name: str, source: Path | None, scratch: Path, output_dir: Path) -> list[tuple[Path, Path]]:
+    """Make the set's files under scratch and check them; returns (file made, its place) pairs. Raises UserError.
+
+    The public source must give every split with its published number of texts; of your own files any split will do,
+    and another number is a warning.
+    """
+    dataset = DATASETS[name]
+    (scratch / "source").mkdir()
+    folder = dataset.fetch(scratch / "source") if source is None else open_source(source, scratch / "source")
+    made = []
+    for split, published in dataset.texts.items():
+        target, place = (data_file(dataset.mode, split, root) for root in (scratch / "made", output_dir))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ready = dataset.convert(folder, split, target)
+        if ready is None:
+            continue
+        count = count_texts(dataset.mode, ready)
+        if count != published:
+            message = f"{place}: {count:,} texts, where the published {split} split has {published:,}"
+            if source is None:
+                raise UserError(f"{message}; nothing was written; {BY_HAND}")
+            log.warning("%s", message)
+        else:
+            log.info("%s: %s texts", place, f"{count:,}")
+        for suffix in {target.suffix, target.suffix.replace("source", "target")}:
+            if ready != target:
+                shutil.copyfile(ready.with_suffix(suffix), target.with_suffix(suffix))
+            made.append((target.with_suffix(suffix), place.with_suffix(suffix)))
+    splits = {place.stem for _, place in made}
+    if not made or (source is None and len(splits) < len(dataset.texts)):
+        origin = f"--source {source}" if source else "the public source"
+        raise UserError(f"{origin}: found {', '.join(sorted(splits)) or 'none'} of: {dataset.wanted}")
+    return made
+
+
+def prepare(name: str, source: Path | None, output_dir: Path) -> list[Path]:
+    """Make, check and move in the set's files; returns their places. A run cut short leaves what was there before."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=output_dir) as folder:
+        scratch = Path(folder)
+        try:
+            made = make_splits(name, source, scratch, output_dir)
+        except UserError as error:  # name the user's files, not the scratch copies
+            origin = (
+                (source.parent if source.suffix in (".csv", ".txt", ".json", ".jsonl") else source) if source else name
+            )
+            message = str(error).replace(str(scratch / "source"), str(origin))
+            raise UserError(message.replace(str(scratch / "made"), str(output_dir))) from None
+        for file, place in made:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
+    return [place for _, place in made]
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Command line -> settings."""
+    parser = argparse.ArgumentParser(description="Put a data set under data/ in the original's file names.")
+    parser.add_argument("dataset", choices=DATASETS, help="which set; sizes, licences and sources: data/README.md")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        help="a folder, archive or file you have, instead of the public source; any of the splits will do",
+    )
+    parser.add_argument("--output_dir", type=Path, default=DATA_DIR, help="where the set's folder goes (default: data)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Prepare one data set."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    prepare(args.dataset, args.source and args.source.expanduser(), args.output_dir)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1:])
