@@ -1,0 +1,38 @@
+"""What every metric is made of: statistics per segment, and a rule that turns their sum into the score."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SECONDS_BEFORE_BAR = 2.0
+
+
+class Unavailable(Exception):
+    """The metric cannot be computed on this machine; the message says what to install."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric whose corpus score depends only on the sum of its segments' statistics.
+
+    Seen / unseen splits and bootstrap resampling then cost one sum each, and no text is scored twice.
+    """
+
+    name: str
+    statistics: Callable[[list[str], list[list[str]]], Any]  # N hypotheses, their references -> (N, S) float array
+    combine: Callable[[Any], Any]  # sums over segments (..., S) -> scores (...)
+    lower_is_better: bool = False
+
+
+def mean(sums):
+    """Combine rule of a mean over segments: (..., 2) of (sum of scores, number of segments) -> (...)."""
+    import numpy as np
+
+    return sums[..., 0] / np.maximum(sums[..., 1], 1)
+
+
+def progress(items: Sequence, label: str) -> Iterator:
+    """The items, with a progress bar on stderr once they have taken more than two seconds."""
+    from tqdm import tqdm
+
+    return iter(tqdm(items, desc=label, delay=SECONDS_BEFORE_BAR, leave=False, dynamic_ncols=True))
