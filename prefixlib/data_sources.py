@@ -92,5 +92,6 @@ def unpack(archive: Path, folder: Path) -> Path:
             with tarfile.open(archive) as members:
                 members.extractall(folder, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise UserError(f"{archive}: neither a .zip nor a .tar.gz archive ({error})") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{archive}: neither a .zip nor a .tar.gz archive, or a damaged one ({reason})") from None
     return folder
