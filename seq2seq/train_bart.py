@@ -1,0 +1,141 @@
+"""Launcher of summarisation with an encoder-decoder: good defaults in, one command line out, then runs it.
+
+python seq2seq/train_bart.py --mode xsum --preseqlen 200 --mid_dim 800 --bsz 16 --gradient_accumulation_step 3 --epoch 30
+python seq2seq/train_bart.py --mode xsum --do_train no --prefix_model_path seq2seq/xsum_models/NAME
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prefixlib.errors import UserError, one_line_errors
+from prefixlib.launch import (
+    DEMO_DATA,
+    Parser,
+    add_yes_no,
+    as_flags,
+    child_command,
+    explicit_flags,
+    refuse_together,
+    run,
+)
+from seq2seq import flags
+
+TREE = Path(__file__).resolve().parent
+# What --demo yes sets unless the command line does, by tuning mode; decoding a checkpoint needs none of it.
+DEMO = {
+    "prefixtune": {"preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 5, "learning_rate": 2e-3},
+    "finetune": {"bsz": 16, "epoch": 5, "learning_rate": 5e-4},
+}
+OWN = ("notes", "dir_name", "output_dir", "num_processes", "demo", "dry_run")  # flags that the child does not get
+
+
+def make_parser(description: str, modes: Sequence[str]) -> Parser:
+    """The launcher's flags: the child's, and those that choose names, the demo and the number of processes."""
+    parser = Parser(description=description)
+    flags.add_all(parser, tuple(modes))
+    group = parser.add_argument_group("launching")
+    group.add_argument("--notes", help="free text at the end of the output folder's name")
+    group.add_argument("--dir_name", help="the output folder's name, instead of one made of the settings")
+    group.add_argument("--output_dir", help="the output folder itself (default: seq2seq/TASK_models/NAME)")
+    group.add_argument("--num_processes", type=int, default=1, help="processes on this machine, one per GPU")
+    add_yes_no(group, "--demo", "no", "the bundled model and data, with settings that suit them")
+    group.add_argument("--dry_run", action="store_true", help="print the command line and stop")
+    return parser
+
+
+def parse_args(argv: list[str], parser: Parser) -> tuple[argparse.Namespace, set[str]]:
+    """Parse, fill in the demo's settings, and check; also returns what argv or the demo set.
+
+    Raises UserError for contradictions.
+    """
+    if "--demo" in argv and "--mode" not in argv:
+        argv = ["--mode", "xsum", *argv]
+    args, given = parser.parse_args(argv), explicit_flags(parser, argv)
+    if args.demo == "yes":
+        for name in ("model_name_or_path", "data_dir", "train_file"):
+            if name in given:
+                refuse_together("--demo yes", f"--{name}", "the demo brings its own model and data")
+        for name, value in (DEMO[args.tuning_mode] if args.do_train == "yes" else {}).items():
+            if name not in given:
+                setattr(args, name, value)
+        args.data_dir = str(DEMO_DATA if flags.MODES[args.mode].is_table else DEMO_DATA / "xsum")
+        given.add("data_dir")
+        if not args.finetune_model_path:
+            args.model_name_or_path = str(DEMO_DATA / "bart")
+            given.add("model_name_or_path")
+    flags.check(args, given)
+    if args.num_processes > 1 and args.do_train == "no":
+        refuse_together("--do_train no", f"--num_processes {args.num_processes}", "decoding runs in one process")
+    if args.num_processes > 0 and args.bsz % args.num_processes:
+        raise UserError(f"--bsz {args.bsz} cannot be shared by --num_processes {args.num_processes}: not a multiple")
+    for name in ("notes", "dir_name"):
+        if "/" in (getattr(args, name) or ""):
+            raise UserError(f"--{name} {getattr(args, name)!r}: becomes part of a folder's name, so it takes no '/'")
+    return args, given
+
+
+def run_name(args: argparse.Namespace) -> str:
+    """The folder name that the original made of the settings: a label, nothing is read out of it."""
+    name = (
+        f"{args.mode}{args.tuning_mode}_{args.optim_prefix[0]}_{args.preseqlen}_{args.prefix_mode[:3]}"
+        f"_{args.format_mode[:3]}_b={args.gradient_accumulation_steps * args.bsz}-e={args.epoch}_d={args.dropout}"
+        f"_l={args.label_smoothing}_lr={args.learning_rate}_w={args.weight_decay}_s={args.seed}"
+        f"_d={args.use_deep[0]}_m={args.mid_dim}"
+    )
+    return f"{name}_{args.notes}" if args.notes else name
+
+
+def output_dir(args: argparse.Namespace) -> Path:
+    """Where the run is written, the same from whichever folder the launcher was started."""
+    if args.output_dir:
+        return Path(args.output_dir).expanduser().resolve()
+    if args.do_train == "no":
+        return Path(args.prefix_model_path or args.finetune_model_path).expanduser().resolve()
+    folder = "demo_models" if args.demo == "yes" else flags.MODES[args.mode].folder
+    return TREE / folder / (args.dir_name or run_name(args))
+
+
+def build_command(args: argparse.Namespace, given: set[str]) -> list[str]:
+    """The child's argument list: every setting for training; for decoding only what was given.
+
+    The rest stands in the checkpoint then, and a flag that was given is checked against it.
+    """
+    values = {name: value for name, value in vars(args).items() if name not in OWN}
+    if args.do_train == "no":
+        values = {name: value for name, value in values.items() if name in given}
+    else:
+        values["model_name_or_path"] = args.model_name_or_path or "bart-large"
+        values = {name: value for name, value in values.items() if not _idle(name, args, given)}
+    arguments = as_flags({**values, "output_dir": output_dir(args)})
+    return child_command(TREE / "finetune.py", arguments, args.num_processes)
+
+
+def _idle(name: str, args: argparse.Namespace, given: set[str]) -> bool:
+    """True for a default that means nothing in this run, and that the child would refuse if it were passed."""
+    if name in given or name == "tuning_mode":
+        return False
+    prefix_only = name in {"mid_dim", "use_deep", "dropout", "init_shallow", "use_lowdata_token", "use_dropout"}
+    prefix_only |= name.startswith("use_") and name.endswith("_prefix")
+    return (
+        (args.tuning_mode == "finetune" and prefix_only)
+        or (args.init_shallow == "yes" and name in ("mid_dim", "use_deep"))
+        or (args.init_shallow == "no" and name == "init_shallow_word")
+        or (args.use_lowdata_token == "no" and name == "lowdata_token")
+    )
+
+
+def main(
+    argv: list[str] | None = None, description: str = __doc__.split("\n")[0], modes: Sequence[str] = tuple(flags.MODES)
+) -> int:
+    parser = make_parser(description, modes)
+    args, given = parse_args(sys.argv[1:] if argv is None else argv, parser)
+    command = build_command(args, given)
+    name = "command.txt" if args.do_train == "yes" else "decode_command.txt"
+    return run(command, dry_run=args.dry_run, save_to=output_dir(args) / name)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())
