@@ -256,3 +256,16 @@ def test_hub_rows_are_written_out_and_converted(server, tmp_path, monkeypatch):
         f"cnn_dm/{split}.{side}" for split in ("test", "train", "val") for side in ("source", "target")
     ]
     assert (tmp_path / "out/cnn_dm/train.source").read_text() == "One. Two.\nOne. Two.\n"
+
+
+def test_hub_copy_in_the_cache_needs_no_network(tmp_path, monkeypatch):
+    def load_dataset(*args):
+        assert os.environ["HF_HUB_OFFLINE"] == "1"  # or the library would try the network again and again
+        return {split: [{"document": "One.", "summary": "Sum."}] for split in ("train", "validation", "test")}
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    use(monkeypatch, "xsum", texts={"train": 1, "valid": 1, "test": 1})
+    prepare_data.prepare("xsum", None, tmp_path / "out")
+    assert (tmp_path / "out/xsum/test.target").read_text() == "Sum.\n"
