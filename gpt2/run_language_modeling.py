@@ -23,7 +23,7 @@ from gpt2.dataset import TableToTextDataset, collate
 from gpt2.prefix_io import load_prefix, save_prefix
 from gpt2.train_control import FAMILY, PrefixConfig, PrefixLM, PrefixTuning, max_positions, split_layers
 from gpt2.trainer_prefix import PrefixTrainer
-from prefixlib import checkpoint, record
+from prefixlib import attention, checkpoint, record
 from prefixlib.base_model import load_config, load_model, load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import Parser
@@ -73,7 +73,13 @@ def main(argv: list[str] | None = None) -> int:
     training["tokens_cut"] = datasets["train"].tokens_cut
     if rank != 0:
         return 0
-    run = {"command": shlex.join(sys.argv), **task, "base_model": name, "device": record.device_name(), **record.versions()}
+    run = {
+        "command": shlex.join(sys.argv),
+        **task,
+        "base_model": name,
+        "device": record.device_name(),
+        **record.versions(),
+    }
     record.update_results(output, {"run": run, "training": training})
     if args.skip_decode == "no":
         decode_splits(args, model, tokenizer, task, output, paths, save)
@@ -150,7 +156,7 @@ def make_model(args: argparse.Namespace, base: nn.Module) -> nn.Module:
     """The model to train: the base with a prefix in front, or the base itself with every weight trainable."""
     if args.tuning_mode == "finetune":
         if args.gradient_checkpointing == "yes":
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            attention.enable_checkpointing(base)
         return base
     config = PrefixConfig.for_model(
         base.config,

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers import logging as transformers_logging
 
@@ -70,10 +72,8 @@ def load_model(
     """
     config = load_config(name, revision=revision, cache_dir=cache_dir)
     if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
-        kind = "encoder-decoder" if config.is_encoder_decoder else "decoder-only"
-        raise UserError(
-            f"--model_name_or_path {name} is a {kind} model ({config.model_type}); a {family} one is needed"
-        )
+        kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"
+        raise UserError(f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed")
     with _no_progress_bars():
         model = _fetch(
             AUTO_CLASSES[family].from_pretrained,
@@ -106,9 +106,19 @@ class _no_progress_bars:
 
 
 def _fetch(load, name: str, **kwargs):
-    """Call a from_pretrained; what goes wrong becomes one line that says what to pass instead."""
+    """Call a from_pretrained; what goes wrong becomes one line that says what to pass instead.
+
+    Files already in the hub's cache are used as they are; the hub is asked only for what is not there.
+    """
+    arguments = {key: value for key, value in kwargs.items() if value is not None}
     try:
-        return load(name, **{key: value for key, value in kwargs.items() if value is not None})
+        if os.path.isdir(name):
+            return load(name, **arguments)
+        try:
+            return load(name, local_files_only=True, **arguments)
+        except (OSError, ValueError):
+            _knock_at_hub()
+            return load(name, **arguments)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first_line = str(error).strip().split("\n")[0]
         if os.path.isdir(name):
@@ -117,3 +127,13 @@ def _fetch(load, name: str, **kwargs):
             f"cannot load {name} from the hub ({first_line}); without a network pass --model_name_or_path DIR, "
             "a folder with the model's config.json, weights and tokenizer"
         ) from error
+
+
+def _knock_at_hub() -> None:
+    """Raise OSError at once where the hub cannot be reached: its own client would retry for half a minute a file."""
+    if is_offline_mode():
+        raise OSError("offline mode is on and the files are not in the cache")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # httpx's and requests' errors share no base class
+        raise OSError(f"{constants.ENDPOINT} cannot be reached: {error}") from error

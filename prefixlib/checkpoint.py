@@ -94,7 +94,7 @@ def load(directory: Path | str, family: str) -> PrefixCheckpoint:
     directory = Path(directory)
     config = read_config(directory)
     if config["family"] != family:
-        raise UserError(f"{directory} holds a prefix for a {config['family']} model; a {family} one is needed here")
+        raise UserError(f"{directory} holds a prefix of the kind {config['family']}; the kind {family} is needed here")
     network, flat = (_read_verified(directory / name, config["files"].get(name)) for name in (NETWORK, FLAT))
     return PrefixCheckpoint(
         directory, family, config["base_model"], config["prefix"], config["task"], network=network, flat=flat

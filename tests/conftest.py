@@ -1,0 +1,72 @@
+"""What the tests share: golden numbers, a tiny GPT-2, the real data where it is, running a command as a user would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported: it is read only then
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads would only wait for each other
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt2.train_control import PrefixConfig, PrefixLM, PrefixTuning
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+SETTINGS = {"prefix_dropout": 0.0, "prefix_mode": "activation", "format_mode": "cat"}
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The real data sets, where PREFIX_TUNING_DATA names their folder."""
+    folder = os.environ.get("PREFIX_TUNING_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("PREFIX_TUNING_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture
+def golden_gpt2():
+    """The golden tiny GPT-2, its prefix module, and the arrays of the `prefix` case."""
+    base = GPT2LMHeadModel(GPT2Config(**json.loads((GOLDEN / "gpt2_config.json").read_text())))
+    missing, unexpected = base.load_state_dict(load_file(GOLDEN / "gpt2_base.safetensors"), strict=False)
+    assert missing in ([], ["lm_head.weight"])
+    assert not unexpected
+    base.tie_weights()
+    arrays = load_file(GOLDEN / "gpt2_prefix.safetensors")
+    prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=5, mid_dim=16, **SETTINGS))
+    prefix.load_state_dict(
+        {name.removeprefix("prefix."): a for name, a in arrays.items() if name.startswith("prefix.")}
+    )
+    return base.eval(), prefix, arrays
+
+
+@pytest.fixture
+def tiny_lm():
+    """A random PrefixLM small enough for anything: 2 layers, width 16, vocabulary 50, P 3; dropout 0.1 in the base."""
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=64, bos_token_id=49, eos_token_id=49)
+    )
+    prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=3, mid_dim=8, **SETTINGS))
+    return PrefixLM(base.eval(), prefix)
+
+
+def close(actual: torch.Tensor, reference: torch.Tensor) -> bool:
+    """The golden tolerance: 1e-5 x max(1, |reference|max), over the whole tensor."""
+    assert actual.shape == reference.shape, (actual.shape, reference.shape)
+    return (actual - reference).abs().max() <= 1e-5 * max(1.0, reference.abs().max())
+
+
+def run_command(*arguments, cwd: Path = ROOT, timeout: float = 240, **kwargs) -> subprocess.CompletedProcess:
+    """Run this Python with `arguments` and return its exit code, stdout and stderr."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout, **kwargs
+    )

@@ -1,0 +1,168 @@
+"""Decoding rules: independence of the batch, length normalisation, bans, forced tokens, n-grams, sampling."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt2.decoding import CausalSteps, decode
+from gpt2.train_control import split_layers
+from prefixlib.beam_search import DecodingRule, beam_search, sample
+
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 49], [3, 49], [12, 13, 14, 49], [7, 7, 7, 7, 7, 49], [20, 49]]
+
+
+class Script:
+    """A stepwise model whose next-token probabilities are a fixed table per generated token (first row: the prompt)."""
+
+    def __init__(self, table: dict[tuple[int, ...], list[float]], sentences: int = 1):
+        self.table, self.states = table, [()] * sentences
+
+    def prefill(self):
+        return self._logits()
+
+    def advance(self, rows, tokens):
+        self.states = [(*self.states[row], token) for row, token in zip(rows.tolist(), tokens.tolist(), strict=True)]
+        return self._logits()
+
+    def _logits(self):
+        return torch.tensor([self.table[state] for state in self.states]).log()
+
+
+# vocabulary: 0 = eos, 1, 2. Sum-of-log-probability order and per-token order differ, so the divisor decides.
+TABLE = {
+    (): [0.30, 0.60, 0.10],
+    (1,): [0.30, 0.40, 0.30],
+    (2,): [0.90, 0.06, 0.04],
+    **{(1, n): [0.9, 0.05, 0.05] for n in (1, 2)},
+    **{(2, n): [0.9, 0.05, 0.05] for n in (1, 2)},
+    **{(a, b, c): [0.98, 0.01, 0.01] for a in (1, 2) for b in (1, 2) for c in (1, 2)},
+}
+
+
+@pytest.mark.parametrize(
+    ("normalization", "prompt_length", "best"),
+    [
+        # ln .30 / 1 = -1.20 for "", ln(.6*.4*.9)/ (1+2) = -0.51 for "1 1": long outputs win
+        ("prompt+output", 1, [1, 1]),
+        # over a prompt of 100 tokens the division hardly matters: ln .30 = -1.20 against ln(.6*.3) and ln(.6*.4*.9)
+        ("prompt+output", 100, []),
+        ("output", 100, [1, 1]),
+    ],
+)
+def test_what_the_score_is_divided_by(normalization, prompt_length, best):
+    rule = DecodingRule(eos_token_id=0, max_new_tokens=4, num_beams=2, length_normalization=normalization)
+    found = beam_search(Script(TABLE), [[5] * prompt_length], rule)[0]
+    assert found[0].tokens == best
+    probability = {(): 0.30, (1, 1): 0.6 * 0.4 * 0.9}[tuple(best)]
+    length = max(len(best) + (prompt_length if normalization == "prompt+output" else 0), 1)
+    assert found[0].score == pytest.approx(torch.tensor(probability).log().item() / length, abs=1e-6)
+
+
+def test_forced_tokens_cost_nothing():
+    rule = DecodingRule(eos_token_id=0, max_new_tokens=3, num_beams=2, forced_first_token_id=2, forced_last_token_id=0)
+    found = beam_search(Script(TABLE), [[5]], rule)[0]
+    # 2 forced, then eos at .9; or 2 forced, 1 at .06, eos forced
+    assert [(h.tokens, h.finished) for h in found] == [([2], True), ([2, 1], True)]
+    assert found[0].score == pytest.approx(torch.tensor(0.9).log().item() / 2, abs=1e-6)
+    assert found[1].score == pytest.approx(torch.tensor(0.06).log().item() / 3, abs=1e-6)
+
+
+def test_minimum_length_counts_the_prompt():
+    rule = DecodingRule(eos_token_id=0, max_new_tokens=4, num_beams=2, min_length=4)
+    assert [len(h.tokens) for h in beam_search(Script(TABLE), [[5]], rule)[0]] == [3, 3]
+    assert [len(h.tokens) for h in beam_search(Script(TABLE), [[5, 5]], rule)[0]] == [2, 2]
+
+
+@pytest.mark.parametrize(("penalty", "best"), [(0.0, []), (2.0, [1, 1])])
+def test_length_penalty_favours_long_outputs(penalty, best):
+    rule = DecodingRule(
+        eos_token_id=0, max_new_tokens=4, num_beams=2, length_penalty=penalty, length_normalization="output"
+    )
+    assert beam_search(Script(TABLE), [[5]], rule)[0][0].tokens == best
+
+
+def test_an_ngram_is_not_repeated():
+    table = {state: [0.01, 0.98, 0.01] for state in [(), *TABLE]}
+    rule = DecodingRule(eos_token_id=0, max_new_tokens=4, num_beams=1, no_repeat_ngram_size=2)
+    assert sample(Script({**table, **{(1, 1, n): [0.01, 0.98, 0.01] for n in (1, 2)}}), [[5]], rule)[0].tokens == [1, 1]
+
+
+@pytest.fixture
+def model(tiny_lm):
+    """A lively random model (wide weights, an output head of its own) and a prefix of length 3."""
+    torch.manual_seed(1)
+    config = GPT2Config(**{**tiny_lm.base.config.to_dict(), "initializer_range": 0.3, "tie_word_embeddings": False})
+    base = GPT2LMHeadModel(config).eval()
+    base.lm_head.weight.data.normal_(std=0.5)
+    return base, split_layers(tiny_lm.prefix.flat().detach() * 3, tiny_lm.prefix.config, batch_size=1)
+
+
+@pytest.mark.parametrize("strategy", ["beam", "greedy", "nucleus"])
+@pytest.mark.parametrize("with_prefix", [True, False])
+def test_results_do_not_depend_on_the_batch(model, strategy, with_prefix):
+    base, layers = model
+    rule = DecodingRule(eos_token_id=49, max_new_tokens=12, num_beams=4, banned_token_ids=(1,), top_p=0.8)
+    runs = [
+        decode(
+            base,
+            PROMPTS,
+            rule,
+            layers=layers if with_prefix else None,
+            strategy=strategy,
+            batch_size=size,
+            progress=False,
+        )
+        for size in (1, 2, 5)
+    ]
+    assert len({tuple(h.tokens) for h in runs[0]}) >= 3  # the prompts really lead to different outputs
+    for other in runs[1:]:
+        assert [h.tokens for h in other] == [h.tokens for h in runs[0]]
+        assert [h.score for h in other] == pytest.approx([h.score for h in runs[0]], abs=1e-4)
+    assert all(1 not in hypothesis.tokens for run in runs for hypothesis in run)
+
+
+def test_output_normalization_gives_what_transformers_generates(model):
+    """With `length_normalization="output"` and early stopping off, the best beam is generate()'s."""
+    base, _ = model
+    rule = DecodingRule(eos_token_id=49, max_new_tokens=10, num_beams=4, length_normalization="output")
+    found = decode(base, PROMPTS, rule, batch_size=5, progress=False)
+    for prompt, hypothesis in zip(PROMPTS, found, strict=True):
+        generated = base.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            num_beams=4,
+            max_new_tokens=10,
+            do_sample=False,
+            early_stopping=False,
+            length_penalty=1.0,
+            pad_token_id=49,
+        )[0, len(prompt) :].tolist()
+        assert hypothesis.tokens == [token for token in generated if token != 49]
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p():
+    rule = DecodingRule(eos_token_id=0, max_new_tokens=1, top_p=0.55)
+    drawn = {tuple(sample(Script(TABLE), [[5]], rule, [seed])[0].tokens) for seed in range(40)}
+    assert drawn == {(1,)}
+    rule = DecodingRule(eos_token_id=0, max_new_tokens=1, top_p=0.85)
+    drawn = {tuple(sample(Script(TABLE), [[5]], rule, [seed])[0].tokens) for seed in range(40)}
+    assert drawn == {(1,), ()}
+
+
+def test_prefill_positions_start_at_p_whatever_the_padding(model):
+    base, layers = model
+    steps = CausalSteps(base, PROMPTS, layers)
+    assert steps.positions[1].tolist() == [2] * 6 + [3, 4]  # padding takes no position; its own is never looked at
+    assert steps.positions[0].tolist() == list(range(3, 11))
+
+
+def test_finished_sentences_leave_the_batch(model):
+    base, layers = model
+    sizes = []
+    base.transformer.register_forward_pre_hook(lambda m, a, k: sizes.append(len(k["input_ids"])), with_kwargs=True)
+    rule = DecodingRule(eos_token_id=49, max_new_tokens=20, num_beams=2)
+    base.lm_head.weight.data[49] *= 1.5  # eos now and then
+    decode(base, PROMPTS, rule, layers=layers, batch_size=5, progress=False)
+    assert sizes[:2] == [5, 10]  # one row per prompt to fill the cache, then one per beam
+    assert sizes[1:] == sorted(sizes[1:], reverse=True)
+    assert sizes[-1] < 10

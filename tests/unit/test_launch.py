@@ -1,0 +1,145 @@
+"""Launching and names: values travel unharmed, contradictions are refused, a bare model name is not our own folder."""
+
+import json
+import shlex
+import sys
+
+import pytest
+
+from gpt2 import flags, train_e2e
+from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
+from prefixlib.errors import UserError, one_line_errors
+from prefixlib.launch import Parser, as_flags, child_command, explicit_flags
+from tests.conftest import ROOT
+
+
+def test_flags_from_values():
+    values = {"notes": "a b; $(touch x) 'q' \"", "max_steps": -1, "cache_dir": None, "preseqlen": 5}
+    assert as_flags(values) == ["--notes", "a b; $(touch x) 'q' \"", "--max_steps=-1", "--preseqlen", "5"]
+
+
+def test_explicit_flags_tell_given_from_default():
+    assert explicit_flags(train_e2e.make_parser(), ["--bsz", "10", "--gradient_accumulation_step", "3"]) == {
+        "bsz",
+        "gradient_accumulation_steps",
+    }
+
+
+def test_several_processes_go_through_torchrun():
+    command = child_command(ROOT / "x.py", ["--a", "1"], num_processes=2)
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    assert command[5:] == ["2", str(ROOT / "x.py"), "--a", "1"]
+    with pytest.raises(UserError, match="--num_processes 0"):
+        child_command(ROOT / "x.py", [], num_processes=0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--tuning_mode", "adaptertune"], "--tuning_mode adaptertune is not available"),
+        (["--mode", "topic"], "--mode topic is not available"),
+        (["--prefix_mode", "embedding"], "--prefix_mode embedding is not available"),
+        (["--format_mode", "infix"], "--format_mode infix is not available"),
+        (["--optim_prefix", "no"], "--optim_prefix no is not available"),
+        (["--init_shallow", "yes"], "--init_shallow yes is not available"),
+        (["--bf16", "yes", "--fp16", "yes"], "--bf16 yes and --fp16 yes do not go together"),
+        (["--resume", "yes", "--overwrite_output_dir", "yes"], "--resume yes and --overwrite_output_dir yes do not"),
+        (["--resume", "yes", "--prefix_model_path", "x"], "--resume yes and --prefix_model_path do not"),
+        (["--train_file", "x"], "--train_file needs --eval_file"),
+        (["--preseqlen", "0"], "--preseqlen 0: must be above 0"),
+        (["--learning_rate", "-1"], "--learning_rate -1.0: must be above 0"),
+        (["--dropout", "1"], "--dropout 1.0: must be at least 0 and below 1"),
+        (["--tuning_mode", "finetune", "--dropout", "0.1"], "--tuning_mode finetune and --dropout do not"),
+        (["--tuning_mode", "finetune", "--objective_mode", "3"], "--tuning_mode finetune and --objective_mode do not"),
+        (["--demo", "yes", "--data_dir", "x"], "--demo yes and --data_dir do not go together"),
+        (["--bsz", "5", "--num_processes", "2"], "--bsz 5 cannot be shared by --num_processes 2"),
+        (["--notes", "a/b"], "--notes 'a/b': becomes part of a folder's name"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(argv, message):
+    with pytest.raises(UserError, match=message) as error:
+        train_e2e.parse_args(argv)
+    assert "\n" not in str(error.value)
+
+
+def test_the_name_of_the_original():
+    printed = "--optim_prefix yes --preseqlen 5 --epoch 5 --learning_rate 0.00005 --mode webnlg --bsz 5 --seed 101"
+    argv = shlex.split(printed)
+    assert train_e2e.run_name(train_e2e.parse_args(argv)) == (
+        "webnlgprefixtune_y_5_act_cat_b=5-e=5_d=0.0_u=no_lr=5e-05_w=0.0_s=101_r=n_m=512_o=1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("notes", "model"), [(None, "gpt2-medium"), ("tryLarge", "gpt2-medium"), ("large-1", "gpt2-large")]
+)
+def test_base_model_by_notes(notes, model):
+    command = train_e2e.build_command(train_e2e.parse_args(["--notes", notes] if notes else []))
+    assert command[command.index("--model_name_or_path") + 1] == model
+
+
+@pytest.mark.parametrize("mode", flags.MODES_NOW)
+@pytest.mark.parametrize("tuning_mode", flags.TUNING_MODES)
+def test_the_child_understands_every_command_line(mode, tuning_mode):
+    """Launcher argv -> child's parser -> the same values, for every mode and tuning mode."""
+    odd = "a b; $(x) '\""
+    args = train_e2e.parse_args(["--mode", mode, "--tuning_mode", tuning_mode, "--cache_dir", odd, "--output_dir", odd])
+    command = train_e2e.build_command(args)
+    assert command[:2] == [sys.executable, str(ROOT / "gpt2" / "run_language_modeling.py")]
+    child = Parser()
+    flags.add_all(child)
+    child.add_argument("--output_dir")
+    parsed = child.parse_args(command[2:])
+    flags.check(parsed)
+    for name, value in vars(parsed).items():
+        expected = {"output_dir": str(train_e2e.output_dir(args)), "model_name_or_path": "gpt2-medium"}
+        assert value == expected.get(name, getattr(args, name)), name
+    assert len(vars(parsed)) == 41
+
+
+def test_a_bare_name_is_the_hub_model_not_our_folder(monkeypatch, tmp_path):
+    for folder in (ROOT, ROOT / "gpt2", tmp_path):
+        monkeypatch.chdir(folder)
+        assert resolve_model_name("gpt2") == "openai-community/gpt2"
+        assert resolve_model_name("gpt2-medium") == "openai-community/gpt2-medium"
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
+    assert resolve_model_name("gpt2") == str(tmp_path / "gpt2")
+    assert resolve_model_name("some-org/some-model") == "some-org/some-model"
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "~/nowhere", "a/b/c", "data"])
+def test_a_path_without_a_model_is_refused(monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="no model folder there"):
+        resolve_model_name(name)
+
+
+def test_an_unreachable_hub_is_one_line(tmp_path):
+    for load in (load_tokenizer, lambda name, **kw: load_model(name, "decoder-only", **kw)):
+        with pytest.raises(
+            UserError, match=r"cannot load no-one/nothing from the hub .*--model_name_or_path DIR"
+        ) as error:
+            load("no-one/nothing", cache_dir=str(tmp_path))
+        assert "\n" not in str(error.value)
+
+
+def test_a_model_of_the_other_family_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart", "is_encoder_decoder": True}))
+    with pytest.raises(UserError, match=r"is an encoder-decoder model .bart.; one of the kind decoder-only is needed"):
+        load_model(str(tmp_path), "decoder-only")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (UserError("--bsz 0: must be above 0"), 2, "error: --bsz 0: must be above 0"),
+        (OSError(28, "No space left on device", "out/x"), 1, "error: No space left on device: out/x"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(capsys, raised, code, line):
+    with pytest.raises(SystemExit) as exit_, one_line_errors():
+        raise raised
+    assert exit_.value.code == code
+    assert capsys.readouterr().err == line + "\n"
