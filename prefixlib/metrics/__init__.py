@@ -1,0 +1,36 @@
+"""The paper's metrics as the official scorers compute them, in Python.
+
+    from prefixlib.metrics import score_task
+    score_task("e2e", ["The Mill is a pub ."], [["The Mill is a pub.", "There is a pub, The Mill."]])
+
+Nothing heavy is imported before a task is scored.
+"""
+
+from collections.abc import Collection
+
+
+def score_task(
+    task: str,
+    hypotheses: list[str],
+    references: list[list[str]],
+    *,
+    categories: list[str] | None = None,
+    seen_categories: Collection[str] | None = None,
+    metrics: Collection[str] | None = None,
+) -> dict[str, float | str | None]:
+    """Score system outputs with the metrics that the task's papers print, on the papers' scale.
+
+    task: e2e, webnlg, dart, xsum or cnn_dm (the data modes data2text, triples and cnndm name their tasks too).
+    references: all reference texts of each hypothesis, raw; WebNLG and DART use the first three, as officially.
+    categories: one per hypothesis; WebNLG's figures are then given as "BLEU seen", "BLEU unseen" and "BLEU all" (as far
+        as there are such segments), `seen_categories` naming the seen ones (default: those of the 2017 training data).
+    metrics: names of those wanted (default: all of the task's).
+
+    Returns name -> value, None for a metric that is not available here. BLEU and ROUGE are in percent, and for e2e
+    METEOR and ROUGE-L too; TER and WebNLG's METEOR are fractions, CIDEr and NIST have their own scale.
+    Raises UserError for an unknown task or metric, and for counts that do not match (naming both).
+    """
+    from prefixlib.metrics.tasks import measure
+
+    table = measure(task, hypotheses, references, categories, seen_categories, metrics)
+    return {figure.name: figure.score() for figure in table}

@@ -1,0 +1,86 @@
+"""METEOR 1.5 (Denkowski & Lavie 2014) for English, through the official jar that pycocoevalcap ships.
+
+The jar runs once per file (`-l en -norm -ssOut -r REFERENCES`) and gives sufficient statistics per segment; the corpus
+score is computed from their sum, as the jar does. It needs a Java runtime and `pip install -e .[meteor]`.
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from prefixlib.metrics.base import Metric, Unavailable
+
+# The jar's parameters for English, task "rank" (tuned on WMT data by its authors)
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+MODULE_WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # exact, stem, synonym, paraphrase
+COLUMNS = 23
+INSTALL = "pip install -e .[meteor] and a Java runtime"
+
+
+def find_jar() -> Path:
+    """The jar in the pycocoevalcap package (found, not imported). Raises Unavailable."""
+    package = importlib.util.find_spec("pycocoevalcap")
+    for folder in package.submodule_search_locations or () if package else ():
+        jar = Path(folder) / "meteor" / "meteor-1.5.jar"
+        if jar.is_file() and (jar.parent / "data" / "paraphrase-en.gz").is_file():
+            return jar
+    raise Unavailable(INSTALL)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks of any kind: the jar reads a segment per line."""
+    return " ".join(text.split())
+
+
+def statistics(hypotheses: list[str], references: list[list[str]]):
+    """(N, 23) array of the jar's statistics: lengths, function words, matches per module, chunks, matched words.
+
+    A segment with fewer references than the most is filled up with empty ones, which never win.
+    """
+    import numpy as np
+
+    jar, java = find_jar(), shutil.which("java")
+    if java is None:
+        raise Unavailable(INSTALL)
+    most = max((len(texts) for texts in references), default=1) or 1
+    with tempfile.TemporaryDirectory() as folder:
+        test, gold = Path(folder) / "test.txt", Path(folder) / "reference.txt"
+        test.write_text("".join(one_line(text) + "\n" for text in hypotheses), encoding="utf-8")
+        filled = [[*texts, *[""] * (most - len(texts))] for texts in references]
+        gold.write_text("".join(one_line(text) + "\n" for texts in filled for text in texts), encoding="utf-8")
+        command = [java, "-Xmx2G", "-Dfile.encoding=UTF-8", "-jar", str(jar), str(test), str(gold)]
+        command += ["-l", "en", "-norm", "-r", str(most), "-ssOut"]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    rows = [[float(value) for value in row] for row in rows if len(row) == COLUMNS]
+    if done.returncode or len(rows) != len(hypotheses):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Unavailable(f"{INSTALL} (the METEOR jar failed: {last})")
+    return np.array(rows)
+
+
+def combine(sums):
+    """F-mean of weighted precision and recall, times one minus the fragmentation penalty: (..., 23) -> (...)."""
+    import numpy as np
+
+    weights = np.array(MODULE_WEIGHTS)
+    matches = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)  # module x (content, content of reference, function, ...)
+
+    def side(length, function_words, content_column, function_column):
+        found = DELTA * matches[..., content_column] @ weights + (1 - DELTA) * matches[..., function_column] @ weights
+        total = DELTA * (length - function_words) + (1 - DELTA) * function_words
+        return np.where(total > 0, found / np.where(total > 0, total, 1), 0.0)
+
+    precision = side(sums[..., 0], sums[..., 2], 0, 2)
+    recall = side(sums[..., 1], sums[..., 3], 1, 3)
+    denominator = ALPHA * precision + (1 - ALPHA) * recall
+    f_mean = np.where(denominator > 0, precision * recall / np.where(denominator > 0, denominator, 1), 0.0)
+    chunks, matched = sums[..., 20], (sums[..., 21] + sums[..., 22]) / 2
+    whole = (chunks == 1) & (sums[..., 21] == sums[..., 0]) & (sums[..., 22] == sums[..., 1])
+    fragmentation = np.where(whole | (matched == 0), 0.0, chunks / np.where(matched > 0, matched, 1))
+    return f_mean * (1 - GAMMA * fragmentation**BETA)
+
+
+METRIC = Metric("METEOR", statistics, combine)

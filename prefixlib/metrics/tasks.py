@@ -1,0 +1,137 @@
+"""Which metrics a task is reported with, on which text, and their computation over whole files."""
+
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from prefixlib.errors import UserError
+from prefixlib.metrics import bleu, cider, learned, meteor, nist, normalise, ptb, rouge, rouge_l, ter
+from prefixlib.metrics.base import Metric, Unavailable
+
+logger = logging.getLogger(__name__)
+
+# The ten categories of the WebNLG 2017 training data; its test set adds five unseen ones
+SEEN_CATEGORIES = frozenset(
+    "Airport Astronaut Building City ComicsCharacter Food Monument SportsTeam University WrittenWork".split()
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The metrics a task's papers print, in their order."""
+
+    metrics: tuple[Metric, ...]
+    mode: str  # the name prefixlib.readers gives the data
+    prepare: Callable | None = None  # (hypotheses, references) -> the same, as the official scripts prepare them
+    by_category: bool = False  # seen / unseen / all
+    note: str = ""  # to print under the table
+
+
+def _coco_meteor(hypotheses, references):
+    """The E2E scorer hands METEOR the text that it tokenises for ROUGE-L and CIDEr."""
+    tokenised = [[" ".join(ptb.tokens(text)) for text in texts] for texts in references]
+    return meteor.statistics([" ".join(ptb.tokens(text)) for text in hypotheses], tokenised)
+
+
+_E2E = (
+    bleu.MTEVAL,
+    nist.METRIC,
+    replace(meteor.METRIC, statistics=_coco_meteor, scale=100),
+    replace(rouge_l.METRIC, scale=100),
+    cider.METRIC,
+)
+_TRIPLES = (bleu.MULTI, meteor.METRIC, ter.METRIC)
+TASKS = {
+    "e2e": Task(_E2E, "data2text"),
+    "webnlg": Task(_TRIPLES, "webnlg", normalise.webnlg, by_category=True),
+    "dart": Task(_TRIPLES + learned.METRICS, "triples", normalise.dart),
+    "xsum": Task(rouge.METRICS, "xsum", note=rouge.DISTANCE),
+    "cnn_dm": Task(rouge.METRICS, "cnndm", note=rouge.DISTANCE),
+}
+ALIASES = {"data2text": "e2e", "triples": "dart", "cnndm": "cnn_dm"}  # data modes -> tasks
+
+
+def find_task(name: str) -> Task:
+    """The task's row; UserError that lists the tasks for any other name."""
+    task = TASKS.get(ALIASES.get(name, name))
+    if task is None:
+        raise UserError(f"task {name!r}: unknown; one of {', '.join([*TASKS, *ALIASES])}")
+    return task
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure of the table: a metric on all segments or on some."""
+
+    name: str
+    metric: Metric
+    rows: Any  # (segments, S) statistics, None where the metric is not available
+    unavailable: str = ""  # what to install
+
+    def score(self, sums=None):
+        """The value on the papers' scale; of `sums` (..., S) where given: (...) values. None where not available."""
+        if self.rows is None:
+            return None
+        if sums is not None:
+            return self.metric.scale * self.metric.combine(sums)
+        return float(self.metric.scale * self.metric.combine(self.rows.sum(axis=0)))
+
+
+def choose_metrics(task: Task, wanted: Collection[str] | None) -> list[Metric]:
+    """The task's metrics, or those of them that are asked for; raises UserError for any other name."""
+    if wanted is None:
+        return list(task.metrics)
+    names = {metric.name.lower(): metric for metric in task.metrics}
+    for name in wanted:
+        if name.lower() not in names:
+            raise UserError(f"metric {name!r}: this task has {', '.join(metric.name for metric in task.metrics)}")
+    return [metric for metric in task.metrics if metric.name.lower() in {name.lower() for name in wanted}]
+
+
+def segment_groups(task: Task, count: int, categories, seen_categories) -> list[tuple[str, Any]]:
+    """(suffix of the metric's name, index of the segments) of each figure the task prints per metric."""
+    import numpy as np
+
+    everything = np.arange(count)
+    if not task.by_category or categories is None or not any(categories):
+        return [("", everything)]
+    if len(categories) != count:
+        raise UserError(f"{count} hypotheses but {len(categories)} categories: give one category per hypothesis")
+    seen_names = SEEN_CATEGORIES if seen_categories is None else set(seen_categories)
+    seen = np.array([category in seen_names for category in categories])
+    groups = [(" seen", everything[seen]), (" unseen", everything[~seen]), (" all", everything)]
+    return [group for group in groups if len(group[1])]
+
+
+def measure(
+    name: str,
+    hypotheses: list[str],
+    references: list[list[str]],
+    categories: list[str] | None = None,
+    seen_categories: Collection[str] | None = None,
+    metrics: Collection[str] | None = None,
+) -> list[Measured]:
+    """Statistics of every figure the task prints, in the order of the table. Raises UserError as score_task."""
+    task = find_task(name)
+    if len(hypotheses) != len(references):
+        raise UserError(
+            f"{len(hypotheses)} hypotheses but {len(references)} groups of references: one hypothesis per input"
+        )
+    if not hypotheses:
+        raise UserError("0 hypotheses: there is nothing to score")
+    chosen = choose_metrics(task, metrics)
+    groups = segment_groups(task, len(hypotheses), categories, seen_categories)
+    references = [list(texts) for texts in references]
+    if task.prepare:
+        hypotheses, references = task.prepare(hypotheses, references)
+    table = []
+    for metric in chosen:
+        try:
+            rows, reason = metric.statistics(hypotheses, references), ""
+        except Unavailable as error:
+            rows, reason = None, str(error)
+            logger.warning("%s: n/a; to have it: %s", metric.name, reason)
+        for suffix, index in groups:
+            table.append(Measured(metric.name + suffix, metric, None if rows is None else rows[index], reason))
+    return table
