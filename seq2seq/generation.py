@@ -4,6 +4,7 @@ Legend: N sources of a batch, S tokens of the longest source, R rows now (alive 
 V vocabulary.
 """
 
+import argparse
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,7 +14,15 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search
+from prefixlib.errors import UserError
+from seq2seq.flags import MODES
 from seq2seq.prefixTuning import Layers, attend_to
+
+# transformers 3.2 cleaned decoded text so, and the published scores were taken after it; today's leaves it as it is.
+CLEAN_UP = (
+    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
+    *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
+)
 
 
 class Seq2SeqSteps:
@@ -81,13 +90,22 @@ def _join(prefix: Tensor, own: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def decode_batch(
+    base: nn.Module, input_ids: Tensor, attention_mask: Tensor, rule: DecodingRule, prefix: Mapping[str, Layers]
+) -> list[Hypothesis]:
+    """The best hypothesis for every row of right-padded sources (N, S)."""
+    steps = Seq2SeqSteps(base, input_ids, attention_mask, prefix)
+    starts = [[base.config.decoder_start_token_id]] * len(input_ids)
+    return [hypotheses[0] for hypotheses in beam_search(steps, starts, rule)]
+
+
 def decode(
     base: nn.Module,
     sources: Sequence[Sequence[int]],
     rule: DecodingRule,
     *,
     prefix: Mapping[str, Layers] | None = None,
-    batch_size: int = 16,
+    batch_size: int = 10,
     progress: bool = True,
 ) -> list[Hypothesis]:
     """The best hypothesis for every source (token ids), in the order given.
@@ -100,14 +118,45 @@ def decode(
     with tqdm(total=len(sources), desc="decoding", unit=" sources", disable=not progress, leave=False) as bar:
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
-            input_ids = torch.nn.utils.rnn.pad_sequence(
-                [torch.tensor(sources[n]) for n in members], batch_first=True, padding_value=padding
-            ).to(device)
-            lengths = torch.tensor([len(sources[n]) for n in members], device=device)
+            rows = [torch.tensor(sources[n]) for n in members]
+            input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=padding).to(device)
+            lengths = torch.tensor([len(row) for row in rows], device=device)
             mask = (torch.arange(input_ids.shape[1], device=device) < lengths[:, None]).long()
-            steps = Seq2SeqSteps(base, input_ids, mask, prefix or {})
-            starts = [[base.config.decoder_start_token_id]] * len(members)
-            for n, hypotheses in zip(members, beam_search(steps, starts, rule), strict=True):
-                results[n] = hypotheses[0]
+            for n, best in zip(members, decode_batch(base, input_ids, mask, rule, prefix or {}), strict=True):
+                results[n] = best
             bar.update(len(members))
     return results
+
+
+def to_text(tokenizer, tokens: Sequence[int]) -> str:
+    """Generated tokens as one line of text, cleaned as the original's decoding did."""
+    text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for before, after in CLEAN_UP:
+        text = text.replace(before, after)
+    return " ".join(text.split("\n")).strip()
+
+
+def decoding_rule(args: argparse.Namespace, config) -> DecodingRule:
+    """The mode's search, with what the flags change. Lengths count the decoder's start token, as in the original."""
+    row = MODES[args.mode].decoding
+    value = {
+        name: getattr(row, name) if getattr(args, name) is None else getattr(args, name)
+        for name in ("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "length_pen")
+    }
+    limit = config.max_position_embeddings
+    if value["max_length"] > limit or value["max_length"] < max(value["min_length"], 2):
+        raise UserError(
+            f"--max_length {value['max_length']}: at least --min_length {value['min_length']} and at most the "
+            f"model's {limit} positions"
+        )
+    return DecodingRule(
+        eos_token_id=config.eos_token_id,
+        max_new_tokens=value["max_length"] - 1,
+        num_beams=value["num_beams"],
+        min_length=value["min_length"],
+        length_penalty=value["length_pen"],
+        no_repeat_ngram_size=value["no_repeat_ngram_size"],
+        early_stopping=row.early_stopping if args.early_stopping is None else args.early_stopping == "yes",
+        forced_first_token_id=config.bos_token_id if args.force_bos == "yes" else None,
+        forced_last_token_id=config.eos_token_id,
+    )

@@ -1,6 +1,6 @@
 """Launcher of summarisation with an encoder-decoder: good defaults in, one command line out, then runs it.
 
-python seq2seq/train_bart.py --mode xsum --preseqlen 200 --mid_dim 800 --bsz 16 --gradient_accumulation_step 3 --epoch 30
+python seq2seq/train_bart.py --mode xsum --preseqlen 200 --mid_dim 800 --bsz 16 --epoch 30 --fp16 yes
 python seq2seq/train_bart.py --mode xsum --do_train no --prefix_model_path seq2seq/xsum_models/NAME
 """
 

@@ -3,6 +3,7 @@
 Legend: B batch, S source tokens, T target tokens, V vocabulary.
 """
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prefixlib import readers
 from prefixlib.errors import UserError
-from seq2seq.flags import MODES
+from seq2seq.flags import LENGTHS, MODES
 
 SPLITS = {"train": "train", "eval": "val", "test": "test"}  # ours -> file names of summaries
 TABLE_SPLITS = {"train": "train", "eval": "valid", "test": "test"}  # ours -> the readers'
@@ -26,6 +27,7 @@ class Example:
 
     source: str
     references: tuple[str, ...]
+    category: str = ""  # WebNLG's
     filler: bool = False  # keeps a process busy that has no row in a short last batch; counts for nothing
 
 
@@ -110,8 +112,19 @@ def load_examples(mode: str, split: str, path: Path, first: int = -1) -> Sequenc
         if not examples:
             raise UserError(f"{path}: no text to train on")
     else:
-        examples = [Example(group.source.strip(), group.references) for group in readers.read_groups(row.data, path)]
+        examples = [Example(g.source.strip(), g.references, g.category) for g in readers.read_groups(row.data, path)]
     return examples if first < 0 else examples[:first]
+
+
+def find_lengths(args: argparse.Namespace, config) -> dict[str, int]:
+    """Tokens kept per kind of text: the flag's, else the mode's. Raises UserError if the model has fewer positions."""
+    lengths = {}
+    for flag, default in zip(LENGTHS, MODES[args.mode].lengths, strict=True):
+        given = getattr(args, flag)
+        if (given or 0) > config.max_position_embeddings:
+            raise UserError(f"--{flag} {given}: the model has {config.max_position_embeddings} positions")
+        lengths[flag.replace("max_", "").replace("_length", "")] = min(given or default, config.max_position_embeddings)
+    return lengths
 
 
 class EpochBatches(Sampler):
@@ -214,7 +227,7 @@ class Collator:
             "decoder_input_ids": decoder_input_ids,
             "labels": labels,
             "cut": count_cut(sources),
-            "examples": list(examples),
+            "references": [None if example.filler else list(example.references) for example in examples],
         }
 
 

@@ -1,0 +1,149 @@
+"""Callbacks of training: log lines and curves, resumable and best checkpoints, early stopping."""
+
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from prefixlib import files
+from prefixlib.errors import UserError
+from seq2seq.lightning_base import RESUME
+
+logger = logging.getLogger(__name__)
+
+
+class LogLines(Callback):
+    """One readable line per `every` steps: loss, learning rate, tokens per second; the same into TensorBoard.
+
+    Stops the run on a loss that is no number. `curves` keeps (step, loss) of training and validation.
+    """
+
+    def __init__(self, every: int):
+        self.every = every
+        self.curves: dict[str, list[tuple[int, float]]] = {"train": [], "validation": []}
+        self.losses: list[torch.Tensor] = []
+        self.tokens = self.cut = self.last_step = 0
+        self.since = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curves": self.curves}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.curves = state["curves"]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.since, self.last_step = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        self.losses.append(outputs["mean"])
+        self.tokens += outputs["tokens"]
+        self.cut += batch["cut"]
+        step = trainer.global_step
+        if step == self.last_step or (step % self.every and step != trainer.estimated_stepping_batches):
+            return
+        loss = torch.stack(self.losses).mean().item()
+        seconds = time.perf_counter() - self.since
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        if not math.isfinite(loss):
+            raise diverged(step, "the loss is not a number")
+        figures = {"loss": loss, "lr": rate, "tokens_per_second": int(self.tokens) / seconds}
+        self.curves["train"].append((step, loss))
+        trainer.logger.log_metrics(figures, step)
+        logger.info(
+            "step %d/%d  epoch %d  loss %.4f  lr %.3g  tokens/s %s",
+            *(step, trainer.estimated_stepping_batches, trainer.current_epoch + 1, loss, rate),
+            f"{figures['tokens_per_second']:,.0f}",
+        )
+        self.losses, self.tokens, self.last_step, self.since = [], 0, step, time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.cut:
+            logger.warning("%d sources were longer than --max_source_length in this epoch and were cut", int(self.cut))
+            self.cut = 0
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        result = module.validation_result
+        self.curves["validation"].append((trainer.global_step, result["loss"]))
+        trainer.logger.log_metrics({f"val_{name}": value for name, value in result.items()}, trainer.global_step)
+        logger.info("validation at step %d: %s", trainer.global_step, _figures(result))
+        self.since = time.perf_counter()
+
+
+def _figures(result: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in result.items())
+
+
+def diverged(step: int, what: str) -> UserError:
+    return UserError(
+        f"training stopped at step {step}: {what}; try a lower --learning_rate, --max_grad_norm 1, or --bf16 instead "
+        "of --fp16 (earlier checkpoints are kept)"
+    )
+
+
+class Checkpoints(Callback):
+    """OUTPUT/resume.ckpt every `every` steps and after each epoch; OUTPUT/best whenever validation improves.
+
+    `metric` is a name in the module's validation_result; "loss" is better when lower, the others when higher.
+    `patience` validations without improvement end the training; -1 never does. `save_best` fills a folder.
+    """
+
+    def __init__(self, output: Path, every: int, metric: str, patience: int, save_best: Callable[[Path, dict], None]):
+        self.output, self.every, self.metric, self.patience, self.save_best = output, every, metric, patience, save_best
+        self.best: dict[str, float] = {}
+        self.worse = self.saved_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "worse": self.worse}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.worse = state["best"], state["worse"]
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        last = batch_idx + 1 == trainer.num_training_batches  # then validation comes first: see on_train_epoch_end
+        if trainer.global_step != self.saved_step and trainer.global_step % self.every == 0 and not last:
+            self._save(trainer, module)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.train_dataloader.position = (trainer.current_epoch + 1, 0)
+        self._save(trainer, module)
+
+    def _save(self, trainer: Trainer, module: LightningModule) -> None:
+        broken = [name for name, parameter in module.trainable().items() if not parameter.isfinite().all()]
+        if broken:
+            raise diverged(trainer.global_step, f"{broken[0]} is not finite")
+        self.saved_step = trainer.global_step
+        trainer.save_checkpoint(self.output / RESUME)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        result = module.validation_result
+        sign = -1 if self.metric == "loss" else 1
+        if not self.best or sign * result[self.metric] > sign * self.best[self.metric]:
+            self.best, self.worse = {**result, "step": trainer.global_step}, 0
+            if trainer.is_global_zero:
+                replace_directory(self.output / "best", lambda folder: self.save_best(folder, self.best))
+            return
+        self.worse += 1
+        if 0 <= self.patience <= self.worse:
+            logger.info("stopping: %d validations without a better %s", self.worse, self.metric)
+            trainer.should_stop = True
+
+
+def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new directory, sync it, then put it in `target`'s place."""
+    side = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(side, ignore_errors=True)
+    write(side)
+    for path in side.rglob("*"):
+        if path.is_file():
+            files.sync_file(path)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(side, target)
+    files.sync_directory(target.parent)
