@@ -93,6 +93,7 @@ class BaseModule(LightningModule):
                 parameter.copy_(state_dict[name])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["position"] = self.trainer.train_dataloader.state_dict()
         checkpoint["settings"] = {name: getattr(self.args, name) for name in TRAINING_SETTINGS}
 
 
@@ -179,5 +180,7 @@ def generic_train(
         enable_progress_bar=args.disable_tqdm == "no",
         default_root_dir=output,
     )
+    if resume_from is not None:  # Lightning hands a loader its state in the middle of an epoch only
+        loaders[0].load_state_dict(torch.load(resume_from, map_location="cpu", weights_only=True)["position"])
     trainer.fit(module, *loaders, ckpt_path=resume_from)
     return trainer
