@@ -114,7 +114,7 @@ def iter_records(mode: str, path: str | Path) -> Iterator[Record]:
     row, path = find_mode(mode), Path(path)
     if not path.is_file():
         prepared = f"run `python scripts/prepare_data.py {row.prepare}`, or " if row.prepare else ""
-        raise UserError(f"{path}: no such file for mode {mode}; {prepared}pass your own with --train_file/--eval_file")
+        raise UserError(f"{path}: no such file for mode {mode}; {prepared}pass a file of your own")
     empty = True
     for record in row.read(path):
         empty = False

@@ -63,10 +63,14 @@ def device_name() -> str:
 def peak_memory_bytes() -> dict[str, int]:
     """Peak memory of this process so far, in bytes: resident on the host (POSIX only), allocated on the GPU if any."""
     peak = {}
-    if os.name == "posix":
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage would count the process that started this one as well
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        peak["host"] = int(line.split()[1]) * 1024
+    elif os.name == "posix":
         import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB on Linux, bytes on macOS
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
         peak["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated()
