@@ -20,8 +20,15 @@ def make_bart(folder: Path, **settings) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BartTokenizer"}))
     torch.manual_seed(0)
     shape = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    shape |= {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 128}
-    config = BartConfig(vocab_size=len(tokens), init_std=0.15, attention_dropout=0.1, **{**shape, **settings})
+    shape |= {
+        "init_std": 0.15,
+        "attention_dropout": 0.1,
+        "d_model": 16,
+        "encoder_ffn_dim": 24,
+        "decoder_ffn_dim": 24,
+        "max_position_embeddings": 128,
+    }
+    config = BartConfig(vocab_size=len(tokens), **{**shape, **settings})
     BartForConditionalGeneration(config).save_pretrained(folder)
     return folder
 

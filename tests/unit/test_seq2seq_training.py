@@ -1,0 +1,250 @@
+"""Training an encoder-decoder's prefix: what moves, resuming wherever a run was killed, best checkpoint, early stop."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prefixlib.errors import UserError
+from seq2seq import finetune, lightning_base
+from seq2seq.callbacks import Checkpoints, LogLines
+from tests.seq2seq_tiny import make_bart, make_summaries, training_flags
+
+BATCHES = 6  # per epoch: 23 examples in batches of 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("seq2seq")
+    make_bart(root / "bart")
+    make_summaries(root / "data")
+    return root
+
+
+def train(place, output, **changes):
+    """Run finetune.py here; returns the last prefix's tensors and results.json."""
+    finetune.main(training_flags(place / "bart", place / "data", output, **changes))
+    return load_file(output / "prefix_model.safetensors"), json.loads((output / "results.json").read_text())
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def kill_at(monkeypatch, callback, hook, call):
+    """Let `callback.hook` raise on its `call`-th call, after its work."""
+    calls, work = [], getattr(callback, hook)
+
+    def die(self, *arguments, **named):
+        work(self, *arguments, **named)
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+
+    monkeypatch.setattr(callback, hook, die)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture(scope="module")
+def whole_run(place):
+    """Two epochs of 3 steps (2 batches each), dropout in the model and on the prefix."""
+    return train(place, place / "whole", gradient_accumulation_steps=2, dropout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("callback", "hook", "call"),
+    [
+        *((Checkpoints, "on_train_batch_end", batch) for batch in (2, 5, 6, 7, 12)),
+        (Checkpoints, "on_validation_end", 1),
+        (Checkpoints, "on_train_epoch_end", 1),
+        (Checkpoints, "on_train_epoch_end", 2),
+    ],
+)
+def test_resumed_equals_uninterrupted(place, whole_run, tmp_path, monkeypatch, callback, hook, call):
+    """Killed after a step, between two steps, on an epoch's last batch, in validation, after an epoch."""
+    settings = {"gradient_accumulation_steps": 2, "dropout": 0.2, "save_steps": 1}
+    with monkeypatch.context() as patch:
+        kill_at(patch, callback, hook, call)
+        with pytest.raises(Killed):
+            train(place, tmp_path, **settings)
+    assert not (tmp_path / "prefix_model.safetensors").exists()
+    weights, results = train(place, tmp_path, resume="yes", **settings)
+    assert equal(weights, whole_run[0])
+    assert results["train"]["steps"] == 6
+    assert results["train"]["best"] == whole_run[1]["train"]["best"]
+    assert results["train"]["curves"] == whole_run[1]["train"]["curves"]
+    assert not (tmp_path / lightning_base.RESUME).exists()  # it has done its work
+
+
+def test_half_written_checkpoint_is_never_seen(place, tmp_path, monkeypatch):
+    """A run killed while it writes its second checkpoint leaves the first one whole."""
+    saved = lightning_base.files.sync_file
+    calls = []
+
+    def die(path):
+        saved(path)
+        if path.name == ".resume.ckpt.partial":
+            calls.append(path)
+        if len(calls) == 2:
+            raise Killed
+
+    monkeypatch.setattr(lightning_base.files, "sync_file", die)
+    with pytest.raises(Killed):
+        train(place, tmp_path, save_steps=1)
+    state = torch.load(tmp_path / lightning_base.RESUME, weights_only=True)
+    assert state["global_step"] == 1
+    assert set(state["state_dict"]) == {
+        f"prefix.{name}" for name in load_file(place / "whole" / "prefix_model.safetensors")
+    }  # the frozen model is no part of it
+
+
+def test_resume_with_other_settings_is_refused(place, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        kill_at(patch, Checkpoints, "on_train_batch_end", 3)
+        with pytest.raises(Killed):
+            train(place, tmp_path, save_steps=1)
+    with pytest.raises(UserError, match=r"--learning_rate 0.5 contradicts .*resume.ckpt, which was made with 0.01"):
+        train(place, tmp_path, resume="yes", learning_rate=0.5)
+    with pytest.raises(
+        UserError, match=r"holds resume.ckpt of an earlier run: --resume yes, --overwrite_output_dir yes"
+    ):
+        train(place, tmp_path)
+    (tmp_path / lightning_base.RESUME).write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"resume.ckpt is damaged"):
+        train(place, tmp_path, resume="yes")
+    with pytest.raises(UserError, match="is missing; the run either finished or never reached a checkpoint"):
+        train(place, tmp_path / "elsewhere", resume="yes")
+
+
+def spy(monkeypatch, seen):
+    """Call `seen(module)` after every training step's batch."""
+    work = LogLines.on_train_batch_end
+
+    def look(self, trainer, module, *arguments):
+        work(self, trainer, module, *arguments)
+        seen(module)
+
+    monkeypatch.setattr(LogLines, "on_train_batch_end", look)
+
+
+def test_only_the_prefix_moves_and_all_of_it(place, tmp_path, monkeypatch):
+    """Over six steps with a validation, which decodes without gradients, after every one."""
+    prefixes, bases, modes = [], [], set()
+
+    def keep(module):
+        prefixes.append({name: tensor.clone() for name, tensor in module.lm.prefix.state_dict().items()})
+        bases.append({name: tensor.clone() for name, tensor in module.lm.base.state_dict().items()})
+        modes.update(part.training for part in module.modules())
+
+    spy(monkeypatch, keep)
+    train(place, tmp_path, eval_steps=1, epoch=1, lr_scheduler="constant")
+    assert len(prefixes) == 6
+    assert len(prefixes[0]) == 15
+    assert all(equal(base, bases[0]) for base in bases)
+    for before, after in itertools.pairwise(prefixes):
+        unmoved = [name for name, tensor in after.items() if torch.equal(tensor, before[name])]
+        assert not unmoved
+        # wte rows, hidden units and every key and value: no entry of the output bias stands still
+        assert all((after[name] != before[name]).all() for name in after if name.endswith("2.bias"))
+    assert modes == {True}  # the frozen model too: its dropout is on, as in the original, after validation as before
+
+
+def test_dropout_of_the_frozen_model_can_be_turned_off(place, tmp_path, monkeypatch):
+    losses = {}
+    for switch in ("yes", "no"):
+        _, results = train(place, tmp_path / switch, use_dropout=switch, epoch=1)
+        losses[switch] = results["train"]["curves"]["train"]
+    # one training batch is all it takes: without dropout the first loss is the model's own
+    assert losses["yes"][0] != losses["no"][0]
+    _, again = train(place, tmp_path / "checkpointed", use_dropout="no", epoch=1, gradient_checkpointing="yes")
+    assert again["train"]["curves"]["train"] == losses["no"]
+
+
+def test_checkpointing_changes_nothing(place, whole_run, tmp_path):
+    weights, _ = train(place, tmp_path, gradient_accumulation_steps=2, dropout=0.2, gradient_checkpointing="yes")
+    assert equal(weights, whole_run[0])
+
+
+def test_network_runs_once_a_batch_on_p_rows(place, tmp_path, monkeypatch):
+    """Three branches, six batches and one validation pass of two batches: 3 x (6 + 2 losses + 1 for decoding)."""
+    shapes = []
+    build = finetune.PrefixTuning
+
+    def watched(config):
+        prefix = build(config)
+        for branch in prefix.branches:
+            getattr(prefix, branch.network).register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
+        return prefix
+
+    monkeypatch.setattr(finetune, "PrefixTuning", watched)
+    train(place, tmp_path, epoch=1)
+    flattened = 2  # for the best and the last checkpoint
+    assert shapes == [(3, 16)] * 3 * (6 + 2 + 1 + flattened)
+
+
+def test_best_checkpoint_and_early_stopping(place, tmp_path, monkeypatch):
+    """Validation losses 3, 2, 4, 5: the second is kept, and after two worse ones training ends."""
+    told = iter([3.0, 2.0, 4.0, 5.0, 1.0])
+    end = finetune.SummarizationModule.on_validation_epoch_end
+
+    def say(self):
+        end(self)
+        self.validation_result["loss"] = next(told)
+
+    monkeypatch.setattr(finetune.SummarizationModule, "on_validation_epoch_end", say)
+    kept = []
+    spy(monkeypatch, lambda module: kept.append({n: t.clone() for n, t in module.lm.prefix.state_dict().items()}))
+    settings = {"epoch": 9, "val_metric": "loss", "early_stopping_patience": 2}
+    weights, results = train(place, tmp_path, **settings)
+    assert len(kept) == 4 * BATCHES
+    assert results["train"]["best"]["loss"] == 2.0
+    assert results["train"]["best"]["step"] == 2 * BATCHES
+    assert equal(load_file(tmp_path / "best" / "prefix_model.safetensors"), kept[2 * BATCHES - 1])
+    assert equal(weights, kept[-1])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(place, tmp_path):
+    with pytest.raises(UserError, match=r"training stopped at step \d+: .* try a lower --learning_rate"):
+        train(place, tmp_path, learning_rate=1e30, epoch=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "names"),
+    [
+        ({"init_shallow": "yes", "init_shallow_word": "no", "mid_dim": None}, 3, 3),
+        ({"init_shallow": "yes", "init_shallow_word": "sum up", "mid_dim": None}, 6, 3),
+        ({"use_lowdata_token": "yes", "lowdata_token": "sum"}, 3, 15),
+        ({"use_deep": "yes", "use_cross_prefix": "no"}, 3, 14),
+        ({"use_encoder_prefix": "no", "use_self_prefix": "no"}, 3, 5),
+    ],
+)
+def test_variants_train_and_come_back(place, tmp_path, settings, length, names):
+    """Each is trained, saved, loaded for decoding; flags that repeat its settings agree, others are refused."""
+    weights, _ = train(place, tmp_path, epoch=1, **settings)
+    assert len(weights) == names
+    flat = load_file(tmp_path / "prefix_flat.safetensors")
+    assert {tensor.shape for tensor in flat.values()} == {(length, 2 * 2 * 16)}
+    common = ["--mode=xsum", "--do_train=no", f"--prefix_model_path={tmp_path}", f"--data_dir={place / 'data'}"]
+    common += [f"--output_dir={tmp_path}", "--num_beams=2", "--max_length=12", "--min_length=0", "--n_test=2"]
+    finetune.main([*common, f"--preseqlen={length}"])
+    assert len((tmp_path / "test_beam_1.0").read_text().split("\n")) == 2 + 1
+    with pytest.raises(UserError, match=f"--preseqlen 77 contradicts .*, which was trained with preseqlen {length}"):
+        finetune.main([*common, "--preseqlen=77"])
+
+
+def test_fine_tuning_trains_the_whole_model(place, tmp_path):
+    flags = training_flags(place / "bart", place / "data", tmp_path, tuning_mode="finetune", mid_dim=None, epoch=1)
+    finetune.main(flags)
+    before = load_file(place / "bart" / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    moved = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
+    assert set(after) - set(moved) <= {"final_logits_bias"}
+    decode = ["--mode=xsum", "--do_train=no", f"--finetune_model_path={tmp_path}", f"--data_dir={place / 'data'}"]
+    finetune.main([*decode, f"--output_dir={tmp_path}", "--num_beams=2", "--max_length=12", "--min_length=0"])
+    assert len((tmp_path / "test_beam_1.0").read_text().split("\n")) == 5 + 1
