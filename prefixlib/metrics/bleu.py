@@ -1,9 +1,9 @@
 """BLEU (Papineni et al. 2002) as two official scorers compute it, counted by sacrebleu.
 
-`MTEVAL`: mteval-v13a, the E2E scorer's (its tokenisation, lower-cased). `MULTI`: multi-bleu.perl -lc, the WebNLG and DART
-scorers' (split at spaces, lower-cased). Both take the reference length nearest to the hypothesis's, the shorter of two
-equally near ones. In multi-bleu an empty line in a reference file is a reference of length 0, so a short hypothesis can
-be nearest to it: keep the "" in the references to get the official brevity penalty.
+`MTEVAL`: mteval-v13a, the E2E scorer's (its tokenisation, lower-cased). `MULTI`: multi-bleu.perl -lc, the WebNLG and
+DART scorers' (split at spaces, lower-cased). Both take the reference length nearest to the hypothesis's, the shorter of
+two equally near ones. In multi-bleu an empty line in a reference file is a reference of length 0, and a short output
+can be nearest to it: keep the "" in the references to get the official brevity penalty.
 """
 
 from functools import partial

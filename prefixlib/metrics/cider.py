@@ -36,7 +36,11 @@ class TfIdf:
         squares = [0.0] * ORDER
         for gram, weight in weights.items():
             squares[len(gram) - 1] += weight * weight
-        return weights, [math.sqrt(square) for square in squares], sum(c for gram, c in counts.items() if len(gram) == 2)
+        return (
+            weights,
+            [math.sqrt(square) for square in squares],
+            sum(c for gram, c in counts.items() if len(gram) == 2),
+        )
 
 
 def similarity(hypothesis, reference) -> float:

@@ -58,7 +58,14 @@ def statistics(hypotheses: list[str], references: list[list[str]]):
     if done.returncode or len(rows) != len(hypotheses):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise Unavailable(f"{INSTALL} (the METEOR jar failed: {last})")
-    return np.array(rows)
+    return without_perfect_chunks(np.array(rows))
+
+
+def without_perfect_chunks(rows):
+    """A hypothesis that is its reference word for word is not fragmented: its one chunk does not count (N, 23)."""
+    perfect = (rows[:, 20] == 1) & (rows[:, 21] == rows[:, 0]) & (rows[:, 22] == rows[:, 1])
+    rows[perfect, 20] = 0
+    return rows
 
 
 def combine(sums):
@@ -66,7 +73,8 @@ def combine(sums):
     import numpy as np
 
     weights = np.array(MODULE_WEIGHTS)
-    matches = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)  # module x (content, content of reference, function, ...)
+    # columns 4..19: per module the matched content words, those of the reference, function words, the reference's
+    matches = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4)
 
     def side(length, function_words, content_column, function_column):
         found = DELTA * matches[..., content_column] @ weights + (1 - DELTA) * matches[..., function_column] @ weights
@@ -78,8 +86,7 @@ def combine(sums):
     denominator = ALPHA * precision + (1 - ALPHA) * recall
     f_mean = np.where(denominator > 0, precision * recall / np.where(denominator > 0, denominator, 1), 0.0)
     chunks, matched = sums[..., 20], (sums[..., 21] + sums[..., 22]) / 2
-    whole = (chunks == 1) & (sums[..., 21] == sums[..., 0]) & (sums[..., 22] == sums[..., 1])
-    fragmentation = np.where(whole | (matched == 0), 0.0, chunks / np.where(matched > 0, matched, 1))
+    fragmentation = np.where(matched > 0, chunks / np.where(matched > 0, matched, 1), 0.0)
     return f_mean * (1 - GAMMA * fragmentation**BETA)
 
 
