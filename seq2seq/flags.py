@@ -179,13 +179,13 @@ def check(args: argparse.Namespace, given: set[str]) -> None:
     ):
         if getattr(args, first) == "yes" and getattr(args, second) == "yes":
             refuse_together(f"--{first} yes", f"--{second} yes", why)
-    if args.resume == "yes" and args.prefix_model_path:
-        refuse_together("--resume yes", "--prefix_model_path", "resuming takes the weights of the last checkpoint")
     if args.prefix_model_path and args.finetune_model_path:
         refuse_together("--prefix_model_path", "--finetune_model_path", "one checkpoint at a time")
     _check_method(args, given)
     if args.do_train == "no":
         _check_decoding_run(args)
+    elif args.resume == "yes" and args.prefix_model_path:
+        refuse_together("--resume yes", "--prefix_model_path", "resuming takes the weights of the last checkpoint")
     elif args.finetune_model_path:
         raise UserError("--finetune_model_path is for --do_train no; to train on from it, --model_name_or_path DIR")
     elif args.train_file and not args.eval_file:
