@@ -1,0 +1,148 @@
+"""scripts/score.py as a user runs it: table and JSON out, refusals in one line, nothing half done."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefixlib.errors import UserError
+from scripts import score
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLD = "The Mill is a pub.\nThere is a pub, The Mill.\n\nAlimentum is cheap.\n\n"
+OUTPUT = "The Mill is a pub .\nAlimentum is cheap .\n"
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Paths of outputs and references of two E2E inputs."""
+    (tmp_path / "out").write_text(OUTPUT)
+    (tmp_path / "gold").write_text(GOLD)
+    return tmp_path
+
+
+def run(capsys, *argv) -> tuple[dict, list[str]]:
+    """(the JSON, the lines above it) of one call."""
+    score.main([str(argument) for argument in argv])
+    *text, last = capsys.readouterr().out.splitlines()
+    return json.loads(last), text
+
+
+def test_table_json_and_output_file(files, capsys):
+    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "BLEU", "CIDEr"]
+    result, text = run(capsys, *flags, "--output", files / "scores.json")
+    assert result["scores"] == {"BLEU": pytest.approx(100), "CIDEr": pytest.approx(result["scores"]["CIDEr"])}
+    assert (result["count"], result["empty"]) == (2, 0)
+    assert text[0].split() == ["metric", "score"]
+    assert text[1].split() == ["BLEU", "100.00"]
+    assert json.loads((files / "scores.json").read_text()) == result
+
+
+def test_bootstrap_adds_intervals(files, capsys):
+    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "ROUGE-L"]
+    result, text = run(capsys, *flags, "--bootstrap", "50")
+    assert result["intervals"] == {"ROUGE-L": [pytest.approx(100), pytest.approx(100)]}
+    assert text[1].split() == ["ROUGE-L", "100.00", "100.00", "to", "100.00"]
+
+
+def test_compare_two_systems(files, capsys):
+    (files / "worse").write_text("a b c\nd e f\n")
+    flags = ["e2e", "--compare", files / "worse", files / "out", "--references", files / "gold"]
+    result, text = run(capsys, *flags, "--metrics", "ROUGE-L", "--bootstrap", "100")
+    figures = result["scores"]["ROUGE-L"]
+    # "a b c" shares one word with each reference: precision 1/3, best recall 1/5; the other output shares none
+    assert (figures["A"], figures["B"], figures["difference"]) == (
+        pytest.approx(11.96, abs=0.01),
+        pytest.approx(100),
+        pytest.approx(88.04, abs=0.01),
+    )
+    assert 0 < figures["p"] <= 1
+    assert text[0].split()[:3] == ["metric", "A", "B"]
+
+
+def test_a_missing_metric_reads_na_and_says_what_to_install(files, capsys, monkeypatch):
+    monkeypatch.setattr("prefixlib.metrics.meteor.shutil.which", lambda name: None)
+    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "METEOR"]
+    result, text = run(capsys, *flags, "--bootstrap", "10")
+    assert result["scores"] == {"METEOR": None}
+    assert text[1].split() == ["METEOR", "n/a"]
+    assert any("METEOR n/a" in line and "Java" in line for line in text[2:])
+
+
+def test_empty_outputs_are_counted(files, capsys):
+    (files / "out").write_text("The Mill is a pub .\r\n\r\n")
+    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "BLEU"]
+    result, text = run(capsys, *flags)
+    assert (result["count"], result["empty"]) == (2, 1)
+    assert any("1 of them empty (scored as empty)" in line for line in text)
+
+
+def test_rouge_comes_with_its_distance_from_the_papers_tool(files, capsys):
+    (files / "target").write_text("Police kill the gunman.\nIt rained.\n")
+    result, text = run(capsys, "xsum", "--hypotheses", files / "target", "--references", files / "target")
+    assert result["scores"] == {"ROUGE-1": 100, "ROUGE-2": 100, "ROUGE-L": 100}
+    assert any("ROUGE-1.5.5" in line for line in text)
+
+
+def test_webnlg_split_brings_the_categories(files, capsys):
+    entry = {
+        "category": "Food",
+        "modifiedtripleset": [{"subject": "Bacon", "property": "is", "object": "Food"}],
+        "lexicalisations": [{"comment": "good", "lex": "Bacon is a food.", "xml_id": "Id1"}],
+    }
+    other = {**entry, "category": "Artist", "modifiedtripleset": [{"subject": "A", "property": "b", "object": "C"}]}
+    folder = files / "webnlg_challenge_2017"
+    folder.mkdir()
+    (folder / "dev.json").write_text(json.dumps({"entries": [{"1": entry}, {"2": other}]}))
+    (files / "out").write_text("Bacon is a food.\nsomething else\n")
+    flags = ["webnlg", "--hypotheses", files / "out", "--split", "valid", "--data_dir", files, "--metrics", "TER"]
+    result, _ = run(capsys, *flags)
+    assert result["scores"] == {"TER seen": 0, "TER unseen": 1, "TER all": 0.5}
+    (files / "out").write_text("one line\n")
+    with pytest.raises(UserError, match="out has 1 hypotheses but --split valid has 2 inputs"):
+        run(capsys, *flags)
+
+
+def test_categories_file_with_references(files, capsys):
+    (files / "categories").write_text("Food\nArtist\n")
+    flags = ["webnlg", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "TER"]
+    result, _ = run(capsys, *flags, "--categories", files / "categories")
+    assert list(result["scores"]) == ["TER seen", "TER unseen", "TER all"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--references", "gold"], "give either --hypotheses or --compare"),
+        (["--hypotheses", "out", "--compare", "out", "out", "--references", "gold"], "give either --hypotheses or"),
+        (["--hypotheses", "out"], "give either --references or --split"),
+        (["--hypotheses", "out", "--references", "gold", "--data_dir", "x"], "--data_dir x: goes with --split only"),
+        (["--hypotheses", "out", "--split", "test", "--categories", "x"], "--categories x: goes with --references"),
+        (["--hypotheses", "out", "--references", "gold", "--bootstrap", "-1"], "--bootstrap -1: expected"),
+        (["--hypotheses", "short", "--references", "gold"], "short has 3 hypotheses but gold has 2 inputs"),
+        (["--hypotheses", "none", "--references", "gold"], "--hypotheses none: no such file"),
+    ],
+)
+def test_refusals_are_one_line(files, monkeypatch, flags, message):
+    monkeypatch.chdir(files)
+    (files / "short").write_text("a\nb\nc\n")
+    with pytest.raises(UserError) as refused:
+        score.main(["e2e", *flags])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("folder", [".", "scripts"])
+def test_runs_from_both_folders(files, folder):
+    command = [sys.executable, str(ROOT / "scripts" / "score.py"), "e2e", "--metrics", "BLEU"]
+    command += ["--hypotheses", str(files / "out"), "--references", str(files / "gold")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / folder, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["scores"]["BLEU"] == pytest.approx(100)
+    command[command.index(str(files / "out"))] = str(files / "none")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / folder, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --hypotheses")
+    assert done.stderr.count("\n") == 1
