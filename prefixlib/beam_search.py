@@ -108,16 +108,18 @@ def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: De
     logits = model.prefill()
     for generated in range(rule.max_new_tokens):
         states = [(sentences[n].prompt, beam) for n in alive for beam in sentences[n].beams]
-        token_scores = _token_scores(logits, states, rule, generated)  # (R, V) on the model's device
-        beams_now = len(sentences[alive[0]].beams)
-        totals = token_scores.view(len(alive), beams_now, -1) + log_probabilities.to(token_scores.device).unsqueeze(-1)
-        vocabulary = totals.shape[-1]
-        candidates = min(2 * width, beams_now * vocabulary)
-        best, flat = totals.flatten(1).topk(candidates, dim=1)  # sorted, best first
-        best, flat = best.tolist(), flat.tolist()
+        allowed, normaliser = _allowed_logits(logits, states, rule, generated)
+        beams_now, wide = len(sentences[alive[0]].beams), min(2 * width, allowed.shape[1])
+        # the best 2K of a sentence are among the best 2K of each of its beams, so no (R, V) sum is ever made
+        values, token_ids = allowed.topk(wide, dim=1)  # (R, 2K)
+        totals = (values - normaliser).view(len(alive), beams_now, wide)
+        totals = (totals + log_probabilities.to(totals.device).unsqueeze(-1)).flatten(1)  # (sentences, K * 2K)
+        best, flat = totals.topk(wide, dim=1)  # sorted, best first
+        best, from_beams = best.tolist(), flat.div(wide, rounding_mode="floor").tolist()
+        candidates = token_ids.view(len(alive), -1).gather(1, flat).tolist()
         next_alive, rows, tokens, kept = [], [], [], []
         for index, n in enumerate(alive):
-            chosen = _choose(sentences[n], best[index], flat[index], vocabulary, rule, generated)
+            chosen = _choose(sentences[n], best[index], from_beams[index], candidates[index], rule, generated)
             if chosen is None:
                 continue
             next_alive.append(n)
@@ -137,12 +139,11 @@ def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: De
 
 
 def _choose(
-    sentence: _Sentence, scores: list[float], flat: list[int], vocabulary: int, rule: DecodingRule, generated: int
+    sentence: _Sentence, scores: list[float], beams: list[int], tokens: list[int], rule: DecodingRule, generated: int
 ) -> list[tuple[int, int, float]] | None:
     """The next K (beam, token, log-probability) of one sentence, or None when it is done. Stores what ended in eos."""
     chosen = []
-    for rank, (log_probability, position) in enumerate(zip(scores, flat, strict=True)):
-        beam, token = divmod(position, vocabulary)
+    for rank, (log_probability, beam, token) in enumerate(zip(scores, beams, tokens, strict=True)):
         if token == rule.eos_token_id:
             if rank < rule.num_beams:  # an eos that would not have been in the beam is dropped
                 sentence.keep(rule, sentence.beams[beam], log_probability, finished=True)
@@ -172,14 +173,14 @@ def sample(
     logits = model.prefill()
     for generated in range(rule.max_new_tokens):
         states = [(prompts[n], results[n].tokens) for n in alive]
-        scores = _token_scores(logits, states, rule, generated)  # (R, V)
+        allowed, normaliser = _allowed_logits(logits, states, rule, generated)
         if generators is None:
-            picked = scores.argmax(dim=-1)
+            picked = allowed.argmax(dim=-1)
         else:
-            nucleus = _nucleus(scores, rule).cpu()
+            nucleus = _nucleus(allowed, rule).cpu()
             drawn = [torch.multinomial(nucleus[row], 1, generator=generators[n]) for row, n in enumerate(alive)]
-            picked = torch.cat(drawn).to(scores.device)
-        gained = scores.gather(1, picked.unsqueeze(1)).squeeze(1).tolist()
+            picked = torch.cat(drawn).to(allowed.device)
+        gained = (allowed.gather(1, picked.unsqueeze(1)) - normaliser).squeeze(1).tolist()
         rows, next_alive = [], []
         for row, (n, token) in enumerate(zip(alive, picked.tolist(), strict=True)):
             results[n].score += gained[row]
@@ -197,37 +198,41 @@ def sample(
     return results
 
 
-def _nucleus(scores: Tensor, rule: DecodingRule) -> Tensor:
+def _nucleus(allowed: Tensor, rule: DecodingRule) -> Tensor:
     """Probabilities (R, V) of the smallest set of tokens whose mass reaches top_p; the others get 0."""
-    probabilities, order = (scores / rule.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    probabilities, order = (allowed / rule.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
     mass_before = probabilities.cumsum(dim=-1) - probabilities
     probabilities = probabilities.masked_fill(mass_before >= rule.top_p, 0.0)
-    return torch.zeros_like(scores).scatter(1, order, probabilities)
+    return torch.zeros_like(allowed).scatter(1, order, probabilities)
 
 
-def _token_scores(logits: Tensor, states: list, rule: DecodingRule, generated: int) -> Tensor:
-    """Log-probabilities (R, V) in float32, with what the rule forbids at -inf. `states`: (prompt, generated tokens)."""
+def _allowed_logits(logits: Tensor, states: list, rule: DecodingRule, generated: int) -> tuple[Tensor, Tensor]:
+    """Logits (R, V) in float32 with what the rule forbids at -inf, and their log-sum-exp (R, 1) before that.
+
+    Their difference is the log-probability: forbidding a token does not raise the others'. `states` holds (prompt,
+    generated tokens) per row.
+    """
     logits = logits.float()
     forced = None
     if generated == 0:
         forced = rule.forced_first_token_id
     if generated == rule.max_new_tokens - 1 and rule.forced_last_token_id is not None:
         forced = rule.forced_last_token_id
-    if forced is not None:  # forced before the softmax, so that the forced token costs nothing
+    if forced is not None:  # before the sum, so that the forced token costs nothing
         only = torch.full_like(logits, float("-inf"))
         only[:, forced] = logits[:, forced]
         logits = only
-    scores = logits.log_softmax(dim=-1)
+    normaliser = logits.logsumexp(dim=-1, keepdim=True)
     if rule.banned_token_ids:
-        scores[:, list(rule.banned_token_ids)] = float("-inf")
+        logits[:, list(rule.banned_token_ids)] = float("-inf")
     for row, (prompt, tokens) in enumerate(states):
         if len(prompt) + len(tokens) < rule.min_length:
-            scores[row, rule.eos_token_id] = float("-inf")
+            logits[row, rule.eos_token_id] = float("-inf")
         if rule.no_repeat_ngram_size:
             repeats = _repeated_ngram_tokens([*prompt, *tokens], rule.no_repeat_ngram_size)
             if repeats:
-                scores[row, repeats] = float("-inf")
-    return scores
+                logits[row, repeats] = float("-inf")
+    return logits, normaliser
 
 
 def _repeated_ngram_tokens(tokens: list[int], size: int) -> list[int]:
