@@ -64,7 +64,7 @@ class TableToTextDataset(Dataset):
 
 
 def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids per text. Nothing is added: spaces and separators are in the text (SPEC 1.1)."""
+    """Token ids per text. Nothing is added: spaces and separators are in the text."""
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
 

@@ -14,7 +14,7 @@ from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
 
 STRATEGIES = ("beam", "greedy", "nucleus")
 
-# transformers 3.2 cleaned decoded text so, and the published scores were taken after it (SPEC K15).
+# transformers 3.2 cleaned decoded text so, and the published scores were taken after it.
 CLEAN_UP = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
     *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
@@ -122,5 +122,5 @@ def to_text(tokenizer, tokens: Sequence[int]) -> str:
 
 
 def newline_token_ids(tokenizer) -> tuple[int, ...]:
-    """Tokens made of newlines alone, which decoding bans (198 and 628 in GPT-2's vocabulary, SPEC K9)."""
+    """Tokens made of newlines alone, which decoding bans (198 and 628 in GPT-2's vocabulary)."""
     return tuple(sorted(index for token, index in tokenizer.get_vocab().items() if token and set(token) <= {"Ċ", "\n"}))

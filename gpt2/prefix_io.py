@@ -60,7 +60,7 @@ def load_prefix(directory: Path | str) -> LoadedPrefix:
 
 
 def _load_original(directory: Path) -> LoadedPrefix:
-    """config.json + pytorch_model.bin as the original wrote them (SPEC 7); only its standard prefix is known here."""
+    """config.json + pytorch_model.bin as the original wrote them; only its standard prefix is known here."""
     saved, network = checkpoint.read_original_weights(directory)
     expected = {f"control_trans.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")} | {"wte.weight"}
     if network.keys() != expected:

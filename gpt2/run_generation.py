@@ -188,7 +188,7 @@ def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: a
 def write_outputs(
     stem: Path, strategy: str, outputs: Sequence[str], groups: Sequence[Group], prompts: Sequence[str]
 ) -> None:
-    """The three output files (SPEC 6.1)."""
+    """The three output files, named as the original named them."""
     gold = "".join("".join(f"{reference}\n" for reference in group.references) + "\n" for group in groups)
     for kind, text in (
         (strategy, "".join(f"{output}\n" for output in outputs)),

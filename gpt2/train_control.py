@@ -114,7 +114,7 @@ class PrefixLM(nn.Module):
     """A frozen language model with a prefix in front: what the trainer moves and the decoder asks.
 
     `train_base` puts the frozen model in train mode together with the prefix: for its dropout, or because
-    checkpointed layers recompute only there. The original's default is eval mode, without dropout (SPEC fact 3).
+    checkpointed layers recompute only there. The original's default is eval mode, without dropout.
     `checkpointing` recomputes activations in the backward pass; a cache would not survive that, so the prefix then
     enters inside the attention function.
     """

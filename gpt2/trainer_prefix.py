@@ -26,7 +26,7 @@ OBJECTIVE_MODES = (0, 1, 2, 3, 4)
 
 
 def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, mode: int) -> Tensor:
-    """The original's five objectives (SPEC 4.1); the training loss is the mean of what is returned.
+    """The original's five objectives; the training loss is the mean of what is returned.
 
     Args:
         nll: (S,) negative log-likelihood of every scored token.
@@ -78,7 +78,7 @@ class PrefixTrainer(Trainer):
         self.add_callback(LogLines(bar=not self.args.disable_tqdm))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Scalar loss of a batch from `collate`; fine-tuning always takes the token mean (SPEC 2)."""
+        """Scalar loss of a batch from `collate`; fine-tuning always takes the token mean."""
         input_ids, labels = inputs["input_ids"], inputs["labels"]
         if isinstance(self.accelerator.unwrap_model(model), PreTrainedModel):
             loss = model(input_ids=input_ids, attention_mask=inputs["attention_mask"], labels=labels).loss

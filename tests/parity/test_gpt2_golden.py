@@ -35,7 +35,7 @@ def test_losses_of_all_modes_and_gradients(golden_gpt2, checkpointing):
     model = PrefixLM(base, prefix, train_base=checkpointing, checkpointing=checkpointing).train()
     input_ids, labels = arrays["batch.input_ids"], arrays["batch.labels"]
     nll, rows = model(input_ids, labels)
-    # the original counts padding as text in mode 4, and looks for GPT-2's own eos (SPEC F18, repaired in the trainer)
+    # the original counts padding as text in mode 4, and looks for GPT-2's own eos (repaired in the trainer)
     every_token = torch.full((3,), input_ids.shape[1])
     not_eos = input_ids.ne(99).sum(dim=1)
     for mode in range(5):

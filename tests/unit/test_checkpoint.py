@@ -113,7 +113,7 @@ def test_flags_that_contradict_name_both_values():
 
 
 def write_original(directory, prefix, **changes):
-    """A checkpoint as the original code wrote it (SPEC 7)."""
+    """A checkpoint as the original code wrote it."""
     config = {"n_layer": 2, "n_head": 2, "n_embd": 16, "preseqlen": 3, "mid_dim": 8, "format_mode": "cat"}
     config |= {"optim_prefix": True, "_my_arg_task_mode": "webnlg", "_my_arg_tune_mode": "prefixtune"}
     directory.mkdir()

@@ -71,7 +71,7 @@ def test_flat_prefix_equals_the_network(tiny_lm):
     for (keys, values), (network_keys, network_values) in zip(layers, tiny_lm.prefix(2), strict=True):
         assert torch.equal(keys, network_keys)
         assert torch.equal(values, network_values)
-    # column ((2*layer + kv)*H + head)*D + d holds one number of one head (SPEC 3.1)
+    # column ((2*layer + kv)*H + head)*D + d holds one number of one head
     assert torch.equal(layers[1][1][0, 1, 2, 3], flat[2, ((2 * 1 + 1) * 2 + 1) * 8 + 3])
 
 
@@ -116,7 +116,7 @@ def test_a_prefix_that_does_not_fit_is_refused(length):
 
 
 def test_parameter_counts_of_the_paper():
-    """GPT-2 medium, mid_dim 512: P 5 trains 25,744,896 numbers and keeps 245,760 (SPEC 3.1, PAPER Cost)."""
+    """GPT-2 medium, mid_dim 512: P 5 trains 25,744,896 numbers and keeps 245,760 (paper, section 4.3)."""
     config = GPT2Config(n_layer=24, n_head=16, n_embd=1024)
     with torch.device("meta"):
         for length, count in ((5, 25_744_896), (10, 25_750_016)):
@@ -126,7 +126,7 @@ def test_parameter_counts_of_the_paper():
 
 
 def test_initialisation_is_torch_default_not_transformers():
-    """Embeddings N(0, 1), linears U(-1/sqrt(fan_in), 1/sqrt(fan_in)) (SPEC K2)."""
+    """Embeddings N(0, 1), linears U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     torch.manual_seed(0)
     config = GPT2Config(n_layer=4, n_head=4, n_embd=256)
     prefix = PrefixTuning(PrefixConfig.for_model(config, preseqlen=50, mid_dim=64, **SETTINGS))
