@@ -69,7 +69,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                 setattr(args, name, value)
         args.model_name_or_path, args.data_dir = str(DEMO_DATA / "gpt2"), str(DEMO_DATA)
     flags.check(args)
-    if args.bsz % args.num_processes:
+    if args.num_processes > 0 and args.bsz % args.num_processes:
         raise UserError(f"--bsz {args.bsz} cannot be shared by --num_processes {args.num_processes}: not a multiple")
     for name in ("notes", "dir_name"):
         if "/" in (getattr(args, name) or ""):

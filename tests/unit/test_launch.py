@@ -53,12 +53,13 @@ def test_several_processes_go_through_torchrun():
         (["--tuning_mode", "finetune", "--objective_mode", "3"], "--tuning_mode finetune and --objective_mode do not"),
         (["--demo", "yes", "--data_dir", "x"], "--demo yes and --data_dir do not go together"),
         (["--bsz", "5", "--num_processes", "2"], "--bsz 5 cannot be shared by --num_processes 2"),
+        (["--num_processes", "0"], "--num_processes 0: at least 1 process is needed"),
         (["--notes", "a/b"], "--notes 'a/b': becomes part of a folder's name"),
     ],
 )
 def test_what_makes_no_sense_is_refused(argv, message):
     with pytest.raises(UserError, match=message) as error:
-        train_e2e.parse_args(argv)
+        train_e2e.build_command(train_e2e.parse_args(argv))
     assert "\n" not in str(error.value)
 
 
