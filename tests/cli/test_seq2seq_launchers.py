@@ -195,7 +195,7 @@ def test_bad_input_is_named(place, tmp_path, monkeypatch, what, changes, message
 
 
 def test_two_processes_equal_one(place, tmp_path):
-    """21 examples in batches of 4 over 2 processes: one has a filler for its last batch; 5 validation texts are shared.
+    """21 examples in batches of 4 and 5 validation texts in twos: one of the processes ends with a filler each time.
 
     Same global batches, no dropout; the whole way from the launcher through torchrun and gloo.
     """
@@ -203,7 +203,7 @@ def test_two_processes_equal_one(place, tmp_path):
     data = make_summaries(tmp_path / "data", train=21)
     outputs = [tmp_path / "one", tmp_path / "two"]
     finetune.main(training_flags(still, data, outputs[0], epoch=1))
-    line = training_flags(still, data, outputs[1], epoch=1)
+    line = training_flags(still, data, outputs[1], epoch=1, eval_batch_size=1)
     done = run_command("seq2seq/train_bart.py", *line, "--num_processes=2")
     assert done.returncode == 0, done.stderr[-2000:]
     weights = [load_file(output / "prefix_model.safetensors") for output in outputs]

@@ -7,7 +7,9 @@ import torch
 from transformers import BartForConditionalGeneration
 
 from prefixlib import attention, checkpoint
+from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
+from seq2seq.generation import decode
 from seq2seq.prefix_io import load_prefix, save_prefix
 from seq2seq.prefixTuning import (
     BRANCHES,
@@ -128,6 +130,30 @@ def test_a_padded_row_equals_the_row_alone(bart):
     for row, (source, target) in enumerate(sizes):
         alone = lm(ids[row : row + 1, :source], mask[row : row + 1, :source], out[row : row + 1, :target])
         assert (together[row, :target] - alone[0]).abs().max() < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_start_token_with_the_padding_s_id_is_seen(bart):
+    """Pegasus starts its decoder with the padding token."""
+    lm, ids, out = PrefixLM(bart, make_prefix(bart)).eval(), tokens(2, 7), tokens(2, 5, 1)
+    out[:, 0] = bart.config.pad_token_id
+    with attend_to(bart, lm.prefix(1)):
+        unmasked = bart(input_ids=ids, decoder_input_ids=out, use_cache=False).logits
+    assert (lm(ids, torch.ones_like(ids), out) - unmasked).abs().max() < TOLERANCE
+
+
+def test_decoding_keeps_file_order_and_ignores_the_batch(bart):
+    """Seven sources of different lengths, whatever the batch: the same outputs in the same places."""
+    prefix = make_prefix(bart)(1)
+    sources = [tokens(1, size, size)[0].tolist() for size in (4, 9, 2, 7, 5, 12, 3)]
+    rule = DecodingRule(eos_token_id=2, max_new_tokens=9, num_beams=3, min_length=3, forced_last_token_id=2)
+    runs = [
+        decode(bart, sources, rule, prefix=prefix, batch_size=size, progress=False) for size in (1, 2, 3, len(sources))
+    ]
+    outputs = [[hypothesis.tokens for hypothesis in run] for run in runs]
+    assert len(outputs[0]) == 7
+    assert len({tuple(tokens) for tokens in outputs[0]}) > 1
+    assert all(output == outputs[0] for output in outputs[1:])
 
 
 def test_dropout_is_drawn_for_every_row_after_the_expansion(bart):

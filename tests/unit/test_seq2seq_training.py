@@ -165,6 +165,15 @@ def test_dropout_of_the_frozen_model_can_be_turned_off(place, tmp_path, monkeypa
     assert again["train"]["curves"]["train"] == losses["no"]
 
 
+def test_dropout_is_drawn_anew_for_every_batch(place, tmp_path):
+    """One example four times over, weights as good as still: four losses with dropout, one without."""
+    for switch, different in (("yes", 4), ("no", 1)):
+        still = {"learning_rate": 1e-30, "n_train": 1, "epoch": 4, "use_dropout": switch}
+        _, results = train(place, tmp_path / switch, **still)
+        assert len(results["train"]["curves"]["train"]) == 4
+        assert len({round(loss, 5) for _, loss in results["train"]["curves"]["train"]}) == different
+
+
 def test_checkpointing_changes_nothing(place, whole_run, tmp_path):
     weights, _ = train(place, tmp_path, gradient_accumulation_steps=2, dropout=0.2, gradient_checkpointing="yes")
     assert equal(weights, whole_run[0])
@@ -209,8 +218,11 @@ def test_best_checkpoint_and_early_stopping(place, tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(place, tmp_path):
-    with pytest.raises(UserError, match=r"training stopped at step \d+: .* try a lower --learning_rate"):
-        train(place, tmp_path, learning_rate=1e30, epoch=3)
+    with pytest.raises(UserError, match=r"training stopped at step 2: the loss is not a number; try a lower --learn"):
+        train(place, tmp_path / "logged", learning_rate=1e30)
+    with pytest.raises(UserError, match=r"training stopped at step \d: .* is not finite; try a lower --learning_rate"):
+        train(place, tmp_path / "saved", learning_rate=1e30, logging_steps=1000, save_steps=2)
+    assert not (tmp_path / "saved" / lightning_base.RESUME).exists()
 
 
 @pytest.mark.parametrize(
