@@ -1,7 +1,8 @@
-"""METEOR 1.5 (Denkowski & Lavie 2014) for English, through the official jar that pycocoevalcap ships.
+"""METEOR 1.5 (Denkowski & Lavie 2014) for English, with the official jar's tables (`-l en -norm`).
 
-The jar runs once per file (`-l en -norm -ssOut -r REFERENCES`) and gives sufficient statistics per segment; the corpus
-score is computed from their sum, as the jar does. It needs a Java runtime and `pip install -e .[meteor]`.
+The tables come with the PyPI package pycocoevalcap (`pip install -e .[meteor]`): the jar and its paraphrases. `METRIC`
+aligns in Python and needs no Java. `JAR` runs the official jar once per file instead (`-ssOut`: it prints sufficient
+statistics per segment); both give the same statistics, and the corpus score is computed from their sum as the jar does.
 """
 
 import importlib.util
@@ -10,13 +11,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from prefixlib.metrics.base import Metric, Unavailable
+from prefixlib.metrics.base import Metric, Unavailable, progress
 
 # The jar's parameters for English, task "rank" (tuned on WMT data by its authors)
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 MODULE_WEIGHTS = (1.0, 0.6, 0.8, 0.6)  # exact, stem, synonym, paraphrase
 COLUMNS = 23
-INSTALL = "pip install -e .[meteor] and a Java runtime"
+INSTALL = "pip install -e .[meteor]"
+INSTALL_JAVA = f"{INSTALL} and a Java runtime"
 
 
 def find_jar() -> Path:
@@ -35,7 +37,30 @@ def one_line(text: str) -> str:
 
 
 def statistics(hypotheses: list[str], references: list[list[str]]):
-    """(N, 23) array of the jar's statistics: lengths, function words, matches per module, chunks, matched words.
+    """(N, 23) array against each hypothesis's best reference: lengths, function words, matches per module, chunks,
+    matched words, as the jar orders them.
+    """
+    import numpy as np
+
+    from prefixlib.metrics.meteor_align import segment_statistics
+    from prefixlib.metrics.meteor_text import Tables
+
+    tables = Tables(find_jar())
+    tests = [tables.normalise(text) for text in hypotheses]
+    targets = [[tables.normalise(text) for text in texts] or [[]] for texts in references]
+    vocabulary = {word for words in tests for word in words}
+    vocabulary.update(word for texts in targets for words in texts for word in words)
+    tables.load_paraphrases(vocabulary)
+    chosen = np.zeros((len(tests), COLUMNS))
+    for i in progress(range(len(tests)), "METEOR"):
+        rows = np.array([segment_statistics(tests[i], words, tables) for words in targets[i]], dtype=float)
+        rows = without_perfect_chunks(rows)
+        chosen[i] = rows[combine(rows).argmax()]
+    return chosen
+
+
+def jar_statistics(hypotheses: list[str], references: list[list[str]]):
+    """(N, 23) array, from the jar. Raises Unavailable without Java or the package.
 
     A segment with fewer references than the most is filled up with empty ones, which never win.
     """
@@ -43,7 +68,7 @@ def statistics(hypotheses: list[str], references: list[list[str]]):
 
     jar, java = find_jar(), shutil.which("java")
     if java is None:
-        raise Unavailable(INSTALL)
+        raise Unavailable(INSTALL_JAVA)
     most = max((len(texts) for texts in references), default=1) or 1
     with tempfile.TemporaryDirectory() as folder:
         test, gold = Path(folder) / "test.txt", Path(folder) / "reference.txt"
@@ -57,7 +82,7 @@ def statistics(hypotheses: list[str], references: list[list[str]]):
     rows = [[float(value) for value in row] for row in rows if len(row) == COLUMNS]
     if done.returncode or len(rows) != len(hypotheses):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Unavailable(f"{INSTALL} (the METEOR jar failed: {last})")
+        raise Unavailable(f"{INSTALL_JAVA} (the METEOR jar failed: {last})")
     return without_perfect_chunks(np.array(rows))
 
 
@@ -91,3 +116,4 @@ def combine(sums):
 
 
 METRIC = Metric("METEOR", statistics, combine)
+JAR = Metric("METEOR-jar", jar_statistics, combine)

@@ -25,28 +25,33 @@ class Task:
     metrics: tuple[Metric, ...]
     mode: str  # the name prefixlib.readers gives the data
     prepare: Callable | None = None  # (hypotheses, references) -> the same, as the official scripts prepare them
+    on_request: tuple[Metric, ...] = ()  # computed only where asked for by name
     by_category: bool = False  # seen / unseen / all
     note: str = ""  # to print under the table
 
 
-def _coco_meteor(hypotheses, references):
-    """The E2E scorer hands METEOR the text that it tokenises for ROUGE-L and CIDEr."""
-    tokenised = [[" ".join(ptb.tokens(text)) for text in texts] for texts in references]
-    return meteor.statistics([" ".join(ptb.tokens(text)) for text in hypotheses], tokenised)
+def _on_coco_tokens(metric: Metric) -> Metric:
+    """METEOR as the E2E scorer calls it: on the text that it tokenises for ROUGE-L and CIDEr, in percent."""
+
+    def statistics(hypotheses, references):
+        tokenised = [[" ".join(ptb.tokens(text)) for text in texts] for texts in references]
+        return metric.statistics([" ".join(ptb.tokens(text)) for text in hypotheses], tokenised)
+
+    return replace(metric, statistics=statistics, scale=100)
 
 
 _E2E = (
     bleu.MTEVAL,
     nist.METRIC,
-    replace(meteor.METRIC, statistics=_coco_meteor, scale=100),
+    _on_coco_tokens(meteor.METRIC),
     replace(rouge_l.METRIC, scale=100),
     cider.METRIC,
 )
 _TRIPLES = (bleu.MULTI, meteor.METRIC, ter.METRIC)
 TASKS = {
-    "e2e": Task(_E2E, "data2text"),
-    "webnlg": Task(_TRIPLES, "webnlg", normalise.webnlg, by_category=True),
-    "dart": Task(_TRIPLES + learned.METRICS, "triples", normalise.dart),
+    "e2e": Task(_E2E, "data2text", on_request=(_on_coco_tokens(meteor.JAR),)),
+    "webnlg": Task(_TRIPLES, "webnlg", normalise.webnlg, on_request=(meteor.JAR,), by_category=True),
+    "dart": Task(_TRIPLES + learned.METRICS, "triples", normalise.dart, on_request=(meteor.JAR,)),
     "xsum": Task(rouge.METRICS, "xsum", note=rouge.DISTANCE),
     "cnn_dm": Task(rouge.METRICS, "cnndm", note=rouge.DISTANCE),
 }
@@ -83,11 +88,12 @@ def choose_metrics(task: Task, wanted: Collection[str] | None) -> list[Metric]:
     """The task's metrics, or those of them that are asked for; raises UserError for any other name."""
     if wanted is None:
         return list(task.metrics)
-    names = {metric.name.lower(): metric for metric in task.metrics}
+    metrics = (*task.metrics, *task.on_request)
+    names = {metric.name.lower() for metric in metrics}
     for name in wanted:
         if name.lower() not in names:
-            raise UserError(f"metric {name!r}: this task has {', '.join(metric.name for metric in task.metrics)}")
-    return [metric for metric in task.metrics if metric.name.lower() in {name.lower() for name in wanted}]
+            raise UserError(f"metric {name!r}: this task has {', '.join(metric.name for metric in metrics)}")
+    return [metric for metric in metrics if metric.name.lower() in {name.lower() for name in wanted}]
 
 
 def segment_groups(task: Task, count: int, categories, seen_categories) -> list[tuple[str, Any]]:

@@ -63,12 +63,12 @@ def test_compare_two_systems(files, capsys):
 
 
 def test_a_missing_metric_reads_na_and_says_what_to_install(files, capsys, monkeypatch):
-    monkeypatch.setattr("prefixlib.metrics.meteor.shutil.which", lambda name: None)
+    monkeypatch.setattr("prefixlib.metrics.meteor.importlib.util.find_spec", lambda name: None)
     flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "METEOR"]
     result, text = run(capsys, *flags, "--bootstrap", "10")
     assert result["scores"] == {"METEOR": None}
     assert text[1].split() == ["METEOR", "n/a"]
-    assert any("METEOR n/a" in line and "Java" in line for line in text[2:])
+    assert any("METEOR n/a" in line and "pip install" in line for line in text[2:])
 
 
 def test_empty_outputs_are_counted(files, capsys):

@@ -73,6 +73,11 @@ def test_nist_penalty_is_one_half_at_two_thirds_of_the_length():
     assert score(nist.METRIC, ["A b"], [["a b c"]]) == pytest.approx(math.log2(3) / 2)
 
 
+def test_nist_counts_a_word_as_often_as_one_reference_has_it():
+    # a: log2(4/2) = 1 bit; said twice, but no reference has it twice: 1 of 2
+    assert score(nist.METRIC, ["a a"], [["a b", "a c"]]) == pytest.approx(0.5)
+
+
 def test_nist_takes_the_mean_reference_length():
     assert nist.METRIC.statistics(["a"], [["a b", "a b c d"]])[0, :2].tolist() == [1, 3]
 

@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 
-from prefixlib.metrics import score_task
-from prefixlib.metrics.meteor import find_jar
+from prefixlib.metrics import meteor, score_task
+from prefixlib.metrics.base import Unavailable
 
 slow = pytest.mark.skipif(os.environ.get("PREFIX_TUNING_SLOW") != "1", reason="PREFIX_TUNING_SLOW=1 runs it")
 BLEU = {  # multi-bleu, lower-cased, three references: bleu3ref-*.txt
@@ -60,11 +60,13 @@ def dart(data_dir):
     return lines(folder / "bart-large_dart.txt"), [list(texts) for texts in zip(*references, strict=True)]
 
 
-def needs_meteor():
-    if shutil.which("java") is None:
-        pytest.skip("no Java runtime")
-    pytest.importorskip("pycocoevalcap")
-    find_jar()
+@pytest.fixture
+def meteor_tables():
+    """Skips where the package with METEOR's tables is not installed."""
+    try:
+        meteor.find_jar()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.mark.parametrize("system", E2E)
@@ -127,20 +129,42 @@ def test_dart_ter(data_dir):
     assert round(score_task("dart", *dart(data_dir), metrics=["TER"])["TER"], 3) == 0.447  # tercom's
 
 
+def test_meteor_of_the_first_segments(data_dir, meteor_tables):
+    hypotheses, references = webnlg(data_dir, "GKB_Unimelb", "all")
+    rows = meteor.statistics(hypotheses[:150], references[:150])
+    # the official jar's statistics (-ssOut) of the first three and its score of all 150
+    assert rows[:3].tolist() == [
+        [11, 11, 4, 4, 7, 7, 3, 3, *[0] * 12, 2, 10, 10],
+        [23, 23, 7, 7, 16, 16, 7, 7, *[0] * 12, 0, 23, 23],  # word for word: its chunk does not count
+        [18, 15, 7, 5, 10, 10, 5, 5, *[0] * 12, 4, 15, 15],
+    ]
+    assert float(meteor.combine(rows.sum(axis=0))) == pytest.approx(0.5340511996169814, abs=1e-12)
+
+
 @slow
 @pytest.mark.parametrize("part", METEOR)
-def test_webnlg_meteor_through_the_jar(data_dir, part):
-    needs_meteor()
+def test_webnlg_meteor(data_dir, meteor_tables, part):
     found = score_task("webnlg", *webnlg(data_dir, "GKB_Unimelb", part), metrics=["METEOR"])
     assert found["METEOR"] == pytest.approx(METEOR[part], abs=1e-12)
 
 
 @slow
 @pytest.mark.parametrize("system", E2E)
-def test_e2e_meteor_through_the_jar(data_dir, system):
-    needs_meteor()
+def test_e2e_meteor(data_dir, meteor_tables, system):
     found = score_task("e2e", *e2e(data_dir, system), metrics=["METEOR"])
     assert round(found["METEOR"] / 100, 4) == E2E[system]["METEOR"]
+
+
+@slow
+def test_meteor_agrees_with_the_jar_on_every_segment(data_dir, meteor_tables):
+    if shutil.which("java") is None:
+        pytest.skip("no Java runtime")
+    # untokenised text with the punctuation of real writing: E2E's first references against the others
+    _, references = e2e(data_dir, "seed1_epoch16")
+    texts = [texts[0] for texts in references if len(texts) > 1]
+    others = [texts[1:] for texts in references if len(texts) > 1]
+    assert len(texts) > 400
+    assert (meteor.statistics(texts, others) == meteor.jar_statistics(texts, others)).all()
 
 
 def xsum(data_dir, count: int | None = None):

@@ -74,22 +74,26 @@ def test_refusals_name_both_numbers_and_the_choices():
         score_task("e2e", [], [])
     with pytest.raises(UserError, match="task 'squad': unknown; one of e2e, webnlg"):
         score_task("squad", TEXTS, [["a"]] * 3)
-    with pytest.raises(UserError, match=r"metric 'METEORR': this task has BLEU, METEOR, TER"):
+    with pytest.raises(UserError, match=r"metric 'METEORR': this task has BLEU, METEOR, TER, METEOR-jar"):
         score_task("webnlg", TEXTS, [["a"]] * 3, metrics=["METEORR"])
 
 
-def test_without_java_meteor_is_none_and_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(meteor.shutil, "which", lambda name: None)
+def test_without_its_package_meteor_is_none_and_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(meteor.importlib.util, "find_spec", lambda name: None)
     table = tasks.measure("webnlg", TEXTS, [["a"]] * 3, ["Food", "Food", "Artist"], metrics=["METEOR", "TER"])
     assert [figure.name for figure in table[:3]] == ["METEOR seen", "METEOR unseen", "METEOR all"]
     assert [figure.score() for figure in table[:3]] == [None] * 3
-    assert "Java" in table[0].unavailable
+    assert table[0].unavailable == "pip install -e .[meteor]"
     assert table[3].score() > 0
 
 
-def test_without_its_package_meteor_is_none(monkeypatch):
-    monkeypatch.setattr(meteor.importlib.util, "find_spec", lambda name: None)
-    assert score_task("webnlg", TEXTS, [["a"]] * 3, metrics=["METEOR"]) == {"METEOR": None}
+def test_the_jar_needs_java_and_is_asked_for_by_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(meteor, "find_jar", lambda: tmp_path)
+    monkeypatch.setattr(meteor.shutil, "which", lambda name: None)
+    table = tasks.measure("webnlg", TEXTS, [["a"]] * 3, metrics=["METEOR-jar"])
+    assert table[0].score() is None
+    assert "Java" in table[0].unavailable
+    assert "METEOR-jar" not in [metric.name for metric in tasks.TASKS["webnlg"].metrics]
 
 
 def test_learned_metrics_are_none_where_not_installed(monkeypatch):
