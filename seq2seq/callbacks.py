@@ -105,6 +105,9 @@ class Checkpoints(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best, self.worse = state["best"], state["worse"]
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        trainer.should_stop = 0 <= self.patience <= self.worse  # killed after it had decided to stop
+
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
         last = batch_idx + 1 == trainer.num_training_batches  # then validation comes first: see on_train_epoch_end
         if trainer.global_step != self.saved_step and trainer.global_step % self.every == 0 and not last:

@@ -5,6 +5,7 @@ python seq2seq/train_bart.py --mode xsum --do_train no --prefix_model_path seq2s
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,15 @@ DEMO = {
     "prefixtune": {"preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 5, "learning_rate": 2e-3},
     "finetune": {"bsz": 16, "epoch": 5, "learning_rate": 5e-4},
 }
-OWN = ("notes", "dir_name", "output_dir", "num_processes", "demo", "dry_run")  # flags that the child does not get
+OWN = (
+    "notes",
+    "dir_name",
+    "output_dir",
+    "num_processes",
+    "demo",
+    "demo_mode",
+    "dry_run",
+)  # flags that the child does not get
 
 
 def make_parser(description: str, modes: Sequence[str]) -> Parser:
@@ -41,6 +50,7 @@ def make_parser(description: str, modes: Sequence[str]) -> Parser:
     group.add_argument("--output_dir", help="the output folder itself (default: seq2seq/TASK_models/NAME)")
     group.add_argument("--num_processes", type=int, default=1, help="processes on this machine, one per GPU")
     add_yes_no(group, "--demo", "no", "the bundled model and data, with settings that suit them")
+    parser.set_defaults(demo_mode="xsum" if "xsum" in modes else "webnlg")
     group.add_argument("--dry_run", action="store_true", help="print the command line and stop")
     return parser
 
@@ -50,8 +60,8 @@ def parse_args(argv: list[str], parser: Parser) -> tuple[argparse.Namespace, set
 
     Raises UserError for contradictions.
     """
-    if "--demo" in argv and "--mode" not in argv:
-        argv = ["--mode", "xsum", *argv]
+    if {"--demo=yes"} & set(argv) or ("--demo", "yes") in itertools.pairwise(argv):
+        argv = ["--mode", parser.get_default("demo_mode"), *argv]  # a --mode of its own comes later and wins
     args, given = parser.parse_args(argv), explicit_flags(parser, argv)
     if args.demo == "yes":
         for name in ("model_name_or_path", "data_dir", "train_file"):
