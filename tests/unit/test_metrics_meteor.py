@@ -60,7 +60,7 @@ def test_modules(tables):
 
 
 def test_half_words_that_compete_are_cut_off(tables):
-    # stem and synonym both match, so neither is certain; half a word adds nothing and a chunk costs: the jar gives 0 too
+    # stem and synonym both match, so neither is certain; half a word adds nothing and a chunk costs (so does the jar)
     assert score(tables, "pubs", "pub") == ([0, 0, 0, 0, 0], 0)
 
 
