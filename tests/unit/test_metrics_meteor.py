@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prefixlib.metrics import meteor
-from prefixlib.metrics.meteor_align import segment_statistics
+from prefixlib.metrics.meteor_align import EXACT, SYNONYM, find_matches, segment_statistics
 from prefixlib.metrics.meteor_text import Tables
 
 
@@ -97,3 +97,11 @@ def test_the_best_reference_counts(tables, monkeypatch):
     rows = meteor.statistics(["the pub", "x"], [["zebra", "the pub", ""], []])
     assert rows[0].tolist() == [2, 2, 1, 1, 1, 1, 1, 1, *[0] * 12, 0, 2, 2]
     assert rows[1, :2].tolist() == [1, 0]
+
+
+def test_equal_texts_are_matched_word_for_word_only(tables):
+    # "big" and "large" are synonyms, which would compete with the words themselves
+    matches = find_matches(["big", "large"], ["big", "large"], tables)
+    assert [[match.module for match in each] for each in matches] == [[EXACT], [EXACT]]
+    matches = find_matches(["big", "large"], ["large", "big"], tables)
+    assert [[match.module for match in each] for each in matches] == [[EXACT, SYNONYM], [EXACT, SYNONYM]]
