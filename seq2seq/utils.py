@@ -142,10 +142,8 @@ class EpochBatches(Sampler):
         return -(-self.size // self.batch)
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator: it reads its place when it is first asked, for a DataLoader with workers makes two and asks one.
         epoch, skip, self.skip = self.epoch, self.skip, 0
-        return self._batches(epoch, skip)
-
-    def _batches(self, epoch: int, skip: int) -> Iterator[list[int]]:
         order = list(range(self.size))
         if self.seed is not None:
             order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()

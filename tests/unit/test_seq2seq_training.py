@@ -81,6 +81,17 @@ def test_resumed_equals_uninterrupted(place, whole_run, tmp_path, monkeypatch, c
     assert not (tmp_path / lightning_base.RESUME).exists()  # it has done its work
 
 
+def test_resumed_with_workers_equals_uninterrupted_without(place, whole_run, tmp_path, monkeypatch):
+    """Worker processes fetch ahead; what they had fetched when the run was killed is fetched again."""
+    settings = {"gradient_accumulation_steps": 2, "dropout": 0.2, "save_steps": 1, "num_workers": 1}
+    with monkeypatch.context() as patch:
+        kill_at(patch, Checkpoints, "on_train_batch_end", 9)
+        with pytest.raises(Killed):
+            train(place, tmp_path, **settings)
+    weights, _ = train(place, tmp_path, resume="yes", **settings)
+    assert equal(weights, whole_run[0])
+
+
 def test_half_written_checkpoint_is_never_seen(place, tmp_path, monkeypatch):
     """A run killed while it writes its second checkpoint leaves the first one whole."""
     saved = lightning_base.files.sync_file
