@@ -24,7 +24,7 @@ setup(
     ],
     extras_require={
         "peers": ["peft>=0.14"],  # only for the comparisons in scripts/benchmark.py
-        "meteor": ["pycocoevalcap>=1.2"],  # the official METEOR 1.5 jar and its tables (needs a Java runtime)
+        "meteor": ["pycocoevalcap>=1.2"],  # the official METEOR 1.5 tables (and its jar)
         "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8"],
     },
 )
