@@ -127,6 +127,7 @@ def test_rouge_of_the_corpus_and_the_original_s_average():
     # sentences in another order: summary-level ROUGE-L still finds both
     swapped = rouge.rouge_lsum(["It rained. We slept."], [["We slept. It rained."]])
     assert swapped == pytest.approx(100)
+    assert rouge.rouge_lsum(["Cats dream. Birds sing."], [["birds sing cats dream"]]) == pytest.approx(100)
     assert rouge.sentence_scores("It rained. We slept.", ["We slept. It rained."])["rougeL"] == pytest.approx(50)
 
 
