@@ -1,4 +1,4 @@
-"""The method: a frozen encoder-decoder steered by three trained prefixes of keys and values (paper sections 4 and 5.2).
+"""The method: a frozen encoder-decoder steered by three trained prefixes of keys and values (paper section 4).
 
 Legend: B batch, S source tokens, T target tokens, P prefix length, L layers, H heads, D head size, E = H*D, M mid_dim.
 
