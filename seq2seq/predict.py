@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 def predict(args: argparse.Namespace, given: set[str], output: Path) -> None:
     """Decode the test file with a checkpoint; write test_beam_LENGTHPENALTY and the scores."""
+    model, tokenizer, prefix, task = load_checkpoint(args, given)
     path = find_file(args.mode, "test", args.test_file, args.data_dir)
     examples = load_examples(args.mode, "test", path, args.n_test)
     examples = [examples[n] for n in range(len(examples))]
-    model, tokenizer, prefix, task = load_checkpoint(args, given)
     if args.max_source_length is None:
         args.max_source_length = task.get("max_source_length")
     lengths = find_lengths(args, model.config)

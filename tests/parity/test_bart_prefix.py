@@ -1,4 +1,4 @@
-"""The BART prefix against the first implementation's numbers (tests/golden): every array within 1e-5 x max(1, |x|max)."""
+"""The BART prefix against the first implementation's numbers: every array within 1e-5 x max(1, |x|max)."""
 
 import json
 from pathlib import Path
