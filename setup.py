@@ -13,7 +13,7 @@ setup(
         "transformers>=5.4",
         "accelerate>=1.1",
         "datasets>=3.0",
-        "lightning>=2.4",
+        "lightning>=2.5.5",
         "safetensors>=0.4.3",
         "nltk>=3.9",
         "sacrebleu>=2.4",

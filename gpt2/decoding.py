@@ -11,14 +11,9 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
+from prefixlib.text import clean_up
 
 STRATEGIES = ("beam", "greedy", "nucleus")
-
-# transformers 3.2 cleaned decoded text so, and the published scores were taken after it.
-CLEAN_UP = (
-    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
-    *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
-)
 
 
 class CausalSteps:
@@ -116,9 +111,7 @@ def to_text(tokenizer, tokens: Sequence[int]) -> str:
     """Generated tokens as one line of text, cleaned as the original's decoding did; `Error` where nothing is left."""
     text = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
     text = text.split(tokenizer.eos_token)[0]
-    for before, after in CLEAN_UP:
-        text = text.replace(before, after)
-    return " ".join(text.split("\n")).strip() or "Error"
+    return clean_up(text) or "Error"
 
 
 def newline_token_ids(tokenizer) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from gpt2.dataset import encode, truncate_prompt
 from gpt2.prefix_io import load_prefix
 from gpt2.train_control import FAMILY, max_positions, split_layers
 from prefixlib import checkpoint, files, metrics, record
-from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
+from prefixlib.base_model import choose_base, load_model, load_tokenizer
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import Parser, add_yes_no
@@ -89,22 +89,6 @@ def load_generator(
         raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
     layers = split_layers(prefix.flat, prefix.config, batch_size=1)
     return Generator(_to_device(model), tokenizer, layers, prefix.task.get("categories", ()))
-
-
-def choose_base(base: dict[str, Any], given: str | None, directory: Path) -> tuple[str, str | None]:
-    """The checkpoint's base model (name, revision); `given` may replace a local folder that has moved, no other."""
-    known = base.get("name")
-    if given is None:
-        if known is None:
-            raise UserError(f"{directory} does not say which model it belongs to: pass --model_name_or_path")
-        if Path(known).is_absolute() and not Path(known).is_dir():
-            raise UserError(f"the base model of {directory}, {known}, is gone: pass --model_name_or_path")
-        return resolve_model_name(known), base.get("revision")
-    given = resolve_model_name(given)
-    moved = known is None or Path(given).is_dir() or (Path(known).is_absolute() and not Path(known).is_dir())
-    if given != known and not moved:
-        raise UserError(f"--model_name_or_path {given} contradicts {directory}, which was trained on {known}")
-    return given, base.get("revision") if given == known else None
 
 
 def _load_finetuned(

@@ -94,7 +94,7 @@ class PrefixTrainer(Trainer):
         if self.keep_best and metrics["eval_loss"] < self.best_eval_loss:
             self.best_eval_loss = metrics["eval_loss"]
             if self.args.should_save:
-                _replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
+                files.replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
@@ -121,7 +121,7 @@ class PrefixTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             name = f"checkpoint-{self.state.global_step}"
-            _move_whole(side / name, output / name)
+            files.move_whole(side / name, output / name)
             side.rmdir()
             rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit)
 
@@ -171,22 +171,3 @@ def _diverged(step: int, what: str) -> UserError:
         f"training stopped at step {step}: {what}; try a lower --learning_rate, or --bf16 instead of --fp16 "
         "(earlier checkpoints are kept)"
     )
-
-
-def _move_whole(source: Path, target: Path) -> None:
-    """Sync every file of `source`, then rename it to `target`, which is replaced if it exists."""
-    for path in source.rglob("*"):
-        if path.is_file():
-            files.sync_file(path)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(source, target)
-    files.sync_directory(target.parent)
-
-
-def _replace_directory(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new directory, then put it in `target`'s place."""
-    side = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(side, ignore_errors=True)
-    write(side)
-    _move_whole(side, target)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,25 @@ def resolve_model_name(name: str) -> str:
     if is_path or folder.is_dir():
         raise UserError(f"--model_name_or_path {name}: no model folder there (it needs a config.json)")
     return name
+
+
+def choose_base(saved: Mapping[str, Any], given: str | None, directory: Path) -> tuple[str, str | None]:
+    """The base model (name, revision) of the checkpoint in `directory`, which says `saved` {"name", "revision"}.
+
+    `given` (--model_name_or_path) may stand in for a model that is not where the checkpoint says, or be a folder.
+    Raises UserError for another hub name than the checkpoint's, or if no model is there.
+    """
+    known = saved.get("name")
+    if given is None:
+        if known is None or (Path(known).is_absolute() and not Path(known).is_dir()):
+            raise UserError(
+                f"the base model of {directory}, {known or 'unnamed'}, is not here: pass --model_name_or_path"
+            )
+        return resolve_model_name(known), saved.get("revision")
+    given = resolve_model_name(given)
+    if given != known and known is not None and not Path(given).is_dir():
+        raise UserError(f"--model_name_or_path {given} contradicts {directory}, which was trained on {known}")
+    return given, saved.get("revision") if given == known else None
 
 
 def load_config(name: str, *, revision: str | None = None, cache_dir: str | None = None):

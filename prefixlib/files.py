@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -40,3 +42,22 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def move_whole(source: Path, target: Path) -> None:
+    """Sync every file of the directory `source`, then rename it to `target`, which is replaced if it exists."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            sync_file(path)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(source, target)
+    sync_directory(target.parent)
+
+
+def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new directory beside `target`, then put it in `target`'s place."""
+    side = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(side, ignore_errors=True)
+    write(side)
+    move_whole(side, target)

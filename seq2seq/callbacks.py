@@ -2,8 +2,6 @@
 
 import logging
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -130,23 +128,9 @@ class Checkpoints(Callback):
         if not self.best or sign * result[self.metric] > sign * self.best[self.metric]:
             self.best, self.worse = {**result, "step": trainer.global_step}, 0
             if trainer.is_global_zero:
-                replace_directory(self.output / "best", lambda folder: self.save_best(folder, self.best))
+                files.replace_directory(self.output / "best", lambda folder: self.save_best(folder, self.best))
             return
         self.worse += 1
         if 0 <= self.patience <= self.worse:
             logger.info("stopping: %d validations without a better %s", self.worse, self.metric)
             trainer.should_stop = True
-
-
-def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new directory, sync it, then put it in `target`'s place."""
-    side = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(side, ignore_errors=True)
-    write(side)
-    for path in side.rglob("*"):
-        if path.is_file():
-            files.sync_file(path)
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(side, target)
-    files.sync_directory(target.parent)

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from prefixlib import attention, checkpoint, record
+from prefixlib import attention, checkpoint, files, record
 from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import Parser, explicit_flags
 from seq2seq import flags, generation, predict, rouge
-from seq2seq.callbacks import Checkpoints, LogLines, replace_directory
+from seq2seq.callbacks import Checkpoints, LogLines
 from seq2seq.lightning_base import RESUME, BaseModule, check_precision, find_resume, generic_train
 from seq2seq.prefix_io import load_prefix, save_prefix
 from seq2seq.prefixTuning import FAMILY, PrefixConfig, PrefixLM, PrefixTuning, start_from_text
@@ -281,7 +281,7 @@ def save_model(directory: Path, scores: dict[str, Any], *, lm: PrefixLM, tokeniz
         tokenizer.save_pretrained(folder)
         checkpoint.save_task(folder, task)
 
-    replace_directory(directory / "model", write)
+    files.replace_directory(directory / "model", write)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search
 from prefixlib.errors import UserError
+from prefixlib.text import clean_up
 from seq2seq.flags import MODES
 from seq2seq.prefixTuning import Layers, attend_to
-
-# transformers 3.2 cleaned decoded text so, and the published scores were taken after it; today's leaves it as it is.
-CLEAN_UP = (
-    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
-    *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
-)
 
 
 class Seq2SeqSteps:
@@ -131,9 +126,7 @@ def decode(
 def to_text(tokenizer, tokens: Sequence[int]) -> str:
     """Generated tokens as one line of text, cleaned as the original's decoding did."""
     text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    for before, after in CLEAN_UP:
-        text = text.replace(before, after)
-    return " ".join(text.split("\n")).strip()
+    return clean_up(text)
 
 
 def decoding_rule(args: argparse.Namespace, config) -> DecodingRule:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prefixlib import attention, checkpoint, files, record
-from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
+from prefixlib.base_model import choose_base, load_model, load_tokenizer
 from prefixlib.errors import UserError
 from prefixlib.metrics import score_task
 from seq2seq import flags, generation, rouge
@@ -99,21 +99,6 @@ def load_checkpoint(args: argparse.Namespace, given: set[str]) -> tuple[Any, Any
             raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
     attention.install(model)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, prefix, task
-
-
-def choose_base(base: dict[str, Any], given: str | None, directory: Path) -> tuple[str, str | None]:
-    """The checkpoint's base model (name, revision); `given` may replace a local folder that has moved, no other."""
-    known = base.get("name")
-    if given is None:
-        if known is None or (Path(known).is_absolute() and not Path(known).is_dir()):
-            raise UserError(
-                f"the base model of {directory}, {known or 'unnamed'}, is not here: pass --model_name_or_path"
-            )
-        return resolve_model_name(known), base.get("revision")
-    given = resolve_model_name(given)
-    if given != known and known is not None and not Path(given).is_dir():
-        raise UserError(f"--model_name_or_path {given} contradicts {directory}, which was trained on {known}")
-    return given, base.get("revision") if given == known else None
 
 
 def score(args: argparse.Namespace, texts: list[str], examples: list, tokenizer, target_length: int) -> dict[str, Any]:
