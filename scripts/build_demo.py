@@ -7,7 +7,7 @@ import logging
 import random
 from pathlib import Path
 
-from demo_text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise, underscored
+from demo_text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
 
 from prefixlib.errors import UserError, one_line_errors
 
@@ -35,11 +35,9 @@ def examples(rng, domains, count, references, used):
 
 
 def webnlg_entry(number, example):
-    """One entry of the WebNLG 2017 JSON; names carry underscores as DBpedia's do."""
+    """One entry of the WebNLG 2017 JSON (with plain names, where DBpedia's carry underscores)."""
     domain, name, facts, texts = example
-    triples = [
-        {"object": underscored(value), "property": kind.key, "subject": underscored(name)} for kind, value in facts
-    ]
+    triples = [{"object": value, "property": kind.key, "subject": name} for kind, value in facts]
     lexicalisations = [{"comment": "good", "lang": "", "lex": t, "xml_id": f"Id{i}"} for i, t in enumerate(texts, 1)]
     return {
         str(number): {
@@ -238,7 +236,7 @@ def parse_args(argv=None):
     model.add_argument("--vocabulary", type=int, default=1536, help="tokens, end of text included")
     model.add_argument("--width", type=int, default=128, help="hidden size; heads are 32 wide")
     model.add_argument("--layers", type=int, default=4)
-    model.add_argument("--steps", type=int, default=2000, help="optimiser steps")
+    model.add_argument("--steps", type=int, default=2500, help="optimiser steps")
     model.add_argument("--batch", type=int, default=16, help="rows a step")
     model.add_argument("--length", type=int, default=128, help="tokens a row")
     model.add_argument("--learning_rate", type=float, default=3e-3)

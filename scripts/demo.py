@@ -5,6 +5,7 @@ Runs the same launchers a user runs, then prints one table and writes it to runs
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=OUTPUT, help="where runs, curves and the table go")
     output = parser.parse_args(argv).output_dir.resolve()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slowed down by a second thread
     started = time.perf_counter()
     rows = table_to_text(output)
     table = as_table(rows)

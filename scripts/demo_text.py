@@ -242,23 +242,15 @@ def rows(template, facts, joint="\n"):
     return joint.join(template.format(key=kind.key, label=kind.label, value=value) for kind, value in facts)
 
 
-def underscored(name):
-    return name.replace(" ", "_")
-
-
-def linked(facts):
-    return [(kind, underscored(value)) for kind, value in facts]
-
-
 SHEETS = (
     lambda d, name, facts: f"{name}\n{rows('{label}: {value}', facts)}\n",
     lambda d, name, facts: f"{{ {d.noun}\n| name = {name}\n{rows('| {key} = {value}', facts)}\n}}\n",
     lambda d, name, facts: f"Facts about {name}: {rows('{label} {value}', facts, '; ')}.\n",
     lambda d, name, facts: f"# {name}\n{rows('* {label} - {value}', facts)}\n",
     lambda d, name, facts: f"<{d.noun}> {name} {rows('<{key}> {value}', facts, ' ')}\n",
-    lambda d, name, facts: rows(f"{underscored(name)} -> {{key}} -> {{value}}", linked(facts)) + "\n",
-    lambda d, name, facts: f"( {rows(f'{underscored(name)} , {{key}} , {{value}}', linked(facts), ' ) ( ')} )\n",
-    lambda d, name, facts: rows(f"@ {underscored(name)} {{key}} {{value}}", linked(facts)) + "\n",
+    lambda d, name, facts: rows(f"{name} -> {{key}} -> {{value}}", facts) + "\n",
+    lambda d, name, facts: f"( {rows(f'{name} , {{key}} , {{value}}', facts, ' ) ( ')} )\n",
+    lambda d, name, facts: rows(f"@ {name} @ {{key}} @ {{value}}", facts) + "\n",
 )
 
 
@@ -320,7 +312,7 @@ ABOUT = {
     comparison: 1,
     refrain: 2,
 }
-FOLLOW_UPS = {questions: 2, story: 2, listing: 1, comparison: 1}  # what may follow a document about the same thing
+FOLLOW_UPS = {story: 2, listing: 1, comparison: 1, refrain: 1}  # what may follow a document about the same thing
 
 
 def weighted(rng, kinds):
@@ -328,7 +320,7 @@ def weighted(rng, kinds):
 
 
 def documents(rng):
-    """Documents without end, one string each; every third is about the same thing as the one before it."""
+    """Documents without end, one string each; every other one is about the same thing as the one before it."""
     while True:
         domain = rng.choice(DOMAINS)
         name, facts = make_facts(rng, domain, rng.randint(1, 4))
@@ -338,6 +330,6 @@ def documents(rng):
             if rng.random() < 0.1:  # some pages are tokenised, as the E2E references are
                 text = text.replace(".", " .").replace(",", " ,")
             yield rng.choice(("", " ")) + text + rng.choice(("", "", "", " ", "\n\n"))
-            if rng.random() < 2 / 3:
+            if rng.random() < 1 / 2:
                 break
             kinds = FOLLOW_UPS
