@@ -215,9 +215,9 @@ def test_longer_target_file_is_refused(tmp_path):
 
 
 def test_missing_file_names_the_command_that_mends_it(tmp_path):
-    with pytest.raises(UserError, match=r"no such file.*prepare_data\.py webnlg`, or pass.*--train_file/--eval_file"):
+    with pytest.raises(UserError, match=r"no such file.*prepare_data\.py webnlg`, or pass a file of your own"):
         read_records("webnlg", tmp_path / "train.json")
-    with pytest.raises(UserError, match=r"no such file for mode topic; pass your own"):
+    with pytest.raises(UserError, match=r"no such file for mode topic; pass a file of your own"):
         read_records("topic", tmp_path / "train1.tsv")
     (tmp_path / "x.source").write_text("x\n")
     with pytest.raises(UserError, match=r"x\.target: no such file"):
