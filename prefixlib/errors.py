@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 
 
@@ -29,3 +30,19 @@ def one_line_errors():
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        said_no = refused_by_system(error)
+        if said_no is None:
+            raise
+        print(f"error: {said_no}", file=sys.stderr)
+        sys.exit(1)
+
+
+def refused_by_system(error: Exception) -> str | None:
+    """The operating system's words where a library wraps them in an error of its own, else None."""
+    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers, written in Rust
+    if number:
+        return os.strerror(int(number[1]))
+    if "PytorchStreamWriter failed writing file" in str(error):  # torch.save keeps the reason to itself
+        return "a file could not be written; is the disk full?"
+    return None

@@ -131,11 +131,22 @@ def test_a_model_of_the_other_family_is_refused(tmp_path):
         load_model(str(tmp_path), "decoder-only")
 
 
+def test_a_programming_error_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="a bug"), one_line_errors():
+        raise RuntimeError("a bug")
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "line"),
     [
         (UserError("--bsz 0: must be above 0"), 2, "error: --bsz 0: must be above 0"),
         (OSError(28, "No space left on device", "out/x"), 1, "error: No space left on device: out/x"),
+        (RuntimeError("Error while serializing: I/O error (os error 28)"), 1, "error: No space left on device"),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file x"),
+            1,
+            "error: a file could not be written; is the disk full?",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
