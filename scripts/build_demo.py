@@ -1,17 +1,20 @@
-"""python scripts/build_demo.py gpt2   -- makes data/demo/: a small pretrained GPT-2 and sets to tune it on."""
+"""python scripts/build_demo.py gpt2 (or bart)  -- makes data/demo/: a small pretrained model and sets to tune it on."""
 
 import argparse
 import itertools
 import json
 import logging
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
+from demo_articles import corrupt, readings, write_articles
 from demo_text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
 
 from prefixlib.errors import UserError, one_line_errors
 
-EOS = "<|endoftext|>"
+EOS, MASK = "<|endoftext|>", "<mask>"
+HEAD = 32  # the head size of both models
 DEMO = Path(__file__).resolve().parent.parent / "data" / "demo"
 log = logging.getLogger("build_demo")
 
@@ -97,62 +100,19 @@ def write_sets(folder, seed):
         write_json(folder / "dart" / f"dart-v1.1.1-full-{split}.json", entries)
 
 
-# ---- the model ----
+# ---- the models ----
 
 
-def train_tokenizer(texts, vocabulary):
-    """GPT-2's byte-level BPE over `texts`; the end-of-text token comes last, as in GPT-2, and is bos, eos and unk."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def gpt2_tokenizer(texts, vocabulary):
+    """The end-of-text token comes last, as in GPT-2, and is bos, eos and unk."""
+    from demo_model import train_bpe
     from transformers import GPT2TokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([EOS])
-    return GPT2TokenizerFast(tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, unk_token=EOS)
+    bpe = train_bpe(texts, vocabulary, last=[EOS])
+    return GPT2TokenizerFast(tokenizer_object=bpe, bos_token=EOS, eos_token=EOS, unk_token=EOS)
 
 
-def wire_copying(model):
-    """Start two heads as an induction circuit (Olsson et al. 2022): copying is then learned in minutes, not hours.
-
-    Layer 0, head 0 attends to the previous token, by way of sinusoidal position embeddings, and writes that token's
-    code beside the present one; layer 1, head 0 looks for positions whose previous token is the present one and
-    copies what stands there. Everything is trained on from there. The scales were found by trial.
-    """
-    import torch
-
-    size, width = model.config.n_embd // model.config.n_head, model.config.n_embd
-    text, position = model.transformer.wte.weight, model.transformer.wpe.weight
-    previous, match = model.transformer.h[0].attn, model.transformer.h[1].attn
-    rates = torch.logspace(0.45, -2.2, size // 2)
-    angles = torch.arange(len(position))[:, None] * rates
-    cos, sin = rates.cos().diag(), rates.sin().diag()
-    one_back = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)])  # the codes of t to those of t - 1
-    random_axes = torch.linalg.qr(torch.randn(width - size, width - size))[0]
-    axes = torch.cat([torch.zeros(size, width - size), random_axes])  # the first `size` dimensions are for positions
-    token, before, copied = axes[:, :size], axes[:, size : 2 * size], axes[:, 2 * size : 3 * size]
-    queries, keys, values = (slice(i * width, i * width + size) for i in range(3))  # columns of head 0 in c_attn
-    with torch.no_grad():
-        text[:, :size] = 0
-        position.zero_()
-        position[:, :size] = 0.15 * torch.cat([angles.sin(), angles.cos()], 1)
-        previous.c_attn.weight[:, queries] = 0
-        previous.c_attn.weight[:, keys] = 0
-        previous.c_attn.weight[:size, queries] = 1.5 * one_back
-        previous.c_attn.weight[:size, keys] = 1.5 * torch.eye(size)
-        previous.c_attn.weight[:, values] = token
-        previous.c_proj.weight[:size] = 0.3 * before.T
-        match.c_attn.weight[:, queries] = 2 * token
-        match.c_attn.weight[:, keys] = 2 * before
-        match.c_attn.weight[:, values] = copied
-        match.c_proj.weight[:size] = 0.3 * copied.T
-
-
-def token_batches(tokenizer, rng, steps, batch, length):
+def gpt2_batches(tokenizer, rng, steps, batch, length):
     """The documents of `rng`, joined by the end-of-text token and cut into `steps` arrays (batch, length)."""
     import torch
 
@@ -162,95 +122,169 @@ def token_batches(tokenizer, rng, steps, batch, length):
         while len(stream) < needed:
             for ids in tokenizer(list(itertools.islice(texts, 256)))["input_ids"]:
                 stream += [*ids, tokenizer.eos_token_id]
-        yield torch.tensor(stream[:needed]).view(batch, length)
+        ids = torch.tensor(stream[:needed]).view(batch, length)
+        yield {"input_ids": ids, "labels": ids}
         del stream[:needed]
 
 
-def pretrain(model, batches, steps, learning_rate):
-    """Plain next-token training: AdamW, 5 % warm-up, then cosine decay to a tenth."""
+def new_gpt2(tokenizer, args):
+    """A GPT-2 whose layer 0 looks back by one token and whose layer 1 copies."""
     import torch
-    from tqdm import tqdm
-    from transformers import get_cosine_schedule_with_warmup
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    model.train()
-    bar = tqdm(batches, total=steps, desc="pretraining", mininterval=5)
-    for step, ids in enumerate(bar):
-        loss = model(ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    return model.eval()
-
-
-def build_gpt2(args):
-    """Write the sets and the pretrained GPT-2 under args.output_dir."""
-    import torch
+    from demo_model import CopyingStart
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    write_sets(args.output_dir, args.seed)
-    if args.sets_only == "yes":
-        return
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    tokenizer = train_tokenizer(
-        list(itertools.islice(documents(random.Random(f"bpe {args.seed}")), 20000)), args.vocabulary
-    )
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=args.width, n_layer=args.layers, n_head=args.width // 32,
+        vocab_size=len(tokenizer), n_positions=256, n_embd=args.width, n_layer=4, n_head=args.width // HEAD,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
-    wire_copying(model)
-    log.info("GPT-2 with %d parameters, vocabulary %d", model.num_parameters(), len(tokenizer))
+    start = CopyingStart(args.width, HEAD)
+    back, match = model.transformer.h[0].attn, model.transformer.h[1].attn
+    query, key, value = (slice(i * args.width, i * args.width + HEAD) for i in range(3))  # head 0's columns in c_attn
+    with torch.no_grad():
+        start.embed(model.transformer.wte.weight, model.transformer.wpe.weight)
+        back.c_attn.weight[:, query] = 1.5 * start.position_query
+        back.c_attn.weight[:, key] = 1.5 * start.position_key
+        back.c_attn.weight[:, value] = start.token
+        back.c_proj.weight[:HEAD] = 0.3 * start.before.T
+        match.c_attn.weight[:, query] = 2 * start.token
+        match.c_attn.weight[:, key] = 2 * start.before
+        match.c_attn.weight[:, value] = start.copied
+        match.c_proj.weight[:HEAD] = 0.3 * start.copied.T
+    return model
+
+
+def bart_tokenizer(texts, vocabulary):
+    """BART's special tokens at BART's places: <s> <pad> </s> <unk> first, <mask> last."""
+    from demo_model import train_bpe
+    from tokenizers import AddedToken, processors
+    from transformers import BartTokenizerFast
+
+    mask = AddedToken(MASK, lstrip=True, special=True)
+    bpe = train_bpe(texts, vocabulary, first=["<s>", "<pad>", "</s>", "<unk>"], last=[mask])
+    bpe.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=False, add_prefix_space=False
+    )
+    return BartTokenizerFast(tokenizer_object=bpe, mask_token=mask)
+
+
+def bart_batches(tokenizer, rng, steps, batch, length):
+    """Corrupted texts in, whole texts out, as BART is pretrained; padded, cut at `length`, pads not scored."""
+    texts = readings(rng)
+    for _ in range(steps):
+        whole = list(itertools.islice(texts, batch))
+        noisy = [corrupt(rng, sentences, MASK) for sentences in whole]
+        options = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
+        inputs = tokenizer(noisy, **options)
+        labels = tokenizer([" ".join(sentences) for sentences in whole], **options)["input_ids"]
+        labels = labels.masked_fill(labels == tokenizer.pad_token_id, -100)
+        yield {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
+
+
+def new_bart(tokenizer, args):
+    """A BART whose first encoder layer looks back by one token and whose first decoder layer copies from there."""
+    import torch
+    from demo_model import CopyingStart
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=256, d_model=args.width,
+        encoder_layers=2, decoder_layers=2, encoder_ffn_dim=4 * args.width, decoder_ffn_dim=4 * args.width,
+        encoder_attention_heads=args.width // HEAD, decoder_attention_heads=args.width // HEAD,
+        dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+    )  # fmt: skip
+    model = BartForConditionalGeneration(config)
+    start = CopyingStart(args.width, HEAD)
+    back, match = model.model.encoder.layers[0].self_attn, model.model.decoder.layers[0].encoder_attn
+    with torch.no_grad():
+        start.embed(model.model.shared.weight, model.model.encoder.embed_positions.weight)
+        start.embed(model.model.shared.weight, model.model.decoder.embed_positions.weight)
+        back.q_proj.weight[:HEAD] = 1.5 * start.position_query.T
+        back.k_proj.weight[:HEAD] = 1.5 * start.position_key.T
+        back.v_proj.weight[:HEAD] = start.token.T
+        back.out_proj.weight[:, :HEAD] = 1.5 * start.before
+        match.q_proj.weight[:HEAD] = 3 * start.token.T
+        match.k_proj.weight[:HEAD] = 3 * start.before.T
+        match.v_proj.weight[:HEAD] = start.copied.T
+        match.out_proj.weight[:, :HEAD] = 1.5 * start.copied
+    return model
+
+
+def build_model(args):
+    """Pretrain the part's model and save it under args.output_dir."""
+    import torch
+    from demo_model import pretrain, save
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    part = PARTS[args.part]
+    first_texts = itertools.islice(part.texts(random.Random(f"bpe {args.seed}")), 20000)
+    tokenizer = part.tokenizer(list(first_texts), args.vocabulary)
+    model = part.model(tokenizer, args)
+    log.info("%s with %d parameters, vocabulary %d", args.part, model.num_parameters(), len(tokenizer))
     rng = random.Random(f"text {args.seed}")
-    pretrain(model, token_batches(tokenizer, rng, args.steps, args.batch, args.length), args.steps, args.learning_rate)
-    save_model(model, tokenizer, args.output_dir / "gpt2")
+    pretrain(model, part.batches(tokenizer, rng, args.steps, args.batch, args.length), args.steps, args.learning_rate)
+    save(model, tokenizer, args.output_dir / args.part)
 
 
-def save_model(model, tokenizer, folder):
-    """An HF folder with float16 weights; config.json says float32, so that they are loaded as float32."""
-    from safetensors.torch import load_file, save_file
+def article_texts(rng):
+    return (" ".join(sentences) for sentences in readings(rng))
 
-    model.config.dtype = "float32"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt
-    weights = folder / "model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+
+def write_summaries(folder, seed):
+    """The summarisation set under `folder`."""
+    write_articles(folder / "xsum", random.Random(f"articles {seed}"), {"train": 600, "val": 50, "test": 80})
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is made for one of the two trees, and the length and number of its pretraining steps."""
+
+    sets: object
+    texts: object
+    tokenizer: object
+    model: object
+    batches: object
+    steps: int
+    length: int
+
+
+PARTS = {
+    "gpt2": Part(write_sets, documents, gpt2_tokenizer, new_gpt2, gpt2_batches, steps=2500, length=128),
+    "bart": Part(write_summaries, article_texts, bart_tokenizer, new_bart, bart_batches, steps=2000, length=160),
+}
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("gpt2",))
+    parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--seed", type=int, default=1, help="one seed, one set of files")
     parser.add_argument("--output_dir", type=Path, default=DEMO, help="default: data/demo")
     parser.add_argument("--sets_only", choices=("yes", "no"), default="no", help="yes: only the text files, in seconds")
     model = parser.add_argument_group("model and pretraining")
-    model.add_argument("--vocabulary", type=int, default=1536, help="tokens, end of text included")
-    model.add_argument("--width", type=int, default=128, help="hidden size; heads are 32 wide")
-    model.add_argument("--layers", type=int, default=4)
-    model.add_argument("--steps", type=int, default=2500, help="optimiser steps")
+    model.add_argument("--vocabulary", type=int, default=1536, help="tokens, special ones included")
+    model.add_argument("--width", type=int, default=128, help=f"hidden size; heads are {HEAD} wide")
+    model.add_argument("--steps", type=int, help="optimiser steps (default: 2500 for gpt2, 2000 for bart)")
     model.add_argument("--batch", type=int, default=16, help="rows a step")
-    model.add_argument("--length", type=int, default=128, help="tokens a row")
-    model.add_argument("--learning_rate", type=float, default=3e-3)
+    model.add_argument("--length", type=int, help="tokens a row (default: 128 for gpt2, at most 160 for bart)")
+    model.add_argument("--learning_rate", type=float, default=3e-3, help="peak, after 5 %% of the steps")
     model.add_argument("--threads", type=int, default=2, help="the weights depend on it in their last bits")
     args = parser.parse_args(argv)
-    if args.width % 32:
-        raise UserError(f"--width {args.width}: must be a multiple of 32, the head size")
+    if args.width % HEAD or args.width < 4 * HEAD:
+        raise UserError(f"--width {args.width}: must be a multiple of {HEAD}, the head size, and at least {4 * HEAD}")
+    args.steps = args.steps or PARTS[args.part].steps
+    args.length = args.length or PARTS[args.part].length
     return args
 
 
 def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors():
-        build_gpt2(parse_args(argv))
+        args = parse_args(argv)
+        PARTS[args.part].sets(args.output_dir, args.seed)
+        if args.sets_only == "no":
+            build_model(args)
 
 
 if __name__ == "__main__":
