@@ -172,7 +172,7 @@ def test_objectives_by_hand():
 def test_text_length_of_mode_4_leaves_out_padding_and_separators(tiny_lm, tmp_path):
     trainer = make_trainer(tiny_lm, tmp_path)
     trainer.objective_mode = 4
-    batch = collate([Encoded([1, 2, 49], [3, 49]), Encoded([1, 49], [3, 4, 5, 6, 49])], pad_token_id=49)
+    batch = collate([Encoded([1, 2, 49], [3, 49]), Encoded([1, 49], [3, 4, 5, 6, 49])], pad_token_id=48)
     nll, rows = tiny_lm.eval()(batch["input_ids"], batch["labels"])
     expected = (nll[rows == 0].sum() / 3 + nll[rows == 1].sum() / 5) / 2
     assert trainer.compute_loss(tiny_lm, batch).item() == pytest.approx(expected.item(), abs=1e-5)
@@ -180,6 +180,7 @@ def test_text_length_of_mode_4_leaves_out_padding_and_separators(tiny_lm, tmp_pa
 
 def test_a_model_of_transformers_is_trained_on_its_token_mean(tiny_lm, tmp_path):
     trainer = make_trainer(tiny_lm, tmp_path)
+    assert not make_trainer(tiny_lm.base, tmp_path).model_accepts_loss_kwargs  # micro-batches are averaged
     batch = collate(EXAMPLES[:4], pad_token_id=49)
     loss = trainer.compute_loss(tiny_lm.base, batch)
     logits = tiny_lm.base(batch["input_ids"]).logits
