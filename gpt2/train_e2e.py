@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from gpt2 import flags
-from prefixlib.errors import UserError, one_line_errors
+from prefixlib.errors import one_line_errors
 from prefixlib.launch import (
     DEMO_DATA,
     Parser,
     add_yes_no,
     as_flags,
+    check_launch,
     child_command,
     explicit_flags,
     refuse_together,
@@ -69,11 +70,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                 setattr(args, name, value)
         args.model_name_or_path, args.data_dir = str(DEMO_DATA / "gpt2"), str(DEMO_DATA)
     flags.check(args)
-    if args.num_processes > 0 and args.bsz % args.num_processes:
-        raise UserError(f"--bsz {args.bsz} cannot be shared by --num_processes {args.num_processes}: not a multiple")
-    for name in ("notes", "dir_name"):
-        if "/" in (getattr(args, name) or ""):
-            raise UserError(f"--{name} {getattr(args, name)!r}: becomes part of a folder's name, so it takes no '/'")
+    check_launch(args)
     return args
 
 

@@ -43,6 +43,15 @@ def refuse_together(first: str, second: str, why: str) -> None:
     raise UserError(f"{first} and {second} do not go together: {why}")
 
 
+def check_launch(args: argparse.Namespace) -> None:
+    """Raise UserError for a batch that the processes cannot share, or a name that would be several folders."""
+    if args.num_processes > 0 and args.bsz % args.num_processes:
+        raise UserError(f"--bsz {args.bsz} cannot be shared by --num_processes {args.num_processes}: not a multiple")
+    for name in ("notes", "dir_name"):
+        if "/" in (getattr(args, name) or ""):
+            raise UserError(f"--{name} {getattr(args, name)!r}: becomes part of a folder's name, so it takes no '/'")
+
+
 def as_flags(values: dict[str, object]) -> list[str]:
     """{"preseqlen": 5, "cache_dir": None} -> ["--preseqlen", "5"]: None is left out, "-" may start a value."""
     words = []

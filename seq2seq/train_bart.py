@@ -10,12 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixlib.errors import UserError, one_line_errors
+from prefixlib.errors import one_line_errors
 from prefixlib.launch import (
     DEMO_DATA,
     Parser,
     add_yes_no,
     as_flags,
+    check_launch,
     child_command,
     explicit_flags,
     refuse_together,
@@ -78,11 +79,7 @@ def parse_args(argv: list[str], parser: Parser) -> tuple[argparse.Namespace, set
     flags.check(args, given)
     if args.num_processes > 1 and args.do_train == "no":
         refuse_together("--do_train no", f"--num_processes {args.num_processes}", "decoding runs in one process")
-    if args.num_processes > 0 and args.bsz % args.num_processes:
-        raise UserError(f"--bsz {args.bsz} cannot be shared by --num_processes {args.num_processes}: not a multiple")
-    for name in ("notes", "dir_name"):
-        if "/" in (getattr(args, name) or ""):
-            raise UserError(f"--{name} {getattr(args, name)!r}: becomes part of a folder's name, so it takes no '/'")
+    check_launch(args)
     return args, given
 
 
