@@ -1,14 +1,16 @@
 """The flags that the launcher and run_language_modeling.py both understand, defined once (standard library only)."""
 
 import argparse
+from dataclasses import dataclass
 
 from prefixlib.errors import UserError
-from prefixlib.launch import add_yes_no, refuse_together
+from prefixlib.launch import Parser, add_yes_no, refuse_together
 from prefixlib.readers import MODES
 
-TUNING_MODES = ("prefixtune", "finetune")
-MODES_NOW = ("data2text", "webnlg", "triples")
-LATER_TUNING_MODES = ("finetune-top", "adaptertune", "bothtune")
+TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
+WITH_PREFIX = ("prefixtune", "bothtune")
+CLASSIFY = ("classify-sentiment", "classify-topic")
+SUMMARIES = ("xsum", "cnndm")
 
 
 def add_task_flags(parser: argparse.ArgumentParser) -> None:
@@ -35,33 +37,86 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tuning_mode",
         default="prefixtune",
-        choices=TUNING_MODES + LATER_TUNING_MODES,
-        help="what is trained: a prefix, or all of the model",
+        choices=TUNING_MODES,
+        help="what is trained: a prefix, the model, its top layers, adapters inside it, or prefix and model together",
     )
     group.add_argument("--preseqlen", type=int, default=10, help="prefix length P; 5 to 10 is best for table-to-text")
     group.add_argument("--mid_dim", type=int, default=512, help="width of the reparametrisation's hidden layer")
     group.add_argument("--dropout", type=float, default=0.0, help="dropout on the prefix keys and values, 0 to 1")
-    add_yes_no(group, "--optim_prefix", "yes", "a free prefix; `no` (computed from the source) is not there yet")
+    add_yes_no(
+        group, "--optim_prefix", "yes", "a free prefix, the same for all inputs; `no`: made of the source's words"
+    )
     group.add_argument(
-        "--prefix_mode", default="activation", choices=("activation", "embedding"), help="what the prefix is made of"
+        "--prefix_mode",
+        default="activation",
+        choices=("activation", "embedding"),
+        help="train keys and values in every layer, or input embeddings alone (section 7.2)",
+    )
+    group.add_argument(
+        "--parametrize_emb", default="MLP", choices=("MLP", "Emb"), help="prefix_mode embedding: through an MLP or not"
     )
     group.add_argument(
         "--format_mode",
         default="cat",
         choices=("cat", "peek", "nopeek", "infix"),
-        help="where the source stands; cat: after the prefix, before the target (peek is its other name)",
+        help="what stands where; cat (peek is its other name): prefix, source, target; infix: source, prefix, target; "
+        "nopeek: the source is left out",
     )
-    add_yes_no(group, "--init_shallow", "no", "train keys and values directly, without the MLP (not there yet)")
+    add_yes_no(group, "--use_deep", "no", "three linear layers in the reparametrisation instead of two")
+    add_yes_no(group, "--use_dropout", "no", "dropout inside the frozen model while the prefix is trained")
+    group.add_argument("--prefix_model_path", help="start from the weights of this prefix checkpoint")
+    group.add_argument(
+        "--top_layers", type=int, default=1, help="finetune-top: how many of the last layers are trained"
+    )
+    add_yes_no(group, "--top_embeddings", "yes", "finetune-top: train the word embeddings (tied to the head) too")
+    group.add_argument(
+        "--adapter_design",
+        type=int,
+        default=1,
+        choices=(1, 2),
+        help="adaptertune: 1 one adapter per layer, with a LayerNorm; 2 two, after attention and after the MLP",
+    )
+    group.add_argument("--adapter_bottleneck", type=int, default=100, help="adaptertune: width inside an adapter")
+
+
+def add_initialisation_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("initialisation of the prefix (default: random; section 7.4)")
+    group.add_argument(
+        "--init_text",
+        help="start at the keys and values that this text gives (or @FILE): copied without an MLP, else the MLP is "
+        "trained onto them; its number of tokens becomes P",
+    )
+    add_yes_no(group, "--init_shallow", "no", "train keys and values directly, without the MLP")
+    group.add_argument(
+        "--init_shallow_word", default="summarize", help="the original's --init_text for --init_shallow (`no`: random)"
+    )
+    add_yes_no(group, "--use_lowdata_token", "no", "the original's low-data runs: start from --lowdata_token")
+    group.add_argument(
+        "--lowdata_token",
+        default="summarize",
+        help="the original's --init_text for the MLP; with --tuning_mode finetune it is put before every source",
+    )
+
+
+def add_objective_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("objective")
     group.add_argument(
         "--objective_mode",
         type=int,
         default=1,
         choices=range(5),
-        help="prefixtune's loss: 0 mean over tokens; else per text, then averaged: 1 sum, 2 by padded length, "
+        help="a prefix's loss: 0 mean over tokens; else per text, then averaged: 1 sum, 2 by padded length, "
         "3 by the longest target, 4 by text length",
     )
-    add_yes_no(group, "--use_dropout", "no", "dropout inside the frozen model while the prefix is trained")
-    group.add_argument("--prefix_model_path", help="start from the weights of this prefix checkpoint")
+    add_yes_no(group, "--distill", "no", "match the fine-tuned model in --finetuned_model_path instead of the texts")
+    group.add_argument("--finetuned_model_path", help="distill: the teacher, a fine-tuned model's folder")
+    group.add_argument(
+        "--matching_objective",
+        default="kl",
+        choices=("kl", "logits"),
+        help="distill: KL divergence from the teacher's distribution, or distance from its logits",
+    )
+    add_yes_no(group, "--use_custom_teacher_dropout", "no", "finetune: --dropout is the model's own residual dropout")
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -103,33 +158,90 @@ def add_bookkeeping_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_all(parser: argparse.ArgumentParser) -> None:
     """Every flag above, in the order of the help text."""
-    for add in (add_task_flags, add_model_flags, add_method_flags, add_training_flags, add_bookkeeping_flags):
+    for add in (
+        add_task_flags,
+        add_model_flags,
+        add_method_flags,
+        add_initialisation_flags,
+        add_objective_flags,
+        add_training_flags,
+        add_bookkeeping_flags,
+    ):
         add(parser)
+
+
+@dataclass(frozen=True)
+class Only:
+    """A flag that changes something only together with certain values of another one."""
+
+    flag: str
+    other: str
+    values: tuple[str, ...]
+    why: str
+
+
+ONLY_WITH = (
+    *(
+        Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
+        for name in (
+            *("objective_mode", "use_deep", "mid_dim", "prefix_mode", "format_mode", "parametrize_emb"),
+            *("init_text", "init_shallow", "prefix_model_path"),
+        )
+    ),
+    Only("use_dropout", "tuning_mode", ("prefixtune",), "it is the dropout of the frozen model"),
+    Only("distill", "tuning_mode", ("prefixtune",), "a prefix is what learns from the teacher"),
+    Only("use_lowdata_token", "tuning_mode", (*WITH_PREFIX, "finetune"), "there is nothing for the token to start"),
+    Only("top_layers", "tuning_mode", ("finetune-top",), "the others train no chosen layers"),
+    Only("top_embeddings", "tuning_mode", ("finetune-top",), "the others train no chosen layers"),
+    Only("adapter_design", "tuning_mode", ("adaptertune",), "there are no adapters"),
+    Only("adapter_bottleneck", "tuning_mode", ("adaptertune",), "there are no adapters"),
+    Only("use_custom_teacher_dropout", "tuning_mode", ("finetune",), "it shapes the training of a teacher"),
+    Only("parametrize_emb", "prefix_mode", ("embedding",), "it says how embeddings are made"),
+    Only("init_shallow", "prefix_mode", ("activation",), "embeddings have --parametrize_emb Emb"),
+    Only("use_deep", "prefix_mode", ("activation",), "the deep network makes keys and values"),
+    Only("format_mode", "prefix_mode", ("activation",), "embeddings stand in front"),
+    Only("use_deep", "init_shallow", ("no",), "there is no MLP"),
+    Only("mid_dim", "init_shallow", ("no",), "there is no MLP"),
+    Only("use_lowdata_token", "init_shallow", ("no",), "without an MLP, --init_shallow_word names the text"),
+    Only("init_shallow_word", "init_shallow", ("yes",), "it starts keys and values without an MLP"),
+    Only("lowdata_token", "use_lowdata_token", ("yes",), "it is used nowhere else"),
+    Only("init_shallow", "optim_prefix", ("yes",), "a prefix made of words needs its MLP"),
+    Only("init_text", "optim_prefix", ("yes",), "such a prefix is made of the source's words"),
+    Only("use_lowdata_token", "optim_prefix", ("yes",), "such a prefix is made of the source's words"),
+    Only("finetuned_model_path", "distill", ("yes",), "it is the teacher"),
+    Only("matching_objective", "distill", ("yes",), "it is how the teacher is matched"),
+)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise UserError for values that make no sense, alone or together, naming the flags."""
     later = {
-        "--tuning_mode": (args.tuning_mode, TUNING_MODES),
-        "--mode": (args.mode, MODES_NOW),
+        "--tuning_mode": (args.tuning_mode, ("prefixtune", "finetune")),
+        "--mode": (args.mode, ("data2text", "webnlg", "triples")),
         "--prefix_mode": (args.prefix_mode, ("activation",)),
         "--format_mode": (args.format_mode, ("cat", "peek")),
         "--optim_prefix": (args.optim_prefix, ("yes",)),
         "--init_shallow": (args.init_shallow, ("no",)),
+        "--init_text": (args.init_text, (None,)),
+        "--use_deep": (args.use_deep, ("no",)),
+        "--use_lowdata_token": (args.use_lowdata_token, ("no",)),
+        "--distill": (args.distill, ("no",)),
+        "--use_custom_teacher_dropout": (args.use_custom_teacher_dropout, ("no",)),
     }
     for flag, (value, available) in later.items():
         if value not in available:
-            raise UserError(f"{flag} {value} is not available in this version; {' or '.join(available)} is")
+            raise UserError(f"{flag} {value} is not available in this version; {' or '.join(map(str, available))} is")
     positive = ("preseqlen", "mid_dim", "bsz", "gradient_accumulation_steps", "epoch", "learning_rate", "batch_size")
-    for name in positive:
+    for name in (*positive, "adapter_bottleneck"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must be at least 0 and below 1")
     if args.train_file and not args.eval_file:
         raise UserError("--train_file needs --eval_file, the dev file that goes with it")
-    if args.tuning_mode == "finetune":
-        _refuse_with_finetune(args)
+    if args.distill == "yes" and not args.finetuned_model_path:
+        raise UserError("--distill yes needs --finetuned_model_path, the fine-tuned model to learn from")
+    _check_together(args)
     for first, second, why in (
         ("bf16", "fp16", "one precision per run"),
         ("resume", "overwrite_output_dir", "resuming keeps what is there"),
@@ -140,14 +252,19 @@ def check(args: argparse.Namespace) -> None:
         refuse_together("--resume yes", "--prefix_model_path", "resuming takes the weights of the newest checkpoint")
 
 
-def _refuse_with_finetune(args: argparse.Namespace) -> None:
-    """Flags that only a prefix heeds (--preseqlen and --optim_prefix stand in published commands, so they pass)."""
-    only_prefix = {
-        "--dropout": args.dropout > 0,
-        "--use_dropout yes": args.use_dropout == "yes",
-        "--objective_mode": args.objective_mode not in (0, 1),
-        "--prefix_model_path": bool(args.prefix_model_path),
-    }
-    for flag, given in only_prefix.items():
-        if given:
-            refuse_together("--tuning_mode finetune", flag, "it changes prefixes only")
+def _check_together(args: argparse.Namespace) -> None:
+    """Refuse flags that differ from their defaults where nothing would heed them.
+
+    --preseqlen and --optim_prefix stand in published commands for every tuning mode, so they pass.
+    """
+    blank = Parser(add_help=False)
+    add_all(blank)
+    for rule in ONLY_WITH:
+        value, other = getattr(args, rule.flag), getattr(args, rule.other)
+        if value != blank.get_default(rule.flag) and other not in rule.values:
+            refuse_together(f"--{rule.other} {other}", f"--{rule.flag}", rule.why)
+    if args.dropout > 0 and args.tuning_mode not in WITH_PREFIX and args.use_custom_teacher_dropout == "no":
+        refuse_together(f"--tuning_mode {args.tuning_mode}", "--dropout", "it changes prefixes only")
+    if args.init_text and (args.use_lowdata_token == "yes" or args.init_shallow_word != "summarize"):
+        other = "--use_lowdata_token" if args.use_lowdata_token == "yes" else "--init_shallow_word"
+        refuse_together("--init_text", other, "both name the text to start from")

@@ -79,8 +79,8 @@ def test_base_model_by_notes(notes, model):
     assert command[command.index("--model_name_or_path") + 1] == model
 
 
-@pytest.mark.parametrize("mode", flags.MODES_NOW)
-@pytest.mark.parametrize("tuning_mode", flags.TUNING_MODES)
+@pytest.mark.parametrize("mode", ["data2text", "webnlg", "triples"])
+@pytest.mark.parametrize("tuning_mode", ["prefixtune", "finetune"])
 def test_the_child_understands_every_command_line(mode, tuning_mode):
     """Launcher argv -> child's parser -> the same values, for every mode and tuning mode."""
     odd = "a b; $(x) '\""
@@ -95,7 +95,7 @@ def test_the_child_understands_every_command_line(mode, tuning_mode):
     for name, value in vars(parsed).items():
         expected = {"output_dir": str(train_e2e.output_dir(args)), "model_name_or_path": "gpt2-medium"}
         assert value == expected.get(name, getattr(args, name)), name
-    assert len(vars(parsed)) == 41
+    assert len(vars(parsed)) == 55
 
 
 def test_a_bare_name_is_the_hub_model_not_our_folder(monkeypatch, tmp_path):
