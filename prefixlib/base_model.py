@@ -10,7 +10,6 @@ import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers import logging as transformers_logging
 
 from prefixlib.errors import UserError
 
@@ -94,15 +93,14 @@ def load_model(
     if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"
         raise UserError(f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed")
-    with _no_progress_bars():
-        model = _fetch(
-            AUTO_CLASSES[family].from_pretrained,
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            dtype=dtype,
-            **config_overrides,
-        )
+    model = _fetch(
+        AUTO_CLASSES[family].from_pretrained,
+        name,
+        revision=revision,
+        cache_dir=cache_dir,
+        dtype=dtype,
+        **config_overrides,
+    )
     return model.eval()
 
 
@@ -111,18 +109,6 @@ def freeze(model: torch.nn.Module) -> torch.nn.Module:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
-
-
-class _no_progress_bars:
-    """Silence transformers' weight-loading bar: it hides the one line of an error and says nothing a user needs."""
-
-    def __enter__(self):
-        self.was_on = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *exception):
-        if self.was_on:
-            transformers_logging.enable_progress_bar()
 
 
 def _fetch(load, name: str, **kwargs):

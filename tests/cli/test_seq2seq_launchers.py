@@ -194,7 +194,8 @@ def test_bad_input_is_named(place, tmp_path, monkeypatch, what, changes, message
     assert "\n" not in str(refusal.value)
 
 
-def test_two_processes_equal_one(place, tmp_path):
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, 6), (2, 3)])
+def test_two_processes_equal_one(place, tmp_path, accumulated, steps):
     """21 examples in batches of 4 and 5 validation texts in twos: one of the processes ends with a filler each time.
 
     Same global batches, no dropout; the whole way from the launcher through torchrun and gloo.
@@ -202,8 +203,9 @@ def test_two_processes_equal_one(place, tmp_path):
     still = make_bart(tmp_path / "still", dropout=0.0, attention_dropout=0.0)
     data = make_summaries(tmp_path / "data", train=21)
     outputs = [tmp_path / "one", tmp_path / "two"]
-    finetune.main(training_flags(still, data, outputs[0], epoch=1))
-    line = training_flags(still, data, outputs[1], epoch=1, eval_batch_size=1)
+    settings = {"epoch": 1, "gradient_accumulation_steps": accumulated}
+    finetune.main(training_flags(still, data, outputs[0], **settings))
+    line = training_flags(still, data, outputs[1], **settings, eval_batch_size=1)
     done = run_command("seq2seq/train_bart.py", *line, "--num_processes=2")
     assert done.returncode == 0, done.stderr[-2000:]
     weights = [load_file(output / "prefix_model.safetensors") for output in outputs]
@@ -211,7 +213,7 @@ def test_two_processes_equal_one(place, tmp_path):
     for one, two in zip(results[0]["curves"]["train"], results[1]["curves"]["train"], strict=True):
         assert one[0] == two[0]
         assert one[1] == pytest.approx(two[1], rel=1e-5)
-    assert len(results[0]["curves"]["train"]) == 6
+    assert len(results[0]["curves"]["train"]) == steps
     assert results[0]["last"] == pytest.approx(results[1]["last"], rel=1e-4)
     assert len(weights[0]) == 15
     for name, tensor in weights[0].items():
