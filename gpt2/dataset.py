@@ -105,7 +105,7 @@ def encode_inputs(mode: str, rows: Sequence[Record | Group], tokenizer, form: Fo
 
 def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids per text. Nothing is added: spaces and separators are in the text."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
 
 def truncate(example: Encoded, max_length: int) -> Encoded:

@@ -83,8 +83,10 @@ def add_initialisation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("initialisation of the prefix (default: random; section 7.4)")
     group.add_argument(
         "--init_text",
-        help="start at the keys and values that this text gives (or @FILE): copied without an MLP, else the MLP is "
-        "trained onto them; its number of tokens becomes P",
+        help="start at what this text gives (or @FILE, a text file) instead of at random; P becomes its number of "
+        "tokens. With few data the start decides much: describe the task in words, or give a whole instruction. With "
+        "--init_shallow yes, with --parametrize_emb Emb and with infix it starts exactly there, else the MLP is "
+        "trained onto it first (seconds)",
     )
     add_yes_no(group, "--init_shallow", "no", "train keys and values directly, without the MLP")
     group.add_argument(

@@ -66,21 +66,20 @@ def prefix_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_same_prefix(args: argparse.Namespace, earlier: PrefixConfig, directory: Path | str) -> None:
     """Raise UserError naming both values if the flags ask for another prefix than the checkpoint in `directory` has."""
-    given = prefix_settings(args)
-    if args.prefix_model_path:
-        del given["init_text"]  # its start is not repeated
-    elif given["init_text"] is not None:
-        del given["preseqlen"]
+    given, known = prefix_settings(args), earlier.as_dict()
+    text, started = given.pop("init_text"), known.pop("init_text")
+    if not args.prefix_model_path and text != started:  # a prefix taken over from another run has started long ago
+        how = "did not start from a text" if started is None else f"started from the text {started!r}"
+        raise UserError(f"{directory} {how}: --init_text (--init_shallow_word, --lowdata_token) says otherwise")
+    if text is not None:
+        del given["preseqlen"]  # it is the text's
     spelled = {True: "yes", False: "no"}
 
     def as_flags(settings: dict[str, Any]) -> dict[str, Any]:
         settings = {name: spelled[v] if isinstance(v, bool) else v for name, v in settings.items()}
         return {"dropout": settings.pop("prefix_dropout"), **settings}
 
-    checkpoint.check_agrees(as_flags(given), as_flags(earlier.as_dict()), directory)
-    if given.get("init_text", earlier.init_text) != earlier.init_text:  # None would pass for a flag not given
-        how = f"started from the text {earlier.init_text!r}" if earlier.init_text else "did not start from a text"
-        raise UserError(f"{directory} {how}: --init_text (--init_shallow_word, --lowdata_token) says otherwise")
+    checkpoint.check_agrees(as_flags(given), as_flags(known), directory)
 
 
 def make_start(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: bool) -> nn.Module:

@@ -94,7 +94,7 @@ def enable_checkpointing(model: nn.Module) -> None:
 
 
 def is_checkpointed(model: nn.Module) -> bool:
-    """Whether activation checkpointing is on (the property's own name changed in transformers 5.2x, the flag's did not)."""
+    """Whether activation checkpointing is on; transformers 5.2x renamed its own property for it."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
