@@ -1,18 +1,18 @@
-"""From records to batches: tokenising, truncating so that the separator survives, masking the source, right padding.
+"""From records to batches: formats, tokenising, truncating so that the separator survives, masking, right padding.
 
-Legend: B batch, T tokens of the longest example in the batch.
+Legend: B batch, T tokens of the longest example in the batch, S of the longest source that a prefix depends on.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from prefixlib.errors import UserError
-from prefixlib.readers import Record, training_text
+from prefixlib.readers import Group, Record, prompt_text, training_text
 
 logger = logging.getLogger(__name__)
 
@@ -20,34 +20,49 @@ IGNORED = -100  # label of a position that the loss does not count
 
 
 @dataclass(frozen=True)
+class Format:
+    """What of an example stands in the text, and what the prefix is made of: the same in training and decoding."""
+
+    name: str = "cat"  # --format_mode
+    optim_prefix: bool = True  # False: the prefix is made of words of the source
+    word: str = ""  # put before every source (the original's low-data fine-tuning)
+
+    def source_text(self, source: str) -> str:
+        return f"{self.word} {source}" if self.word else source
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """One example: ids of source and separator, then ids of target and final eos, of which alone the loss is taken."""
+    """One example: ids of source and separator, then ids of target and final eos, of which alone the loss is taken.
+
+    `source` holds the ids that the example's own prefix depends on, if it has one.
+    """
 
     prompt: list[int]
     continuation: list[int]
+    source: list[int] | None = None
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.continuation)
+        """Positions taken: those of the text, and of the source where the prefix stands at its words."""
+        return len(self.prompt) + len(self.continuation) + len(self.source or ())
 
 
 class TableToTextDataset(Dataset):
     """All training pairs of a data set, tokenised once; items are `Encoded`."""
 
-    def __init__(self, mode: str, records: Sequence[Record], tokenizer, max_length: int):
+    def __init__(self, mode: str, records: Sequence[Record], tokenizer, max_length: int, form: Format | None = None):
         """Keep what training uses (WebNLG: lexicalisations marked good) and cut examples longer than `max_length`.
 
         `max_length` is what the model leaves beside the prefix. Raises UserError if nothing is left to train on.
         """
-        pairs = [
-            training_text(mode, record.source, record.target, tokenizer.eos_token)
-            for record in records
-            if record.trainable and record.target.strip()
-        ]
-        if not pairs:
+        form = form or Format()
+        used = [record for record in records if record.trainable and record.target.strip()]
+        if not used:
             raise UserError(f"no text to train on among {len(records)} records of mode {mode}")
-        prompts = encode(tokenizer, [prompt for prompt, _ in pairs])
-        continuations = encode(tokenizer, [continuation for _, continuation in pairs])
-        whole = [Encoded(*both) for both in zip(prompts, continuations, strict=True)]
+        texts = [training_text(mode, record.source, record.target, tokenizer.eos_token)[1] for record in used]
+        inputs = encode_inputs(mode, used, tokenizer, form)
+        continuations = encode(tokenizer, texts)
+        whole = [replace(both[0], continuation=both[1]) for both in zip(inputs, continuations, strict=True)]
         self.examples = [truncate(example, max_length) for example in whole]
         self.tokens_cut = sum(len(example) for example in whole) - sum(len(example) for example in self.examples)
         if self.tokens_cut:
@@ -63,21 +78,54 @@ class TableToTextDataset(Dataset):
         return self.examples[index]
 
 
+def encode_inputs(mode: str, rows: Sequence[Record | Group], tokenizer, form: Format) -> list[Encoded]:
+    """What decoding is given of every row and training continues: prompt and, where the prefix needs it, source.
+
+    A source's tokens are those of its prompt without the separator, whether the text shows them or the prefix reads
+    them. Raises UserError for a row without the words that its prefix would be made of.
+    """
+    prompts = encode(tokenizer, [prompt_text(mode, form.source_text(row.source), tokenizer.eos_token) for row in rows])
+    sources = [prompt[:-1] for prompt in prompts]
+    if form.name in ("nopeek", "infix"):
+        prompts = [prompt[-1:] for prompt in prompts]
+    if form.optim_prefix and form.name != "infix":
+        return [Encoded(prompt, []) for prompt in prompts]
+    if form.name == "cat":  # the category words, each with its leading space, as the original's batch had them
+        sources = [
+            [token for word in encode(tokenizer, [f" {w}" for w in row.fields if w]) for token in word] for row in rows
+        ]
+    if not all(sources):
+        row = rows[[bool(source) for source in sources].index(False)]
+        raise UserError(
+            f"--optim_prefix no with --format_mode {form.name}: there are no words to make a prefix of in "
+            f"{row.source[:60]!r} (mode {mode}); --format_mode peek takes the words of the source itself"
+        )
+    return [Encoded(prompt, [], source) for prompt, source in zip(prompts, sources, strict=True)]
+
+
 def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids per text. Nothing is added: spaces and separators are in the text."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
 
 def truncate(example: Encoded, max_length: int) -> Encoded:
     """Cut to `max_length` tokens: the end of the target first, then the end of the source, never the separator.
 
-    The source gives way only where it would leave the target less than a quarter of the room.
+    The source gives way only where it would leave the target less than a quarter of the room. Words that stand in the
+    prefix and in the text too give way in the prefix, down to a quarter of the room.
     """
     if len(example) <= max_length:
         return example
-    target_room = min(len(example.continuation), max(max_length // 4, 1))
-    prompt = truncate_prompt(example.prompt, max_length - target_room)
-    return Encoded(prompt, example.continuation[: max_length - len(prompt)])
+    if example.source is None:
+        target_room = min(len(example.continuation), max(max_length // 4, 1))
+        prompt = truncate_prompt(example.prompt, max_length - target_room)
+        return Encoded(prompt, example.continuation[: max_length - len(prompt)])
+    if len(example.prompt) == 1:  # the separator alone: the source stands in the prefix only
+        cut = truncate(Encoded(example.source + example.prompt, example.continuation), max_length)
+        return Encoded(cut.prompt[-1:], cut.continuation, cut.prompt[:-1])
+    text = Encoded(example.prompt, example.continuation)
+    source = example.source[: max(max_length - len(text), max_length // 4)]
+    return replace(truncate(text, max_length - len(source)), source=source)
 
 
 def truncate_prompt(prompt: list[int], max_length: int) -> list[int]:
@@ -86,13 +134,28 @@ def truncate_prompt(prompt: list[int], max_length: int) -> list[int]:
 
 
 def collate(examples: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:
-    """Right-padded `input_ids` (B, T), `labels` (B, T) with source and padding ignored, `attention_mask` (B, T)."""
-    width = max(len(example) for example in examples)
+    """Right-padded `input_ids` (B, T), `labels` (B, T) with source and padding ignored, `attention_mask` (B, T).
+
+    Where the prefix depends on the source, also what `pad_sources` gives.
+    """
+    texts = [example.prompt + example.continuation for example in examples]
+    width = max(len(text) for text in texts)
     input_ids = torch.full((len(examples), width), pad_token_id)
     labels = torch.full((len(examples), width), IGNORED)
     attention_mask = torch.zeros((len(examples), width), dtype=torch.long)
+    for row, (example, text) in enumerate(zip(examples, texts, strict=True)):
+        input_ids[row, : len(text)] = torch.tensor(text)
+        labels[row, len(example.prompt) : len(text)] = torch.tensor(example.continuation)
+        attention_mask[row, : len(text)] = 1
+    batch = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+    return batch if examples[0].source is None else batch | pad_sources(examples, pad_token_id)
+
+
+def pad_sources(examples: Sequence[Encoded], pad_token_id: int = 0) -> dict[str, Tensor]:
+    """Right-padded `source` (B, S) and `source_mask` (B, S), 0 at padding: what PrefixLM and its prefix call them."""
+    source = torch.full((len(examples), max(len(example.source) for example in examples)), pad_token_id)
+    source_mask = torch.zeros_like(source)
     for row, example in enumerate(examples):
-        input_ids[row, : len(example)] = torch.tensor(example.prompt + example.continuation)
-        labels[row, len(example.prompt) : len(example)] = torch.tensor(example.continuation)
-        attention_mask[row, : len(example)] = 1
-    return {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+        source[row, : len(example.source)] = torch.tensor(example.source)
+        source_mask[row, : len(example.source)] = 1
+    return {"source": source, "source_mask": source_mask}

@@ -3,13 +3,14 @@
 Legend: N sentences of a batch, T tokens of the longest prompt, P prefix length, H heads, D head size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from gpt2.train_control import Past, count_positions
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
 from prefixlib.text import clean_up
 
@@ -20,11 +21,16 @@ class CausalSteps:
     """A decoder-only model over a batch of prompts: the stepwise model that prefixlib.beam_search asks for.
 
     Prompts are padded on the left; the padding is masked and takes no position, so a row's numbers do not depend on
-    its neighbours. The prefix (layers of keys and values, (1, H, P, D)) seeds the cache; text starts at position P.
+    its neighbours. The prefix (layers of keys and values, (1, H, P, D), or (N, H, P, D) where every prompt has its own)
+    seeds the cache; text starts at position P. `visible`, bool (N, P), is False where a prompt's prefix is padded.
     """
 
     def __init__(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], layers: Sequence[tuple[Tensor, Tensor]] | None
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        layers: Sequence[tuple[Tensor, Tensor]] | None,
+        visible: Tensor | None = None,
     ):
         self.body, self.head = model.base_model, model.get_output_embeddings()
         device = model.get_input_embeddings().weight.device
@@ -32,12 +38,12 @@ class CausalSteps:
         prefix_length = layers[0][0].shape[2] if layers else 0
         self.input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
         self.mask = torch.zeros(len(prompts), prefix_length + width, dtype=torch.long)
-        self.mask[:, :prefix_length] = 1
+        self.mask[:, :prefix_length] = 1 if visible is None else visible
         for row, prompt in enumerate(prompts):
             self.input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
             self.mask[row, prefix_length + width - len(prompt) :] = 1
         self.input_ids, self.mask = self.input_ids.to(device), self.mask.to(device)
-        self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, prefix_length:]  # (N, T); first real token: P
+        self.positions = count_positions(self.mask)[:, prefix_length:]  # (N, T); first real token: P
         rows = len(prompts)
         dtype = model.get_input_embeddings().weight.dtype
         self.cache = DynamicCache(
@@ -80,6 +86,7 @@ def decode(
     rule: DecodingRule,
     *,
     layers: Sequence[tuple[Tensor, Tensor]] | None = None,
+    past: Callable[[Sequence[int]], Past] | None = None,
     strategy: str = "beam",
     batch_size: int = 32,
     seed: int = 42,
@@ -87,7 +94,8 @@ def decode(
 ) -> list[Hypothesis]:
     """The best hypothesis for every prompt, in the order given.
 
-    Batches are made of prompts of similar length; results do not depend on `batch_size`.
+    `layers` is a prefix that all prompts share; `past` gives the prefixes of the prompts with the numbers it is asked
+    for, where each has its own. Batches are made of prompts of similar length; results do not depend on `batch_size`.
     """
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))  # longest first: memory trouble shows at once
     results: list[Hypothesis | None] = [None] * len(prompts)
@@ -95,7 +103,8 @@ def decode(
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
             batch = [prompts[n] for n in members]
-            steps = CausalSteps(model, batch, layers)
+            own = past(members) if past else None
+            steps = CausalSteps(model, batch, own.layers, own.visible) if own else CausalSteps(model, batch, layers)
             if strategy == "beam":
                 best = [hypotheses[0] for hypotheses in beam_search(steps, batch, rule)]
             else:

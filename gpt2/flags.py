@@ -83,8 +83,10 @@ def add_initialisation_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("initialisation of the prefix (default: random; section 7.4)")
     group.add_argument(
         "--init_text",
-        help="start at the keys and values that this text gives (or @FILE): copied without an MLP, else the MLP is "
-        "trained onto them; its number of tokens becomes P",
+        help="start at what this text gives (or @FILE, a text file) instead of at random; P becomes its number of "
+        "tokens. With few data the start decides much: describe the task in words, or give a whole instruction. With "
+        "--init_shallow yes, with --parametrize_emb Emb and with infix it starts exactly there, else the MLP is "
+        "trained onto it first (seconds)",
     )
     add_yes_no(group, "--init_shallow", "no", "train keys and values directly, without the MLP")
     group.add_argument(
@@ -200,6 +202,8 @@ ONLY_WITH = (
     Only("init_shallow", "prefix_mode", ("activation",), "embeddings have --parametrize_emb Emb"),
     Only("use_deep", "prefix_mode", ("activation",), "the deep network makes keys and values"),
     Only("format_mode", "prefix_mode", ("activation",), "embeddings stand in front"),
+    Only("prefix_mode", "optim_prefix", ("yes",), "a prefix made of words is keys and values"),
+    Only("mid_dim", "parametrize_emb", ("MLP",), "there is no MLP"),
     Only("use_deep", "init_shallow", ("no",), "there is no MLP"),
     Only("mid_dim", "init_shallow", ("no",), "there is no MLP"),
     Only("use_lowdata_token", "init_shallow", ("no",), "without an MLP, --init_shallow_word names the text"),
@@ -218,13 +222,6 @@ def check(args: argparse.Namespace) -> None:
     later = {
         "--tuning_mode": (args.tuning_mode, ("prefixtune", "finetune")),
         "--mode": (args.mode, ("data2text", "webnlg", "triples")),
-        "--prefix_mode": (args.prefix_mode, ("activation",)),
-        "--format_mode": (args.format_mode, ("cat", "peek")),
-        "--optim_prefix": (args.optim_prefix, ("yes",)),
-        "--init_shallow": (args.init_shallow, ("no",)),
-        "--init_text": (args.init_text, (None,)),
-        "--use_deep": (args.use_deep, ("no",)),
-        "--use_lowdata_token": (args.use_lowdata_token, ("no",)),
         "--distill": (args.distill, ("no",)),
         "--use_custom_teacher_dropout": (args.use_custom_teacher_dropout, ("no",)),
     }
@@ -265,6 +262,15 @@ def _check_together(args: argparse.Namespace) -> None:
             refuse_together(f"--{rule.other} {other}", f"--{rule.flag}", rule.why)
     if args.dropout > 0 and args.tuning_mode not in WITH_PREFIX and args.use_custom_teacher_dropout == "no":
         refuse_together(f"--tuning_mode {args.tuning_mode}", "--dropout", "it changes prefixes only")
+    if args.optim_prefix == "no" and args.format_mode == "infix" and args.tuning_mode in WITH_PREFIX:
+        refuse_together(
+            "--optim_prefix no", "--format_mode infix", "an infix is trained, not made of the source's words"
+        )
+    if args.prefix_model_path:
+        texts = {"init_text": args.init_text, "use_lowdata_token": args.use_lowdata_token == "yes"}
+        texts["init_shallow_word"] = args.init_shallow_word not in ("summarize", "no")
+        for name in (name for name, given in texts.items() if given):
+            refuse_together("--prefix_model_path", f"--{name}", "a prefix starts once")
     if args.init_text and (args.use_lowdata_token == "yes" or args.init_shallow_word != "summarize"):
         other = "--use_lowdata_token" if args.use_lowdata_token == "yes" else "--init_shallow_word"
         refuse_together("--init_text", other, "both name the text to start from")

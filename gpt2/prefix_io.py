@@ -1,13 +1,14 @@
-"""Prefix checkpoints of this tree: save a PrefixTuning, load one, read the original code's."""
+"""Prefix checkpoints of this tree: save a prefix module, load one, read the original code's."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from gpt2.train_control import FAMILY, PrefixConfig, PrefixTuning
+from gpt2.prefix_config import PrefixConfig
+from gpt2.train_control import FAMILY, join_layers, make_prefix
 from prefixlib import checkpoint, record
 from prefixlib.errors import UserError
 
@@ -22,18 +23,40 @@ class LoadedPrefix:
     config: PrefixConfig
     base: dict[str, Any]  # {"name", "revision"}
     task: dict[str, Any]
-    network: dict[str, Tensor]  # state dict of PrefixTuning
-    flat: Tensor  # keys and values (P, 2*L*H*D)
+    network: dict[str, Tensor]  # state dict of the prefix module
+    stored: dict[str, Tensor]  # what decoding needs: see the module's `stored`
+
+    @property
+    def flat(self) -> Tensor:
+        """Keys and values (P, 2*L*H*D)."""
+        return self.stored["prefix"]
+
+    def for_decoding(self) -> nn.Module:
+        """A module that gives the same prefix, without the network wherever keys and values were stored."""
+        if "prefix" not in self.stored:
+            prefix = make_prefix(self.config)
+            prefix.load_state_dict(self.network)
+        else:
+            shallow = {"prefix_mode": "activation", "init_shallow": True, "preseqlen": len(self.flat)}
+            prefix = make_prefix(replace(self.config, **shallow))
+            names = {"prefix": "control_trans", "wte2": "wte2.weight"}
+            prefix.load_state_dict({names[name]: tensor for name, tensor in self.stored.items()})
+        return prefix.eval().requires_grad_(False)
 
 
 def save_prefix(
     directory: Path,
-    prefix: PrefixTuning,
+    prefix: nn.Module,
     base: Mapping[str, Any],
     task: Mapping[str, Any],
     scores: Mapping[str, Any] | None = None,
+    *,
+    model: nn.Module | None = None,
 ) -> None:
-    """Write the network and its flattened keys and values; raises OSError if the disk does not take them."""
+    """Write the network and what decoding needs of it; raises OSError if the disk does not take them.
+
+    `model` is the base model, which an embedding prefix needs to be turned into keys and values.
+    """
     checkpoint.save(
         directory,
         family=FAMILY,
@@ -41,7 +64,7 @@ def save_prefix(
         prefix=prefix.config.as_dict(),
         task=task,
         network=prefix.state_dict(),
-        flat={"prefix": prefix.flat().detach()},
+        flat=prefix.stored(model),
         versions=record.versions(),
         scores=scores,
     )
@@ -56,36 +79,62 @@ def load_prefix(directory: Path | str) -> LoadedPrefix:
         return _load_original(directory)
     read = checkpoint.load(directory, FAMILY)
     config = PrefixConfig.from_saved(read.prefix, directory)
-    return LoadedPrefix(config, read.base, read.task, read.network, read.flat["prefix"])
+    return LoadedPrefix(config, read.base, read.task, read.network, read.flat)
 
 
 def _load_original(directory: Path) -> LoadedPrefix:
-    """config.json + pytorch_model.bin as the original wrote them; only its standard prefix is known here."""
+    """config.json + pytorch_model.bin as the original wrote them: every kind of prefix it had."""
     saved, network = checkpoint.read_original_weights(directory)
-    expected = {f"control_trans.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")} | {"wte.weight"}
-    if network.keys() != expected:
-        odd = ", ".join(sorted(network.keys() ^ expected))
-        raise UserError(f"{directory}: not a standard activation prefix of the original (differs in {odd})")
     try:
-        config = PrefixConfig(
-            preseqlen=network["wte.weight"].shape[0],  # the file's own value can differ (low-data initialisation)
-            mid_dim=network["control_trans.0.weight"].shape[0],
-            prefix_dropout=float(saved.get("prefix_dropout", 0.0)),
-            prefix_mode="activation",
-            format_mode=saved.get("format_mode", "cat"),
-            n_layer=saved["n_layer"],
-            n_head=saved["n_head"],
-            head_dim=saved["n_embd"] // saved["n_head"],
-            n_embd=saved["n_embd"],
-        )
-    except KeyError as error:
-        raise UserError(f"{directory}/config.json has no {error}: not a GPT-2 prefix of the original") from error
-    if network["control_trans.2.bias"].shape[0] != 2 * config.n_layer * config.n_embd:
-        raise UserError(f"{directory}: not an activation prefix (its network's output has another size)")
-    if config.format_mode not in ("cat", "peek"):
-        raise UserError(f"{directory}: format_mode {config.format_mode} is not available in this version")
-    prefix = PrefixTuning(config)
+        config = _original_config(saved, network)
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{directory} has no {error}: not a GPT-2 prefix of the original") from error
+    if config.init_shallow:
+        network = {**network, "control_trans": _original_shallow(network["control_trans"], config)}
+    prefix = make_prefix(config)
+    expected = {name: array.shape for name, array in prefix.state_dict().items()}
+    found = {name: array.shape for name, array in network.items()}
+    if found != expected:
+        odd = ", ".join(sorted({name for name, _ in found.items() ^ expected.items()}))
+        raise UserError(f"{directory}: not a GPT-2 prefix of the original (names or shapes differ in {odd})")
     prefix.load_state_dict(network)
     base = {"name": ORIGINAL_BASES.get((config.n_layer, config.n_embd)), "revision": None}
     task = {"mode": saved.get("_my_arg_task_mode"), "tuning_mode": "prefixtune"}
-    return LoadedPrefix(config, base, task, network, prefix.flat().detach())
+    # trained embeddings become keys and values only once their base model is there
+    stored = {} if config.prefix_mode == "embedding" else prefix.stored(None)
+    return LoadedPrefix(config, base, task, network, stored)
+
+
+def _original_config(saved: Mapping[str, Any], network: Mapping[str, Tensor]) -> PrefixConfig:
+    """The settings, told from the arrays where they say more than the file, whose P can be another (word starts)."""
+    layers, heads, width = saved["n_layer"], saved["n_head"], saved["n_embd"]
+    shallow = "control_trans" in network
+    last = max((name for name in network if name.startswith("control_trans") and name.endswith("bias")), default=None)
+    embedding = not shallow and (last is None or len(network[last]) == width)
+    if shallow:
+        length = network["control_trans"].numel() // (2 * layers * width)
+    else:
+        length = len(network["wte.weight"]) if "wte.weight" in network else 0
+    form = saved.get("format_mode", "cat")
+    return PrefixConfig(
+        preseqlen=length,
+        mid_dim=saved.get("mid_dim", 512) if last is None else len(network["control_trans.0.weight"]),
+        prefix_dropout=float(saved.get("prefix_dropout", 0.0)),
+        prefix_mode="embedding" if embedding else "activation",
+        format_mode="infix" if "wte2.weight" in network else form,
+        n_layer=layers,
+        n_head=heads,
+        head_dim=width // heads,
+        n_embd=width,
+        optim_prefix=shallow or "wte.weight" in network,
+        parametrize_emb="Emb" if last is None else "MLP",
+        use_deep=last == "control_trans.4.bias",
+        init_shallow=shallow,
+    )
+
+
+def _original_shallow(trained: Tensor, config: PrefixConfig) -> Tensor:
+    """The original's keys and values without an MLP as (P, 2*L*H*D): kept flat, or (2L, 1, H, P, D) if from words."""
+    if trained.dim() == 1:
+        return trained.view(config.preseqlen, config.width)
+    return join_layers(list(zip(trained[0::2], trained[1::2], strict=True)))

@@ -7,7 +7,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from gpt2 import decoding
-from gpt2.dataset import encode, truncate_prompt
+from gpt2.dataset import Encoded, Format, encode_inputs, pad_sources, truncate
+from gpt2.prefix_config import max_positions
 from gpt2.prefix_io import load_prefix
-from gpt2.train_control import FAMILY, max_positions, split_layers
+from gpt2.train_control import FAMILY, Past
 from prefixlib import checkpoint, files, metrics, record
 from prefixlib.base_model import choose_base, load_model, load_tokenizer
 from prefixlib.beam_search import DecodingRule
@@ -35,13 +36,33 @@ class Generator:
 
     model: nn.Module
     tokenizer: Any
-    layers: Sequence[tuple[Tensor, Tensor]] | None = None  # prefix keys and values, each (1, H, P, D)
+    layers: Sequence[tuple[Tensor, Tensor]] | None = None  # a prefix that all share: keys and values (1, H, P, D)
     seen_categories: Collection[str] = field(default_factory=tuple)  # categories of the training set (WebNLG)
+    prefix: nn.Module | None = None  # a prefix that depends on the source
+    form: Format = field(default_factory=Format)
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer, prefix: nn.Module | None, task: Mapping[str, Any]) -> "Generator":
+        """The base model behind its prefix module, or a whole model where `prefix` is None, as `task` trained it."""
+        known = {"model": model, "tokenizer": tokenizer, "seen_categories": task.get("categories", ())}
+        if prefix is None:
+            return cls(**known, form=Format(word=task.get("lowdata_token", "")))
+        known["form"] = prefix.config.form
+        if prefix.config.needs_source:
+            return cls(**known, prefix=prefix)
+        with torch.no_grad():
+            return cls(**known, layers=prefix.past(model, 1).layers)
 
     @property
     def prompt_room(self) -> int:
         """Positions that the model leaves beside the prefix."""
-        return max_positions(self.model.config) - (self.layers[0][0].shape[2] if self.layers else 0)
+        shared = self.layers[0][0].shape[2] if self.layers else 0
+        return max_positions(self.model.config) - (self.prefix.config.preseqlen if self.prefix else shared)
+
+    def past(self, examples: Sequence[Encoded]) -> Past:
+        """The prefixes of examples that have their own."""
+        batch = {name: ids.to(self.model.device) for name, ids in pad_sources(examples).items()}
+        return self.prefix.past(self.model, len(examples), **batch)
 
 
 def add_flags(parser: Parser) -> None:
@@ -87,8 +108,8 @@ def load_generator(
     )
     if config != prefix.config:
         raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
-    layers = split_layers(prefix.flat, prefix.config, batch_size=1)
-    return Generator(_to_device(model), tokenizer, layers, prefix.task.get("categories", ()))
+    model = _to_device(model)
+    return Generator.of(model, tokenizer, prefix.for_decoding().to(model.device), prefix.task)
 
 
 def _load_finetuned(
@@ -100,7 +121,7 @@ def _load_finetuned(
     checkpoint.check_agrees({"mode": mode}, {"mode": task.get("mode") or mode}, directory)
     model = load_model(str(directory), FAMILY, cache_dir=cache_dir, dtype=dtype)
     tokenizer = load_tokenizer(str(directory), cache_dir=cache_dir)
-    return Generator(_to_device(model), tokenizer, None, task.get("categories", ()))
+    return Generator.of(_to_device(model), tokenizer, None, task)
 
 
 def _to_device(model: nn.Module) -> nn.Module:
@@ -132,23 +153,24 @@ def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: a
     """
     groups = read_groups(mode, path)
     tokenizer = generator.tokenizer
-    texts = [prompt_text(mode, group.source, tokenizer.eos_token) for group in groups]
+    texts = [prompt_text(mode, generator.form.source_text(group.source), tokenizer.eos_token) for group in groups]
     room = generator.prompt_room - args.length
     if room < 2:
         raise UserError(
             f"--length {args.length}: the model has only {generator.prompt_room} positions for prompt and output"
         )
-    whole = encode(tokenizer, texts)
-    prompts = [truncate_prompt(prompt, room) for prompt in whole]
-    cut = sum(len(a) != len(b) for a, b in zip(whole, prompts, strict=True))
+    whole = encode_inputs(mode, groups, tokenizer, generator.form)
+    inputs = [truncate(example, room) for example in whole]
+    cut = sum(len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
     if cut:
-        logger.warning("%d of %d sources cut to %d tokens to leave room for the output", cut, len(prompts), room)
+        logger.warning("%d of %d sources cut to %d tokens to leave room for the output", cut, len(inputs), room)
     started = time.perf_counter()
     hypotheses = decoding.decode(
         generator.model,
-        prompts,
+        [example.prompt for example in inputs],
         decoding_rule(args, tokenizer),
         layers=generator.layers,
+        past=(lambda members: generator.past([inputs[n] for n in members])) if generator.prefix else None,
         strategy=args.strategy,
         batch_size=args.batch_size,
         seed=args.seed,

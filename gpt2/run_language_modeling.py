@@ -19,10 +19,11 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2 import flags, run_generation
-from gpt2.dataset import TableToTextDataset, collate
-from gpt2.train_control import PrefixLM, max_positions, split_layers
+from gpt2.dataset import Format, TableToTextDataset, collate
+from gpt2.prefix_config import PrefixConfig, max_positions
+from gpt2.train_control import PrefixLM
 from gpt2.trainer_prefix import PrefixTrainer
-from gpt2.tuning import base_record, load_base, load_weights, make_model, save_model
+from gpt2.tuning import base_record, check_same_prefix, load_base, load_weights, make_model, save_model
 from prefixlib import checkpoint, record
 from prefixlib.base_model import load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
@@ -61,9 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     base = load_base(name, args)
     task = {key: getattr(args, key) for key in TRAINING_SETTINGS}
     task["categories"] = sorted({row.category for row in records["train"]} - {""})
-    model = make_model(args, base)
-    room = max_positions(base.config) - (args.preseqlen if isinstance(model, PrefixLM) else 0)
-    datasets = {split: TableToTextDataset(args.mode, rows, tokenizer, room) for split, rows in records.items()}
+    if args.tuning_mode == "finetune":
+        task["lowdata_token"] = args.lowdata_token if args.use_lowdata_token == "yes" else ""
+    model = make_model(args, base, tokenizer, resuming=resume_from is not None)
+    room = max_positions(base.config) - (model.prefix.config.preseqlen if isinstance(model, PrefixLM) else 0)
+    form = model.prefix.config.form if isinstance(model, PrefixLM) else Format(word=task.get("lowdata_token", ""))
+    datasets = {split: TableToTextDataset(args.mode, rows, tokenizer, room, form) for split, rows in records.items()}
     save = functools.partial(
         save_model, model=model, tokenizer=tokenizer, base=base_record(name, base, args), task=task
     )
@@ -126,10 +130,11 @@ def find_resume(args: argparse.Namespace, output: Path) -> Path | None:
         return None
     if checkpoint.is_checkpoint(last):
         saved = checkpoint.read_config(last)
-        settings = {**saved["task"], **saved["prefix"]}
-        given = {"preseqlen": args.preseqlen, "mid_dim": args.mid_dim, "prefix_dropout": args.dropout}
+        settings, given = saved["task"], {}
+        check_same_prefix(args, PrefixConfig.from_saved(saved["prefix"], last), last)
     else:
-        settings, given = checkpoint.load_task(last), {}
+        settings = checkpoint.load_task(last)
+        given = {"lowdata_token": args.lowdata_token if args.use_lowdata_token == "yes" else ""}
     checkpoint.check_agrees({**{key: getattr(args, key) for key in TRAINING_SETTINGS}, **given}, settings, last)
     return Path(last)
 
@@ -206,7 +211,11 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
     if trainer.is_world_process_zero():
         title = f"{args.mode}, {args.tuning_mode}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
-    stored = model.prefix.flat() if isinstance(model, PrefixLM) else None
+    stored = None
+    if isinstance(model, PrefixLM):  # what decoding needs; a prefix made of the source needs its network
+        stored = sum(
+            tensor.numel() for tensor in (model.prefix.stored(model.base) or model.prefix.state_dict()).values()
+        )
     parameters = list(model.parameters())
     return {
         "seconds": round(seconds, 2),
@@ -217,7 +226,7 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
         "last_train_loss": curves["train"][-1][1] if curves["train"] else None,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "base_parameters": sum(p.numel() for p in model.base.parameters()) if stored is not None else None,
-        "stored_parameters": stored.numel() if stored is not None else sum(p.numel() for p in parameters),
+        "stored_parameters": sum(p.numel() for p in parameters) if stored is None else stored,
         "tokens_seen": trainer.state.num_input_tokens_seen,
         "peak_memory_bytes": record.peak_memory_bytes(),
     }
@@ -229,11 +238,9 @@ def decode_splits(args, model: nn.Module, tokenizer, task, output: Path, paths: 
     argv += ["--batch_size", str(args.batch_size), "--disable_tqdm", args.disable_tqdm]
     decoding_args = run_generation.make_parser().parse_args(argv)
     model.eval()
-    layers = None
-    if isinstance(model, PrefixLM):
-        layers = split_layers(model.prefix.flat().detach(), model.prefix.config, batch_size=1)
     base = model.base if isinstance(model, PrefixLM) else model
-    generator = run_generation.Generator(base, tokenizer, layers, task["categories"])
+    prefix = model.prefix if isinstance(model, PrefixLM) else None
+    generator = run_generation.Generator.of(base, tokenizer, prefix, task)
     decoded = {}
     for split in ("valid", "test"):
         if paths[split] is None:

@@ -1,113 +1,229 @@
 """The method: a frozen decoder-only language model steered by a trained prefix of keys and values (paper section 4).
 
-Legend: B batch, T tokens, P prefix length, L layers, H key/value heads, D head size, E hidden size, M mid_dim.
+Legend: B batch, T tokens, S source tokens, P prefix length, L layers, H key/value heads, D head size, E width of the
+word embeddings, M mid_dim.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from gpt2.dataset import IGNORED
+from gpt2.prefix_config import PrefixConfig
 from prefixlib import attention
 from prefixlib.errors import UserError
 
 FAMILY = "decoder-only"
 
+Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, P, D)
+
 
 @dataclass(frozen=True)
-class PrefixConfig:
-    """Everything needed to rebuild the prefix module: the method's settings, then the base model's shape."""
+class Past:
+    """What a text finds in front of it: keys and values of S positions, of which padding is invisible."""
 
-    preseqlen: int  # P
-    mid_dim: int  # M
-    prefix_dropout: float
-    prefix_mode: str
-    format_mode: str
-    n_layer: int  # L
-    n_head: int  # H, heads of the keys and values (fewer than the queries' in grouped-query models)
-    head_dim: int  # D
-    n_embd: int  # E, the width of the prefix's input embeddings
+    layers: Layers  # (B, H, S, D), or one row for all
+    visible: Tensor | None = None  # bool (B, S); None if all positions count
 
-    @classmethod
-    def for_model(cls, base: PreTrainedConfig, **settings: Any) -> "PrefixConfig":
-        """The settings with the shape read off the base model's configuration. Raises UserError if P does not fit."""
-        text = base.get_text_config(decoder=True)
-        heads = text.num_attention_heads
-        config = cls(
-            n_layer=text.num_hidden_layers,
-            n_head=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            n_embd=text.hidden_size,
-            **settings,
+
+def count_positions(visible: Tensor) -> Tensor:
+    """Positions (B, S) of what is visible, bool (B, S), numbered by row: padding and neighbours shift nothing."""
+    return (visible.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def key_values(
+    base: nn.Module, visible: Tensor | None = None, positions: Callable[[Tensor], Tensor] = count_positions, **inputs
+) -> Layers:
+    """The keys and values (B, H, S, D) that the model itself gives S inputs: `input_ids` or `inputs_embeds`."""
+    if visible is None:
+        first = next(iter(inputs.values()))
+        inputs["position_ids"] = torch.arange(first.shape[1], device=first.device).unsqueeze(0)
+    else:
+        inputs.update(attention_mask=visible, position_ids=positions(visible))
+    if base.training and attention.is_checkpointed(base):  # checkpointed layers take no cache
+        modules = attention_modules(base)
+        with attention.record_key_values(modules) as seen:
+            base.base_model(**inputs, use_cache=False)
+        return [seen[module] for module in modules]
+    cache = DynamicCache()
+    base.base_model(**inputs, past_key_values=cache, use_cache=True)
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def check_shape(base: nn.Module, config: PrefixConfig) -> None:
+    """Raise UserError unless every layer of the base model keeps keys and values of H heads of size D each."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
+    try:
+        with torch.no_grad(), evaluating(base):
+            found = {tuple(states.shape) for layer in key_values(base, input_ids=token) for states in layer}
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"a {base.config.model_type} model takes no prefix of keys and values ({error})") from error
+    if found != {(1, config.n_head, 1, config.head_dim)}:
+        raise UserError(
+            f"a {base.config.model_type} model takes no prefix: its layers' keys and values differ, {found}"
         )
-        limit = max_positions(base)
-        if not 1 <= config.preseqlen <= limit - 2:
-            raise UserError(f"--preseqlen {config.preseqlen}: the model has {limit} positions; take 1 to {limit - 2}")
-        return config
-
-    @classmethod
-    def from_saved(cls, saved: Mapping[str, Any], directory) -> "PrefixConfig":
-        """The settings as a checkpoint holds them. Raises UserError if they are not this version's."""
-        try:
-            return cls(**saved)
-        except TypeError as error:
-            raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
-def max_positions(base: PreTrainedConfig) -> int:
-    """The number of positions of the base model (P + T must not exceed it)."""
-    return base.get_text_config(decoder=True).max_position_embeddings
+def reparametrisation(config: PrefixConfig, outputs: int) -> nn.Sequential:
+    """Linear E→M, Tanh, [Linear M→M, Tanh,] Linear M→outputs (section 4.3), with torch's default initialisation."""
+    deep = [nn.Linear(config.mid_dim, config.mid_dim), nn.Tanh()] if config.use_deep else []
+    return nn.Sequential(nn.Linear(config.n_embd, config.mid_dim), nn.Tanh(), *deep, nn.Linear(config.mid_dim, outputs))
 
 
 class PrefixTuning(nn.Module):
-    """P learned vectors through an MLP to keys and values for every layer (paper section 4.3, reparametrisation).
+    """P learned vectors through an MLP to keys and values for every layer (section 4.3, reparametrisation).
 
-    State-dict names and torch's default initialisation (embeddings N(0, 1)) are the original's.
+    State-dict names and torch's default initialisation (embeddings N(0, 1)) are the original's. With `init_shallow` the
+    parameters are the keys and values themselves, (P, 2*L*H*D), N(0, 1); so is a stored prefix, without its MLP.
     """
 
     def __init__(self, config: PrefixConfig):
         super().__init__()
         self.config = config
-        self.wte = nn.Embedding(config.preseqlen, config.n_embd)
-        width = 2 * config.n_layer * config.n_head * config.head_dim  # a key and a value per layer
-        self.control_trans = nn.Sequential(
-            nn.Linear(config.n_embd, config.mid_dim), nn.Tanh(), nn.Linear(config.mid_dim, width)
-        )
+        if config.init_shallow:
+            self.control_trans = nn.Parameter(torch.randn(config.preseqlen, config.width))
+        else:
+            self.wte = nn.Embedding(config.preseqlen, config.n_embd)
+            self.control_trans = reparametrisation(config, config.width)
         self.dropout = nn.Dropout(config.prefix_dropout)
 
     def flat(self) -> Tensor:
         """The prefix before it is cut into layers, (P, 2*L*H*D); the network runs on P rows only."""
-        return self.control_trans(self.wte.weight)
+        return self.control_trans if self.config.init_shallow else self.control_trans(self.wte.weight)
 
-    def forward(self, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    def forward(self, batch_size: int) -> Layers:
         """Keys and values per layer, each (B, H, P, D). Dropout is drawn for every row of the batch on its own."""
         return split_layers(self.flat(), self.config, batch_size, self.dropout)
 
+    def past(self, base: nn.Module, batch_size: int, source: Tensor | None = None, source_mask=None, positions=None):
+        """The `Past` of a batch of texts. Every kind of prefix has this method; most don't look at the source.
 
-def split_layers(
-    flat: Tensor, config: PrefixConfig, batch_size: int, dropout: nn.Module | None = None
-) -> list[tuple[Tensor, Tensor]]:
+        source: (B, S) token ids, right-padded; source_mask: (B, S), 0 at padding; positions: as `count_positions`.
+        """
+        return Past(self(batch_size))
+
+    def stored(self, base: nn.Module | None) -> dict[str, Tensor]:
+        """What decoding needs: under `prefix` the keys and values (P, 2*L*H*D), and what else the class asks for."""
+        return {"prefix": self.flat().detach()}
+
+
+class InfixTuning(PrefixTuning):
+    """Source, P trained positions, target (section 7.2): the model reads the source and P trained embeddings, and the
+    network's keys and values are added to its own at these P positions.
+    """
+
+    def __init__(self, config: PrefixConfig):
+        super().__init__(config)
+        self.wte2 = nn.Embedding(config.preseqlen, config.n_embd)
+
+    def past(self, base, batch_size, source=None, source_mask=None, positions=count_positions) -> Past:
+        words = base.get_input_embeddings()(source)  # (B, S, E)
+        inputs = torch.cat([words, self.wte2.weight.to(words.dtype).expand(batch_size, -1, -1)], dim=1)
+        visible = torch.cat([source_mask.bool(), source_mask.new_ones(batch_size, len(self.wte2.weight)).bool()], dim=1)
+        own = key_values(base, visible, positions, inputs_embeds=inputs)  # (B, H, S+P, D)
+
+        def added(states: Tensor, trained: Tensor) -> Tensor:
+            return states + nn.functional.pad(trained, (0, 0, source.shape[1], 0))  # nothing is added to the source's
+
+        return Past([(added(k, a), added(v, b)) for (k, v), (a, b) in zip(own, self(batch_size), strict=True)], visible)
+
+    def stored(self, base):
+        return {**super().stored(base), "wte2": self.wte2.weight.detach()}
+
+
+class SourcePrefixTuning(nn.Module):
+    """A prefix made of S words: the MLP turns the model's own embeddings of them into keys and values."""
+
+    def __init__(self, config: PrefixConfig):
+        super().__init__()
+        self.config = config
+        self.control_trans = reparametrisation(config, config.width)
+        self.dropout = nn.Dropout(config.prefix_dropout)
+
+    def past(self, base, batch_size, source=None, source_mask=None, positions=None) -> Past:
+        flat = self.control_trans(base.get_input_embeddings()(source).float())  # (B, S, 2*L*H*D)
+        return Past(split_rows(flat, self.config, self.dropout), source_mask.bool())
+
+    def stored(self, base):
+        return {}  # there is nothing to compute beforehand: decoding needs the network
+
+
+class PrefixEmbTuning(nn.Module):
+    """P trained input embeddings (section 7.2): the prefix is what the model makes of them at positions 0..P-1."""
+
+    def __init__(self, config: PrefixConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.preseqlen, config.n_embd)
+        if config.parametrize_emb == "MLP":
+            self.control_trans = reparametrisation(config, config.n_embd)
+        self.dropout = nn.Dropout(config.prefix_dropout)
+
+    def embeddings(self) -> Tensor:
+        """(P, E)."""
+        return self.control_trans(self.wte.weight) if self.config.parametrize_emb == "MLP" else self.wte.weight
+
+    def past(self, base, batch_size, source=None, source_mask=None, positions=None) -> Past:
+        # one row serves for all, unless dropout, here or in the model, is drawn for every row on its own
+        rows = batch_size if self.training and (self.config.prefix_dropout > 0 or base.training) else 1
+        inputs = self.dropout(self.embeddings().expand(rows, -1, -1)).to(base.get_input_embeddings().weight.dtype)
+        layers = key_values(base, inputs_embeds=inputs)
+        return Past([tuple(t.expand(batch_size, -1, -1, -1) for t in layer) for layer in layers])
+
+    def stored(self, base):
+        with torch.no_grad(), evaluating(base), evaluating(self):
+            return {"prefix": join_layers(self.past(base, 1).layers).float()}
+
+
+def make_prefix(config: PrefixConfig) -> nn.Module:
+    """The prefix module that the settings ask for."""
+    if config.prefix_mode == "embedding":
+        return PrefixEmbTuning(config)
+    if not config.optim_prefix:
+        return SourcePrefixTuning(config)
+    return InfixTuning(config) if config.format_mode == "infix" else PrefixTuning(config)
+
+
+def split_layers(flat: Tensor, config: PrefixConfig, batch_size: int, dropout: nn.Module | None = None) -> Layers:
     """Cut (P, 2*L*H*D) into L pairs of keys and values (B, H, P, D): views of one copy, unless dropout is on.
 
     Raises UserError if the prefix was made for a model of another shape.
     """
+    return split_rows(flat.unsqueeze(0).expand(batch_size, -1, -1), config, dropout)
+
+
+def split_rows(flat: Tensor, config: PrefixConfig, dropout: nn.Module | None = None) -> Layers:
+    """Cut (B, P, 2*L*H*D) into L pairs of keys and values (B, H, P, D), as `split_layers` does."""
     shape = (2 * config.n_layer, config.n_head, config.head_dim)
-    if flat.shape[1] != shape[0] * shape[1] * shape[2]:
+    if flat.shape[2] != config.width:
         raise UserError(
-            f"the prefix has {flat.shape[1]} numbers per position, the model needs {'x'.join(map(str, shape))}"
+            f"the prefix has {flat.shape[2]} numbers per position, the model needs {'x'.join(map(str, shape))}"
         )
-    rows = flat.view(-1, *shape).permute(1, 2, 0, 3).unsqueeze(1)  # (2L, 1, H, P, D)
-    rows = rows.expand(-1, batch_size, -1, -1, -1)  # (2L, B, H, P, D)
+    states = flat.unflatten(2, shape)  # (B, P, 2L, H, D)
     if dropout is not None:
-        rows = dropout(rows)
-    return [(rows[2 * layer], rows[2 * layer + 1]) for layer in range(config.n_layer)]
+        states = dropout(states)
+    states = states.permute(2, 0, 3, 1, 4)  # (2L, B, H, P, D)
+    return [(states[2 * layer], states[2 * layer + 1]) for layer in range(config.n_layer)]
+
+
+def join_layers(layers: Layers) -> Tensor:
+    """The inverse of `split_layers`: L pairs (1, H, P, D) to (P, 2*L*H*D)."""
+    return torch.cat([states for layer in layers for states in layer]).permute(2, 0, 1, 3).flatten(1)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While open, `module` is in eval mode."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
 class PrefixLM(nn.Module):
@@ -119,12 +235,13 @@ class PrefixLM(nn.Module):
     enters inside the attention function.
     """
 
-    def __init__(self, base: nn.Module, prefix: PrefixTuning, train_base: bool = False, checkpointing: bool = False):
+    def __init__(self, base: nn.Module, prefix: nn.Module, train_base: bool = False, checkpointing: bool = False):
         super().__init__()
         self.base = base
         self.prefix = prefix
         self.train_base = train_base
         self.checkpointing = checkpointing
+        self.positions = count_positions  # where each row's own prefix and text stand
         for parameter in base.parameters():
             parameter.requires_grad_(False)
         if checkpointing:
@@ -140,27 +257,40 @@ class PrefixLM(nn.Module):
         self.base.train(mode and self.train_base)
         return self
 
-    def hidden_states(self, input_ids: Tensor) -> Tensor:
-        """Last hidden states (B, T, E) of right-padded `input_ids` (B, T) behind the prefix; text starts at position P.
+    def hidden_states(self, input_ids: Tensor, source: Tensor | None = None, source_mask=None) -> Tensor:
+        """Last hidden states (B, T, E) of right-padded `input_ids` (B, T) behind the prefix, with positions after it.
 
-        No attention mask is needed: padding stands to the right of every real token and attention is causal.
+        `source` and `source_mask`, both (B, S), serve prefixes that depend on the source. Without them no attention
+        mask is needed: padding stands to the right of every real token and attention is causal.
         """
         weight = self.base.get_input_embeddings().weight
         kind = weight.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        layers = [(keys.to(dtype), values.to(dtype)) for keys, values in self.prefix(input_ids.shape[0])]
-        length = self.prefix.config.preseqlen
-        positions = torch.arange(length, length + input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+        past = self.prefix.past(self.base, len(input_ids), source, source_mask, self.positions)
+        layers = [(keys.to(dtype), values.to(dtype)) for keys, values in past.layers]
+        before = layers[0][0].shape[2]
+        if past.visible is None:
+            mask = None
+            positions = torch.arange(before, before + input_ids.shape[1], device=input_ids.device).unsqueeze(0)
+        else:
+            mask = torch.cat([past.visible, torch.ones_like(input_ids, dtype=torch.bool)], dim=1)
+            positions = self.positions(mask)[:, before:]
         inputs = {"input_ids": input_ids, "position_ids": positions}
         if self.checkpointing:
-            with attention.prefix_attention(dict(zip(attention_modules(self.base), layers, strict=True))):
+            carried = dict(zip(attention_modules(self.base), layers, strict=True))
+            with attention.prefix_attention(carried, past.visible):
                 return self.base.base_model(**inputs, use_cache=False).last_hidden_state
         # a cache is filled in place by the forward, so every forward gets its own
-        return self.base.base_model(**inputs, past_key_values=DynamicCache(layers), use_cache=True).last_hidden_state
+        cache = DynamicCache(layers)
+        return self.base.base_model(
+            **inputs, attention_mask=mask, past_key_values=cache, use_cache=True
+        ).last_hidden_state
 
-    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, source: Tensor | None = None, source_mask=None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """With labels (B, T): `token_nll` of the scored tokens. Without: logits (B, T, V) at every position."""
-        hidden = self.hidden_states(input_ids)
+        hidden = self.hidden_states(input_ids, source, source_mask)
         head = self.base.get_output_embeddings()
         return head(hidden) if labels is None else token_nll(hidden, labels, head)
 

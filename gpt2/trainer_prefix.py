@@ -83,7 +83,7 @@ class PrefixTrainer(Trainer):
         if isinstance(self.accelerator.unwrap_model(model), PreTrainedModel):
             loss = model(input_ids=input_ids, attention_mask=inputs["attention_mask"], labels=labels).loss
         else:
-            nll, rows = model(input_ids, labels)
+            nll, rows = model(input_ids, labels, inputs.get("source"), inputs.get("source_mask"))
             is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)
             loss = row_losses(nll, rows, labels, is_text.sum(dim=1), self.objective_mode).mean()
         return (loss, {"loss": loss}) if return_outputs else loss

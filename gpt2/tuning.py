@@ -1,16 +1,22 @@
 """What each tuning mode trains: building the model around its base, saving what was trained, loading it again."""
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from gpt2.initialise import given_text, start_from_text, text_ids
+from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.prefix_io import load_prefix, save_prefix
-from gpt2.train_control import FAMILY, PrefixConfig, PrefixLM, PrefixTuning
+from gpt2.train_control import FAMILY, PrefixLM, check_shape, make_prefix
 from prefixlib import attention, checkpoint
 from prefixlib.base_model import load_config, load_model
+from prefixlib.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def load_base(name: str, args: argparse.Namespace) -> nn.Module:
@@ -31,31 +37,75 @@ def base_record(name: str, base: nn.Module, args: argparse.Namespace) -> dict[st
     return {"name": name, "revision": args.model_revision or getattr(base.config, "_commit_hash", None)}
 
 
-def make_model(args: argparse.Namespace, base: nn.Module) -> nn.Module:
+def make_model(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: bool = False) -> nn.Module:
     """The model to train: the base with a prefix in front, or the base itself with every weight trainable."""
     if args.tuning_mode == "finetune":
         if args.gradient_checkpointing == "yes":
             attention.enable_checkpointing(base)
         return base
-    config = PrefixConfig.for_model(
-        base.config,
-        preseqlen=args.preseqlen,
-        mid_dim=args.mid_dim,
-        prefix_dropout=args.dropout,
-        prefix_mode=args.prefix_mode,
-        format_mode=args.format_mode,
-    )
-    prefix = PrefixTuning(config)
-    if args.prefix_model_path:
-        earlier = load_prefix(Path(args.prefix_model_path).expanduser())
-        checkpoint.check_agrees(
-            {name: getattr(config, name) for name in ("preseqlen", "mid_dim", "n_layer", "n_embd")},
-            earlier.config.as_dict(),
-            args.prefix_model_path,
-        )
-        prefix.load_state_dict(earlier.network)
+    prefix = make_start(args, base, tokenizer, resuming)
     checkpointing = args.gradient_checkpointing == "yes"
     return PrefixLM(base, prefix, train_base=args.use_dropout == "yes" or checkpointing, checkpointing=checkpointing)
+
+
+def prefix_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of PrefixConfig that the flags choose. P is the flag's: a text to start from has its own."""
+    return {
+        "preseqlen": args.preseqlen if args.optim_prefix == "yes" else 0,
+        "mid_dim": args.mid_dim,
+        "prefix_dropout": args.dropout,
+        "prefix_mode": args.prefix_mode,
+        "format_mode": args.format_mode,
+        "optim_prefix": args.optim_prefix == "yes",
+        "parametrize_emb": args.parametrize_emb,
+        "use_deep": args.use_deep == "yes",
+        "init_shallow": args.init_shallow == "yes",
+        "init_text": given_text(args),
+    }
+
+
+def check_same_prefix(args: argparse.Namespace, earlier: PrefixConfig, directory: Path | str) -> None:
+    """Raise UserError naming both values if the flags ask for another prefix than the checkpoint in `directory` has."""
+    given, known = prefix_settings(args), earlier.as_dict()
+    text, started = given.pop("init_text"), known.pop("init_text")
+    if not args.prefix_model_path and text != started:  # a prefix taken over from another run has started long ago
+        how = "did not start from a text" if started is None else f"started from the text {started!r}"
+        raise UserError(f"{directory} {how}: --init_text (--init_shallow_word, --lowdata_token) says otherwise")
+    if text is not None:
+        del given["preseqlen"]  # it is the text's
+    spelled = {True: "yes", False: "no"}
+
+    def as_flags(settings: dict[str, Any]) -> dict[str, Any]:
+        settings = {name: spelled[v] if isinstance(v, bool) else v for name, v in settings.items()}
+        return {"dropout": settings.pop("prefix_dropout"), **settings}
+
+    checkpoint.check_agrees(as_flags(given), as_flags(known), directory)
+
+
+def make_start(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: bool) -> nn.Module:
+    """The prefix with the start that the flags ask for: random, from a text, or another checkpoint's weights.
+
+    A resumed run has its weights already; it does not start again. Raises UserError for a model that it does not fit.
+    """
+    settings = prefix_settings(args)
+    ids = None
+    if settings["init_text"] is not None:
+        ids = text_ids(tokenizer, settings["init_text"], max_positions(base.config) - 2)
+        settings["preseqlen"] = len(ids)
+    config = PrefixConfig.for_model(base.config, **settings)
+    check_shape(base, config)
+    if args.prefix_model_path:
+        earlier = load_prefix(Path(args.prefix_model_path).expanduser())
+        check_same_prefix(args, earlier.config, args.prefix_model_path)
+        shape = {name: value for name, value in config.as_dict().items() if name.startswith(("n_", "head"))}
+        checkpoint.check_agrees(shape, earlier.config.as_dict(), args.prefix_model_path)
+    prefix = make_prefix(config)
+    if args.prefix_model_path:
+        prefix.load_state_dict(earlier.network)
+    elif ids is not None and not resuming:
+        logger.info("the prefix starts from a text of %d tokens, which is its length", len(ids))
+        start_from_text(prefix, base, ids)
+    return prefix
 
 
 def save_model(
@@ -63,7 +113,7 @@ def save_model(
 ) -> None:
     """Write what was trained: the prefix alone, or the whole model in transformers' format with its tokenizer."""
     if isinstance(model, PrefixLM):
-        save_prefix(directory, model.prefix, base, task, scores)
+        save_prefix(directory, model.prefix, base, task, scores, model=model.base)
     else:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)

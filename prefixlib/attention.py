@@ -93,6 +93,11 @@ def enable_checkpointing(model: nn.Module) -> None:
     enable({"use_reentrant": False, "context_fn": contexts})
 
 
+def is_checkpointed(model: nn.Module) -> bool:
+    """Whether activation checkpointing is on; transformers 5.2x renamed its own property for it."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def pad_prefixes(prefixes: list[tuple[Tensor, Tensor]]) -> Prefix:
     """Prefixes of several lengths, each (1, G, P_i, D), as one batch: padded on the left, the padding invisible."""
     longest = max(keys.shape[2] for keys, _ in prefixes)

@@ -143,8 +143,8 @@ def read_original_weights(directory: Path | str) -> tuple[dict[str, Any], dict[s
     except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
         first_line = str(error).strip().split("\n")[0]
         raise UserError(f"{directory} cannot be read as a checkpoint of the original: {first_line}") from error
-    if not isinstance(weights, dict) or not any(key.startswith("control_trans") for key in weights):
-        raise UserError(f"{weights_path} holds no prefix (no control_trans weights)")
+    if not isinstance(weights, dict) or not any(key.startswith(("control_trans", "wte")) for key in weights):
+        raise UserError(f"{weights_path} holds no prefix (no control_trans or wte weights)")
     return config, weights
 
 

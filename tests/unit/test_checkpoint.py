@@ -130,9 +130,9 @@ def test_a_checkpoint_of_the_original_loads(tiny_lm, tmp_path):
     assert checkpoint.is_prefix(tmp_path / "original")
 
 
-def test_an_infix_checkpoint_of_the_original_is_refused(tiny_lm, tmp_path):
-    directory = write_original(tmp_path / "infix", tiny_lm.prefix, **{"wte2.weight": torch.zeros(3, 16)})
-    with pytest.raises(UserError, match=r"not a standard activation prefix of the original .differs in wte2.weight"):
+def test_a_checkpoint_with_another_array_is_refused(tiny_lm, tmp_path):
+    directory = write_original(tmp_path / "odd", tiny_lm.prefix, **{"wte3.weight": torch.zeros(3, 16)})
+    with pytest.raises(UserError, match=r"not a GPT-2 prefix of the original .names or shapes differ in wte3.weight"):
         load_prefix(directory)
 
 
