@@ -33,10 +33,19 @@ class Encoded:
 class TableToTextDataset(Dataset):
     """All training pairs of a data set, tokenised once; items are `Encoded`."""
 
-    def __init__(self, mode: str, records: Sequence[Record], tokenizer, max_length: int):
+    def __init__(
+        self,
+        mode: str,
+        records: Sequence[Record],
+        tokenizer,
+        max_length: int,
+        source_limit: int | None = None,
+        target_limit: int | None = None,
+    ):
         """Keep what training uses (WebNLG: lexicalisations marked good) and cut examples longer than `max_length`.
 
-        `max_length` is what the model leaves beside the prefix. Raises UserError if nothing is left to train on.
+        `max_length` is what the model leaves beside the prefix; before that, sources and targets are cut to their own
+        limits where the mode has them (summaries). Raises UserError if nothing is left to train on.
         """
         pairs = [
             training_text(mode, record.source, record.target, tokenizer.eos_token)
@@ -45,8 +54,8 @@ class TableToTextDataset(Dataset):
         ]
         if not pairs:
             raise UserError(f"no text to train on among {len(records)} records of mode {mode}")
-        prompts = encode(tokenizer, [prompt for prompt, _ in pairs])
-        continuations = encode(tokenizer, [continuation for _, continuation in pairs])
+        prompts = encode(tokenizer, [prompt for prompt, _ in pairs], source_limit)
+        continuations = encode(tokenizer, [continuation for _, continuation in pairs], target_limit)
         whole = [Encoded(*both) for both in zip(prompts, continuations, strict=True)]
         self.examples = [truncate(example, max_length) for example in whole]
         self.tokens_cut = sum(len(example) for example in whole) - sum(len(example) for example in self.examples)
@@ -63,9 +72,13 @@ class TableToTextDataset(Dataset):
         return self.examples[index]
 
 
-def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids per text. Nothing is added: spaces and separators are in the text."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+def encode(tokenizer, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
+    """Token ids per text. Nothing is added: spaces and separators are in the text.
+
+    With `limit` at most that many ids stand before the closing separator.
+    """
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return rows if limit is None else [truncate_prompt(row, limit + 1) for row in rows]
 
 
 def truncate(example: Encoded, max_length: int) -> Encoded:
