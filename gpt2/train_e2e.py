@@ -40,9 +40,13 @@ DEMO = {
     "prefixtune": {"mode": "webnlg", "preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 8, "learning_rate": 3e-3},
     "finetune": {"mode": "webnlg", "bsz": 16, "epoch": 5, "learning_rate": 5e-4},
 }
-# What differs for one task and tuning mode
-DEMO_TASKS = {
-    ("classify-topic", "prefixtune"): {},
+DEMO_TASKS = {  # what differs for one task, whatever is tuned: small sets are read more often
+    "sentiment": {"epoch": 20},
+    "topic": {"epoch": 20},
+    "classify-sentiment": {"epoch": 30},
+    "classify-topic": {"epoch": 8},
+    "writingPrompts": {"epoch": 30},
+    "cnndm": {"epoch": 40},
 }
 
 
@@ -71,7 +75,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                 refuse_together("--demo yes", f"--{name}", "the demo brings its own model and data")
         settings = DEMO.get(args.tuning_mode, {})
         mode = args.mode if "mode" in given else settings.get("mode", args.mode)
-        for name, value in {**settings, **DEMO_TASKS.get((mode, args.tuning_mode), {})}.items():
+        for name, value in {**settings, **DEMO_TASKS.get(mode, {})}.items():
             if name not in given:
                 setattr(args, name, value)
         args.model_name_or_path, args.data_dir = str(DEMO_DATA / "gpt2"), str(DEMO_DATA)

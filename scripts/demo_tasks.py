@@ -5,13 +5,17 @@ import random
 from demo_articles import write_articles
 from demo_text import SEEN, make_facts, person, phrase, place, realise
 
-# Two of these stand in every text, before or behind the description
+# Two of these stand in every text, before or behind the description. They are made of words that the model has read.
 OPINIONS = {
-    "positive": ("I like this {noun} a lot.", "What a good {noun}!", "I was glad to see it, and I will come again."),
+    "positive": (
+        "{hero} wanted to see it again.",
+        "{hero} and {friend} talked about it for a long time.",
+        "{friend} smiled, and {hero} smiled.",
+    ),
     "negative": (
-        "I do not like this {noun} at all.",
-        "What a bad {noun}!",
-        "I was sorry to see it, and I will not come again.",
+        "{hero} had not wanted to see it.",
+        "{hero} and {friend} have not talked about it.",
+        "{friend} had not smiled.",
     ),
 }
 PROMPTS = (
@@ -36,7 +40,9 @@ def sentiment_line(rng, label):
     """`label ||| text`: a description of something with an opinion before or behind it; `< br / >` is a line break."""
     domain = rng.choice(SEEN)
     name, facts = make_facts(rng, domain, rng.randint(1, 2))
-    said = [realise(rng, domain, name, facts), *(o.format(noun=domain.noun) for o in rng.sample(OPINIONS[label], 2))]
+    people = {"hero": person(rng), "friend": person(rng)}
+    opinions = [opinion.format(**people) for opinion in rng.sample(OPINIONS[label], 2)]
+    said = [realise(rng, domain, name, facts), *opinions]
     if rng.random() < 0.5:
         said.append(said.pop(0))
     return f"{label} ||| {rng.choice((' ', ' ', ' < br / > ')).join(said)}".replace("  ", " ")
@@ -62,7 +68,7 @@ def write_tasks(folder, seed):
     Labels come in turn, so every label is as frequent as the others.
     """
     rng = random.Random(f"tasks {seed}")
-    for split, count in (("train", 240), ("dev", 40), ("test", 60)):
+    for split, count in (("train", 220), ("dev", 40), ("test", 60)):
         lines = [sentiment_line(rng, ("positive", "negative")[n % 2]) for n in range(count)]
         write_lines(folder / "IMDB" / f"{split}.txt", lines)
     for split, count in (("train1", 320), ("dev1", 40), ("test1", 80)):
