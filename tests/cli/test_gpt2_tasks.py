@@ -83,7 +83,20 @@ def test_split_means_what_it_says(data, tmp_path):
         assert (output / f"run_{split}_gold").read_text().splitlines() == labels
 
 
-def test_samples_stand_below_each_other_and_begin_with_the_opening(data, tmp_path):
+@pytest.fixture
+def decoded(monkeypatch):
+    """The prompts that were given to the decoder, in its order."""
+    prompts, decoder = [], run_generation.decoding.decode
+
+    def spy(model, given, *args, **kwargs):
+        prompts.extend(given)
+        return decoder(model, given, *args, **kwargs)
+
+    monkeypatch.setattr(run_generation.decoding, "decode", spy)
+    return prompts
+
+
+def test_samples_stand_below_each_other_and_begin_with_the_opening(data, tmp_path, decoded):
     output = train(data, tmp_path / "run", "sentiment")
     openings = tmp_path / "openings"
     openings.write_text("Hawkford Airport\nThe band\n")
@@ -100,22 +113,18 @@ def test_samples_stand_below_each_other_and_begin_with_the_opening(data, tmp_pat
         for label in ("negative", "positive")
         for opening in ("Hawkford Airport", "The band")
     ]
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "gpt2", local_files_only=True)
+    prompts = tokenizer((output / "run_test_src").read_text().splitlines())["input_ids"]
+    assert decoded[:8] == [prompts[n] for n in (0, 0, 1, 1, 2, 2, 3, 3)]
 
 
-def test_limits_travel_with_the_checkpoint(data, tmp_path, monkeypatch):
+def test_limits_travel_with_the_checkpoint(data, tmp_path, decoded):
     """Decoding cuts documents where training did, with no flag repeated."""
     output = train(data, tmp_path / "run", "cnndm", "--max_source_length", "7", "--train_max_target_length", "5")
-    seen = []
-    decoder = run_generation.decoding.decode
-    monkeypatch.setattr(
-        run_generation.decoding,
-        "decode",
-        lambda model, prompts, *a, **k: seen.extend(prompts) or decoder(model, prompts, *a, **k),
-    )
     decode(data, output, "cnndm")
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "gpt2", local_files_only=True)
     documents = (data / "cnn_dm" / "test.source").read_text().splitlines()
-    assert seen == [[*ids[:7], tokenizer.eos_token_id] for ids in tokenizer(documents)["input_ids"]]
+    assert decoded == [[*ids[:7], tokenizer.eos_token_id] for ids in tokenizer(documents)["input_ids"]]
 
 
 def test_stories_that_do_not_fit_are_cut_and_counted(data, tmp_path, caplog):
