@@ -50,18 +50,28 @@ class Encoded:
 class TableToTextDataset(Dataset):
     """All training pairs of a data set, tokenised once; items are `Encoded`."""
 
-    def __init__(self, mode: str, records: Sequence[Record], tokenizer, max_length: int, form: Format | None = None):
+    def __init__(
+        self,
+        mode: str,
+        records: Sequence[Record],
+        tokenizer,
+        max_length: int,
+        form: Format | None = None,
+        source_limit: int | None = None,
+        target_limit: int | None = None,
+    ):
         """Keep what training uses (WebNLG: lexicalisations marked good) and cut examples longer than `max_length`.
 
-        `max_length` is what the model leaves beside the prefix. Raises UserError if nothing is left to train on.
+        `max_length` is what the model leaves beside the prefix; before that, sources and targets are cut to their own
+        limits where the mode has them (summaries). Raises UserError if nothing is left to train on.
         """
         form = form or Format()
         used = [record for record in records if record.trainable and record.target.strip()]
         if not used:
             raise UserError(f"no text to train on among {len(records)} records of mode {mode}")
         texts = [training_text(mode, record.source, record.target, tokenizer.eos_token)[1] for record in used]
-        inputs = encode_inputs(mode, used, tokenizer, form)
-        continuations = encode(tokenizer, texts)
+        inputs = encode_inputs(mode, used, tokenizer, form, source_limit)
+        continuations = encode(tokenizer, texts, target_limit)
         whole = [replace(both[0], continuation=both[1]) for both in zip(inputs, continuations, strict=True)]
         self.examples = [truncate(example, max_length) for example in whole]
         self.tokens_cut = sum(len(example) for example in whole) - sum(len(example) for example in self.examples)
@@ -78,13 +88,16 @@ class TableToTextDataset(Dataset):
         return self.examples[index]
 
 
-def encode_inputs(mode: str, rows: Sequence[Record | Group], tokenizer, form: Format) -> list[Encoded]:
+def encode_inputs(
+    mode: str, rows: Sequence[Record | Group], tokenizer, form: Format, source_limit: int | None = None
+) -> list[Encoded]:
     """What decoding is given of every row and training continues: prompt and, where the prefix needs it, source.
 
     A source's tokens are those of its prompt without the separator, whether the text shows them or the prefix reads
-    them. Raises UserError for a row without the words that its prefix would be made of.
+    them; at most `source_limit`. Raises UserError for a row without the words that its prefix would be made of.
     """
-    prompts = encode(tokenizer, [prompt_text(mode, form.source_text(row.source), tokenizer.eos_token) for row in rows])
+    texts = [prompt_text(mode, form.source_text(row.source), tokenizer.eos_token) for row in rows]
+    prompts = encode(tokenizer, texts, source_limit)
     sources = [prompt[:-1] for prompt in prompts]
     if form.name in ("nopeek", "infix"):
         prompts = [prompt[-1:] for prompt in prompts]
@@ -103,9 +116,13 @@ def encode_inputs(mode: str, rows: Sequence[Record | Group], tokenizer, form: Fo
     return [Encoded(prompt, [], source) for prompt, source in zip(prompts, sources, strict=True)]
 
 
-def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids per text. Nothing is added: spaces and separators are in the text."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+def encode(tokenizer, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
+    """Token ids per text. Nothing is added: spaces and separators are in the text.
+
+    With `limit` at most that many ids stand before the closing separator.
+    """
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    return rows if limit is None else [truncate_prompt(row, limit + 1) for row in rows]
 
 
 def truncate(example: Encoded, max_length: int) -> Encoded:

@@ -13,6 +13,12 @@ CLASSIFY = ("classify-sentiment", "classify-topic")
 SUMMARIES = ("xsum", "cnndm")
 
 
+PART_LIMITS = {  # most tokens of a document and its summary, beside the separators: the original's
+    "xsum": {"max_source_length": 512, "train_max_target_length": 60, "val_max_target_length": 60},
+    "cnndm": {"max_source_length": 512, "train_max_target_length": 56, "val_max_target_length": 142},
+}
+
+
 def add_task_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("task and data")
     group.add_argument("--mode", default="data2text", choices=tuple(MODES), help="the task, and so the file format")
@@ -20,6 +26,13 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--eval_file", help="dev file: loss while training, decoded as `valid` afterwards")
     group.add_argument("--test_file", help="test file, decoded as `test` after training where it exists")
     group.add_argument("--data_dir", help="folder with e2e_data/, webnlg_challenge_2017/, dart/ (default: data/)")
+    for name, what in (
+        ("max_source_length", "document, in training and decoding"),
+        ("train_max_target_length", "training summary"),
+        ("val_max_target_length", "dev summary"),
+    ):
+        default = ", ".join(f"{mode} {limits[name]}" for mode, limits in PART_LIMITS.items())
+        group.add_argument(f"--{name}", type=int, help=f"most tokens of a {what} (default: {default})")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +131,12 @@ def add_objective_flags(parser: argparse.ArgumentParser) -> None:
         choices=("kl", "logits"),
         help="distill: KL divergence from the teacher's distribution, or distance from its logits",
     )
+    group.add_argument(
+        "--matching_positions",
+        default="all",
+        choices=("all", "text", "target"),
+        help="distill: where: everywhere, padding included, as the original; all but padding; at scored tokens",
+    )
     add_yes_no(group, "--use_custom_teacher_dropout", "no", "finetune: --dropout is the model's own residual dropout")
 
 
@@ -214,6 +233,13 @@ ONLY_WITH = (
     Only("use_lowdata_token", "optim_prefix", ("yes",), "such a prefix is made of the source's words"),
     Only("finetuned_model_path", "distill", ("yes",), "it is the teacher"),
     Only("matching_objective", "distill", ("yes",), "it is how the teacher is matched"),
+    Only("matching_positions", "distill", ("yes",), "it is where the teacher is matched"),
+    Only("distill", "optim_prefix", ("yes",), "a prefix made of the source is trained on texts"),
+    Only("distill", "format_mode", ("cat", "peek"), "the teacher reads what the student reads, source included"),
+    *(
+        Only(name, "mode", SUMMARIES, "other texts are cut to the model's positions only")
+        for name in PART_LIMITS["xsum"]
+    ),
 )
 
 
@@ -221,9 +247,6 @@ def check(args: argparse.Namespace) -> None:
     """Raise UserError for values that make no sense, alone or together, naming the flags."""
     later = {
         "--tuning_mode": (args.tuning_mode, ("prefixtune", "finetune")),
-        "--mode": (args.mode, ("data2text", "webnlg", "triples")),
-        "--distill": (args.distill, ("no",)),
-        "--use_custom_teacher_dropout": (args.use_custom_teacher_dropout, ("no",)),
     }
     for flag, (value, available) in later.items():
         if value not in available:
@@ -234,6 +257,9 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must be at least 0 and below 1")
+    for name in PART_LIMITS["xsum"]:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     if args.train_file and not args.eval_file:
         raise UserError("--train_file needs --eval_file, the dev file that goes with it")
     if args.distill == "yes" and not args.finetuned_model_path:
@@ -247,6 +273,13 @@ def check(args: argparse.Namespace) -> None:
             refuse_together(f"--{first} yes", f"--{second} yes", why)
     if args.resume == "yes" and args.prefix_model_path:
         refuse_together("--resume yes", "--prefix_model_path", "resuming takes the weights of the newest checkpoint")
+
+
+def fill_limits(args: argparse.Namespace) -> None:
+    """Give the part limits that were left open their mode's value; they stay None where the mode has none."""
+    for name, value in PART_LIMITS.get(args.mode, {}).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def _check_together(args: argparse.Namespace) -> None:

@@ -8,24 +8,26 @@ import logging
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpt2 import decoding
-from gpt2.dataset import Encoded, Format, encode_inputs, pad_sources, truncate
+from gpt2 import decoding, flags
+from gpt2.dataset import Encoded, Format, encode, encode_inputs, pad_sources, truncate
 from gpt2.prefix_config import max_positions
 from gpt2.prefix_io import load_prefix
+from gpt2.tasks import DECODING, label_groups, read_openings
 from gpt2.train_control import FAMILY, Past
 from prefixlib import checkpoint, files, metrics, record
 from prefixlib.base_model import choose_base, load_model, load_tokenizer
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser, add_yes_no
-from prefixlib.readers import Group, data_file, prompt_text, read_groups
+from prefixlib.launch import Parser, add_yes_no, refuse_together
+from prefixlib.metrics.distinct import distinct
+from prefixlib.readers import MODES, Group, data_file, prompt_text, read_groups
 
 logger = logging.getLogger("gpt2.run_generation")
 
@@ -38,6 +40,7 @@ class Generator:
     tokenizer: Any
     layers: Sequence[tuple[Tensor, Tensor]] | None = None  # a prefix that all share: keys and values (1, H, P, D)
     seen_categories: Collection[str] = field(default_factory=tuple)  # categories of the training set (WebNLG)
+    source_limit: int | None = None  # most tokens of a source (summaries)
     prefix: nn.Module | None = None  # a prefix that depends on the source
     form: Format = field(default_factory=Format)
 
@@ -45,6 +48,7 @@ class Generator:
     def of(cls, model: nn.Module, tokenizer, prefix: nn.Module | None, task: Mapping[str, Any]) -> "Generator":
         """The base model behind its prefix module, or a whole model where `prefix` is None, as `task` trained it."""
         known = {"model": model, "tokenizer": tokenizer, "seen_categories": task.get("categories", ())}
+        known["source_limit"] = source_limit(task)
         if prefix is None:
             return cls(**known, form=Format(word=task.get("lowdata_token", "")))
         known["form"] = prefix.config.form
@@ -73,7 +77,17 @@ def add_flags(parser: Parser) -> None:
     group.add_argument("--output_dir", help="where the outputs go (default: into the checkpoint's folder)")
     group.add_argument("--model_name_or_path", help="base model, where the checkpoint's own is not to be found")
     group.add_argument("--cache_dir", help="where hub files are kept")
-    group.add_argument("--strategy", default="beam", choices=decoding.STRATEGIES, help="how tokens are chosen")
+    group.add_argument(
+        "--strategy",
+        choices=decoding.STRATEGIES,
+        help="how tokens are chosen (default: classify-* greedy; sentiment, topic, writingPrompts nucleus; else beam)",
+    )
+    group.add_argument(
+        "--samples", type=int, help="outputs per prompt, drawn one by one (default: sentiment, topic 3; else 1)"
+    )
+    group.add_argument(
+        "--openings", help="sentiment, topic: file of what texts begin with, one a line (default: PPLM's)"
+    )
     group.add_argument("--num_beams", type=int, default=5, help="beams (strategy beam)")
     group.add_argument("--length", type=int, default=100, help="most tokens to generate")
     group.add_argument("--length_penalty", type=float, default=1.0, help="above 1 favours long outputs")
@@ -109,7 +123,7 @@ def load_generator(
     if config != prefix.config:
         raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
     model = _to_device(model)
-    return Generator.of(model, tokenizer, prefix.for_decoding().to(model.device), prefix.task)
+    return Generator.of(model, tokenizer, prefix.for_decoding().to(model.device), {**prefix.task, "mode": mode})
 
 
 def _load_finetuned(
@@ -121,7 +135,12 @@ def _load_finetuned(
     checkpoint.check_agrees({"mode": mode}, {"mode": task.get("mode") or mode}, directory)
     model = load_model(str(directory), FAMILY, cache_dir=cache_dir, dtype=dtype)
     tokenizer = load_tokenizer(str(directory), cache_dir=cache_dir)
-    return Generator.of(_to_device(model), tokenizer, None, task)
+    return Generator.of(_to_device(model), tokenizer, None, {**task, "mode": mode})
+
+
+def source_limit(task: Mapping[str, Any]) -> int | None:
+    """Most tokens of a source: what the checkpoint was trained with, else its mode's own."""
+    return task.get("max_source_length") or flags.PART_LIMITS.get(task.get("mode"), {}).get("max_source_length")
 
 
 def _to_device(model: nn.Module) -> nn.Module:
@@ -145,25 +164,56 @@ def decoding_rule(args: argparse.Namespace, tokenizer) -> DecodingRule:
         raise UserError(f"decoding flags: {error}") from error
 
 
-def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Decode every distinct source of `path`; write STEM_{beam,gold,src}; return scores and counts.
+@dataclass(frozen=True)
+class Prompts:
+    """What is decoded: one prompt per group."""
 
-    `stem` is OUTPUT_DIR/NAME_SPLIT. The three files are in the data file's order, one line per distinct source
-    (references: one per line, a blank line after each source).
+    groups: list[Group]
+    texts: list[str]
+    inputs: list[Encoded]
+    openings: list[list[int]]  # the prompt's last ids where they are the output's first words, else empty
+    cut: int  # prompts that had to give way
+
+
+def make_prompts(generator: Generator, mode: str, path: Path, args: argparse.Namespace) -> Prompts:
+    """The prompts for a data file: its inputs, or (sentiment, topic) its labels times the openings.
+
+    An opening stands a space behind the separator. Raises UserError where prompt and output cannot both fit.
     """
-    groups = read_groups(mode, path)
     tokenizer = generator.tokenizer
-    texts = [prompt_text(mode, generator.form.source_text(group.source), tokenizer.eos_token) for group in groups]
     room = generator.prompt_room - args.length
     if room < 2:
         raise UserError(
             f"--length {args.length}: the model has only {generator.prompt_room} positions for prompt and output"
         )
-    whole = encode_inputs(mode, groups, tokenizer, generator.form)
+    openings = read_openings(Path(args.openings)) if args.openings else DECODING[mode].openings
+    groups = label_groups(mode, path, openings) if openings else read_groups(mode, path)
+    texts = [prompt_text(mode, generator.form.source_text(group.source), tokenizer.eos_token) for group in groups]
+    whole = encode_inputs(mode, groups, tokenizer, generator.form, generator.source_limit)
+    if openings:
+        beginnings = [f" {opening}" for opening in openings] * (len(groups) // len(openings))
+        begun = encode(tokenizer, beginnings)
+        texts = [text + beginning for text, beginning in zip(texts, beginnings, strict=True)]
+        whole = [replace(both[0], prompt=both[0].prompt + both[1]) for both in zip(whole, begun, strict=True)]
+        longest = max(range(len(whole)), key=lambda n: len(whole[n]))
+        if len(whole[longest]) > room:
+            raise UserError(f"the prompt {texts[longest]!r} has {len(whole[longest])} tokens; there is room for {room}")
+        return Prompts(groups, texts, whole, begun, cut=0)
     inputs = [truncate(example, room) for example in whole]
     cut = sum(len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
     if cut:
         logger.warning("%d of %d sources cut to %d tokens to leave room for the output", cut, len(inputs), room)
+    return Prompts(groups, texts, inputs, [[]] * len(inputs), cut)
+
+
+def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Decode every prompt of `path`; write STEM_{STRATEGY,gold,src}; return scores and counts.
+
+    `stem` is OUTPUT_DIR/NAME_SPLIT. The files are in the data file's order: see `write_outputs`.
+    """
+    strategy, samples = choose_strategy(mode, args)
+    tokenizer, prompts = generator.tokenizer, make_prompts(generator, mode, path, args)
+    inputs = [example for example in prompts.inputs for _ in range(samples)]
     started = time.perf_counter()
     hypotheses = decoding.decode(
         generator.model,
@@ -171,37 +221,81 @@ def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: a
         decoding_rule(args, tokenizer),
         layers=generator.layers,
         past=(lambda members: generator.past([inputs[n] for n in members])) if generator.prefix else None,
-        strategy=args.strategy,
+        strategy=strategy,
         batch_size=args.batch_size,
         seed=args.seed,
         progress=args.disable_tqdm == "no",
     )
     seconds = time.perf_counter() - started
-    outputs = [decoding.to_text(tokenizer, hypothesis.tokens) for hypothesis in hypotheses]
-    write_outputs(stem, args.strategy, outputs, groups, texts)
+    openings = [ids for ids in prompts.openings for _ in range(samples)]
+    outputs = [
+        decoding.to_text(tokenizer, opening + hypothesis.tokens)
+        for opening, hypothesis in zip(openings, hypotheses, strict=True)
+    ]
+    write_outputs(stem, strategy, outputs, prompts, one_reference=not MODES[mode].grouped)
     logger.info(
-        "%d sentences in %.1f s (%.1f/s) -> %s_%s", len(outputs), seconds, len(outputs) / seconds, stem, args.strategy
+        "%d sentences in %.1f s (%.1f/s) -> %s_%s", len(outputs), seconds, len(outputs) / seconds, stem, strategy
     )
+    if DECODING[mode].open_ended:
+        scores = distinct(outputs)
+    else:
+        scores = score_groups(mode, outputs[::samples], prompts.groups, generator.seen_categories)
     return {
         "data_file": str(path),
+        "strategy": strategy,
+        "samples": samples,
         "sentences": len(outputs),
-        "sources_cut": cut,
+        "sources_cut": prompts.cut,
         "seconds": round(seconds, 2),
-        "scores": score_groups(mode, outputs, groups, generator.seen_categories),
+        "scores": scores,
     }
 
 
-def write_outputs(
-    stem: Path, strategy: str, outputs: Sequence[str], groups: Sequence[Group], prompts: Sequence[str]
-) -> None:
-    """The three output files, named as the original named them."""
-    gold = "".join("".join(f"{reference}\n" for reference in group.references) + "\n" for group in groups)
-    for kind, text in (
-        (strategy, "".join(f"{output}\n" for output in outputs)),
-        ("gold", gold),
-        ("src", "".join(f"{prompt}\n" for prompt in prompts)),
+def choose_strategy(mode: str, args: argparse.Namespace) -> tuple[str, int]:
+    """The strategy and the samples per prompt that the flags, else the task's row, ask for.
+
+    Raises UserError for flags that the strategy would not heed.
+    """
+    strategy = args.strategy or DECODING[mode].strategy
+    samples = args.samples or (DECODING[mode].samples if strategy == "nucleus" else 1)
+    if args.samples is not None and args.samples < 1:
+        raise UserError(f"--samples {args.samples}: at least 1")
+    if samples > 1 and strategy != "nucleus":
+        refuse_together(f"--strategy {strategy}", f"--samples {samples}", "every sample would be the same")
+    if args.openings and not DECODING[mode].openings:
+        refuse_together(f"--mode {mode}", "--openings", "its texts are not begun for it")
+    blank = make_parser()
+    for name, heeds in (
+        *((name, "nucleus") for name in ("top_p", "temperature")),
+        *((name, "beam") for name in ("num_beams", "length_penalty", "length_normalization")),
     ):
+        if strategy != heeds and getattr(args, name) != blank.get_default(name):
+            refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {heeds}")
+    return strategy, samples
+
+
+def write_outputs(stem: Path, strategy: str, outputs: Sequence[str], prompts: Prompts, one_reference: bool) -> None:
+    """The output files, named as the original named them; line breaks inside a text become spaces.
+
+    STEM_STRATEGY: one output per line, the samples of a prompt below each other. STEM_gold: one reference per line, a
+    blank line after each source; labels: one per line and nothing else; none where texts have no references to have
+    (sentiment, topic). STEM_src: one prompt per line.
+    """
+    after = "" if one_reference else "\n"
+    gold = "".join("".join(f"{_line(text)}\n" for text in group.references) + after for group in prompts.groups)
+    kinds = {
+        strategy: "".join(f"{output}\n" for output in outputs),
+        "gold": gold,
+        "src": "".join(f"{_line(text)}\n" for text in prompts.texts),
+    }
+    if any(prompts.openings):
+        del kinds["gold"]
+    for kind, text in kinds.items():
         files.write_text(stem.with_name(f"{stem.name}_{kind}"), text)
+
+
+def _line(text: str) -> str:
+    return text.replace("\n", " ")
 
 
 def score_groups(
@@ -223,7 +317,7 @@ def score_groups(
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", required=True, help="the task the checkpoint was trained for")
+    parser.add_argument("--mode", required=True, choices=tuple(MODES), help="the task the checkpoint was trained for")
     parser.add_argument("--split", required=True, choices=("valid", "test"), help="which file of the data set")
     parser.add_argument("--checkpoint", required=True, help="prefix checkpoint or fine-tuned model folder")
     add_flags(parser)
@@ -232,6 +326,7 @@ def make_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    choose_strategy(args.mode, args)  # raises what it has against the flags before a model is loaded
     record.set_up_logging()
     directory = Path(args.checkpoint).expanduser().resolve()  # resolved: a trailing slash changes no name
     path = Path(args.data_file) if args.data_file else data_file(args.mode, args.split, args.data_dir)

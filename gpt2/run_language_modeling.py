@@ -20,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2 import flags, run_generation
 from gpt2.dataset import Format, TableToTextDataset, collate
+from gpt2.distillation import Distillation, load_teacher
 from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.train_control import PrefixLM
 from gpt2.trainer_prefix import PrefixTrainer
@@ -44,7 +45,9 @@ TRAINING_SETTINGS = (
         "epoch",
         "max_steps",
     ),
-    *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "fp16"),
+    *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dropout", "seed", "bf16", "fp16"),
+    *("max_source_length", "train_max_target_length", "val_max_target_length"),
+    *("distill", "finetuned_model_path", "matching_objective", "matching_positions", "use_custom_teacher_dropout"),
 )
 
 
@@ -60,18 +63,23 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(name, revision=args.model_revision, cache_dir=args.cache_dir)
     records = {split: read_records(args.mode, paths[split]) for split in ("train", "valid")}
     base = load_base(name, args)
-    task = {key: getattr(args, key) for key in TRAINING_SETTINGS}
+    task = {key: getattr(args, key) for key in TRAINING_SETTINGS if getattr(args, key) is not None}
     task["categories"] = sorted({row.category for row in records["train"]} - {""})
     if args.tuning_mode == "finetune":
         task["lowdata_token"] = args.lowdata_token if args.use_lowdata_token == "yes" else ""
     model = make_model(args, base, tokenizer, resuming=resume_from is not None)
     room = max_positions(base.config) - (model.prefix.config.preseqlen if isinstance(model, PrefixLM) else 0)
     form = model.prefix.config.form if isinstance(model, PrefixLM) else Format(word=task.get("lowdata_token", ""))
-    datasets = {split: TableToTextDataset(args.mode, rows, tokenizer, room, form) for split, rows in records.items()}
+    distillation = make_distillation(args, model, room)
+    limits = {"train": args.train_max_target_length, "valid": args.val_max_target_length}
+    datasets = {
+        split: TableToTextDataset(args.mode, rows, tokenizer, room, form, args.max_source_length, limits[split])
+        for split, rows in records.items()
+    }
     save = functools.partial(
         save_model, model=model, tokenizer=tokenizer, base=base_record(name, base, args), task=task
     )
-    trainer = make_trainer(args, output, model, tokenizer, datasets, save)
+    trainer = make_trainer(args, output, model, tokenizer, datasets, save, distillation)
     training = train(args, trainer, model, resume_from, output)
     training["examples"] = len(datasets["train"])
     training["tokens_cut"] = datasets["train"].tokens_cut
@@ -96,6 +104,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, help="where checkpoints, logs, curves and results go")
     args = parser.parse_args(argv)
     flags.check(args)
+    flags.fill_limits(args)
+    if args.finetuned_model_path:  # resolved: it stands in the checkpoint, and a resumed run must name the same one
+        args.finetuned_model_path = str(Path(args.finetuned_model_path).expanduser().resolve())
     if not args.model_name_or_path:
         raise UserError("--model_name_or_path is missing (train_e2e.py fills it in)")
     if args.fp16 == "yes" and not torch.cuda.is_available():
@@ -139,7 +150,18 @@ def find_resume(args: argparse.Namespace, output: Path) -> Path | None:
     return Path(last)
 
 
-def make_trainer(args, output: Path, model: nn.Module, tokenizer, datasets, save) -> PrefixTrainer:
+def make_distillation(args: argparse.Namespace, model: nn.Module, room: int) -> Distillation | None:
+    """The teacher of --distill yes, in the precision of the frozen base; None without."""
+    if args.distill == "no":
+        return None
+    dtype = model.base.get_input_embeddings().weight.dtype
+    teacher = load_teacher(Path(args.finetuned_model_path), args.mode, model.base, room, dtype)
+    return Distillation(teacher, args.matching_objective, args.matching_positions)
+
+
+def make_trainer(
+    args, output: Path, model: nn.Module, tokenizer, datasets, save, distillation: Distillation | None
+) -> PrefixTrainer:
     """transformers.Trainer with the original's optimisation: AdamW, linear decay without warm-up, clip 1.0."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "runs"))
@@ -186,6 +208,7 @@ def make_trainer(args, output: Path, model: nn.Module, tokenizer, datasets, save
         save_model_to=save,
         load_model_from=functools.partial(load_weights, model=model),
         keep_best=args.keep_best == "yes",
+        distillation=distillation,
     )
 
 

@@ -40,6 +40,14 @@ DEMO = {
     "prefixtune": {"mode": "webnlg", "preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 8, "learning_rate": 3e-3},
     "finetune": {"mode": "webnlg", "bsz": 16, "epoch": 5, "learning_rate": 5e-4},
 }
+DEMO_TASKS = {  # what differs for one task, whatever is tuned: small sets are read more often
+    "sentiment": {"epoch": 20},
+    "topic": {"epoch": 20},
+    "classify-sentiment": {"epoch": 30},
+    "classify-topic": {"epoch": 8},
+    "writingPrompts": {"epoch": 30},
+    "cnndm": {"epoch": 40},
+}
 
 
 def make_parser() -> Parser:
@@ -65,7 +73,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         for name in ("model_name_or_path", "data_dir", "train_file"):
             if name in given:
                 refuse_together("--demo yes", f"--{name}", "the demo brings its own model and data")
-        for name, value in DEMO.get(args.tuning_mode, {}).items():
+        settings = DEMO.get(args.tuning_mode, {})
+        mode = args.mode if "mode" in given else settings.get("mode", args.mode)
+        for name, value in {**settings, **DEMO_TASKS.get(mode, {})}.items():
             if name not in given:
                 setattr(args, name, value)
         args.model_name_or_path, args.data_dir = str(DEMO_DATA / "gpt2"), str(DEMO_DATA)
@@ -81,7 +91,13 @@ def run_name(args: argparse.Namespace) -> str:
         f"_{args.format_mode[:3]}_b={args.gradient_accumulation_steps * args.bsz}-e={args.epoch:g}_d={args.dropout}"
         f"_u={args.use_dropout}_lr={args.learning_rate}_w={args.weight_decay}_s={args.seed}_r=n_m={args.mid_dim}"
     )
-    return f"{name}_{args.notes}_o={args.objective_mode}" if args.notes else f"{name}_o={args.objective_mode}"
+    notes = [args.notes] if args.notes else []
+    if args.tuning_mode == "finetune":
+        notes.append(f"uctd={args.use_custom_teacher_dropout}")
+    notes.append(f"o={args.objective_mode}")
+    if args.distill == "yes":
+        notes.append(f"distill_o={args.matching_objective}")
+    return "_".join([name, *notes])
 
 
 def output_dir(args: argparse.Namespace) -> Path:

@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from gpt2.dataset import IGNORED
+from gpt2.distillation import Distillation
 from prefixlib import files
 from prefixlib.errors import UserError
 
@@ -51,6 +52,7 @@ def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, 
 class PrefixTrainer(Trainer):
     """Trainer for a PrefixLM under an objective mode, or for a whole language model under its own token mean.
 
+    With `distillation` a PrefixLM is trained to match the teacher alone; its dev loss stays the objective mode's.
     `save_model_to(directory)` writes the model in its own format; `load_model_from(directory)` reads it back on resume.
     """
 
@@ -62,6 +64,7 @@ class PrefixTrainer(Trainer):
         save_model_to: Callable[[Path], None],
         load_model_from: Callable[[Path], None],
         keep_best: bool = False,
+        distillation: Distillation | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -70,6 +73,9 @@ class PrefixTrainer(Trainer):
         self.save_model_to = save_model_to
         self.load_model_from = load_model_from
         self.keep_best = keep_best
+        self.distillation = distillation
+        if distillation is not None:
+            distillation.teacher.to(self.args.device)
         self.best_eval_loss = math.inf
         # accumulation averages the micro-batches' losses, as the original does, instead of weighting them by tokens
         self.model_accepts_loss_kwargs = False
@@ -82,6 +88,8 @@ class PrefixTrainer(Trainer):
         input_ids, labels = inputs["input_ids"], inputs["labels"]
         if isinstance(self.accelerator.unwrap_model(model), PreTrainedModel):
             loss = model(input_ids=input_ids, attention_mask=inputs["attention_mask"], labels=labels).loss
+        elif self.distillation is not None and model.training:
+            loss = self.distillation.row_losses(model(input_ids), inputs).mean()
         else:
             nll, rows = model(input_ids, labels, inputs.get("source"), inputs.get("source_mask"))
             is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)

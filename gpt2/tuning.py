@@ -24,12 +24,16 @@ def load_base(name: str, args: argparse.Namespace) -> nn.Module:
     # frozen weights need no float32 master copy under bf16; weights that are trained do
     dtype = torch.bfloat16 if args.bf16 == "yes" and args.tuning_mode == "prefixtune" else torch.float32
     hub = {"revision": args.model_revision, "cache_dir": args.cache_dir}
-    without_dropout = {}
+    dropout = {}
+    if args.use_custom_teacher_dropout == "yes":
+        if not hasattr(load_config(name, **hub), "resid_pdrop"):
+            raise UserError(f"--use_custom_teacher_dropout yes: {name} has no residual dropout (resid_pdrop) to set")
+        dropout = {"resid_pdrop": args.dropout}
     if args.tuning_mode == "prefixtune" and args.gradient_checkpointing == "yes" and args.use_dropout == "no":
         # layers are checkpointed in train mode only, so there the dropout has to be taken out of the model
         settings = load_config(name, **hub).to_dict()
-        without_dropout = {key: 0.0 for key, value in settings.items() if "drop" in key and isinstance(value, float)}
-    return load_model(name, FAMILY, **hub, dtype=dtype, **without_dropout)
+        dropout = {key: 0.0 for key, value in settings.items() if "drop" in key and isinstance(value, float)}
+    return load_model(name, FAMILY, **hub, dtype=dtype, **dropout)
 
 
 def base_record(name: str, base: nn.Module, args: argparse.Namespace) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Mode:
     prepare: str = ""  # the data set's name for scripts/prepare_data.py, "" where it has none
     source_spaces: tuple[str, str] = (" ", " ")
     target_spaces: tuple[str, str] = (" ", " ")
+    grouped: bool = True  # False: equal inputs stay apart, each with its own reference (classification)
 
 
 # ---- linearisation -----------------------------------------------------------------------------------------------
@@ -145,8 +146,14 @@ def group_records(records: Iterable[Record]) -> list[Group]:
 
 
 def read_groups(mode: str, path: str | Path) -> list[Group]:
-    """The distinct inputs of a file with their references; raises as iter_records."""
-    return group_records(iter_records(mode, path))
+    """The inputs of a file with their references, as they are decoded and scored; raises as iter_records.
+
+    Distinct inputs, save where every line counts for itself (classification, whose accuracy is over the lines).
+    """
+    records = iter_records(mode, path)
+    if find_mode(mode).grouped:
+        return group_records(records)
+    return [group for record in records for group in group_records([record])]
 
 
 # ---- text files: one example a line ------------------------------------------------------------------------------
@@ -323,9 +330,14 @@ MODES: dict[str, Mode] = {
     "sentiment": Mode(_labelled("|||", classify=False), _splits("IMDB/{}.txt", valid="dev"), "", (" ", ""), ("", "")),
     "topic": Mode(_labelled("||", classify=False), _splits("AG-news/{}1.tsv", valid="dev"), "", (" ", ""), ("", "")),
     "classify-sentiment": Mode(
-        _labelled("|||", classify=True), _splits("IMDB/{}.txt", valid="dev"), "", (" ", " "), (" ", "")
+        _labelled("|||", classify=True), _splits("IMDB/{}.txt", valid="dev"), "", (" ", " "), (" ", ""), grouped=False
     ),
     "classify-topic": Mode(
-        _labelled("||", classify=True), _splits("AG-news/{}1.tsv", valid="dev"), "", (" ", " "), (" ", "")
+        _labelled("||", classify=True),
+        _splits("AG-news/{}1.tsv", valid="dev"),
+        "",
+        (" ", " "),
+        (" ", ""),
+        grouped=False,
     ),
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo_articles import corrupt, readings, write_articles
+from demo_tasks import write_tasks
 from demo_text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
 
 from prefixlib.errors import UserError, one_line_errors
@@ -81,7 +82,7 @@ def write_json(path, data):
 
 
 def write_sets(folder, seed):
-    """The three table-to-text sets under `folder`. The unseen domains are in WebNLG's test file alone."""
+    """The gpt2 tree's sets under `folder`. The unseen domains are in WebNLG's test file alone."""
     rng, used = random.Random(f"sets {seed}"), set()
     webnlg = {
         "train": examples(rng, SEEN, 320, 2, used),
@@ -98,6 +99,7 @@ def write_sets(folder, seed):
     for split, count, references in (("train", 120, 2), ("dev", 30, 2), ("test", 40, 3)):
         entries = [dart_entry(e) for e in examples(rng, (*SEEN, RESTAURANT), count, references, used)]
         write_json(folder / "dart" / f"dart-v1.1.1-full-{split}.json", entries)
+    write_tasks(folder, seed)
 
 
 # ---- the models ----

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prefixlib.errors import UserError, one_line_errors
 
-TASKS = ("e2e", "webnlg", "dart", "xsum", "cnn_dm")
+TASKS = ("e2e", "webnlg", "dart", "xsum", "cnn_dm", "classify-sentiment", "classify-topic")
 MODES = ("data2text", "triples", "cnndm")  # the data modes' names for e2e, dart and cnn_dm
 COMPARE_SAMPLES = 1000
 

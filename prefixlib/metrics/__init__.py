@@ -20,14 +20,15 @@ def score_task(
 ) -> dict[str, float | str | None]:
     """Score system outputs with the metrics that the task's papers print, on the papers' scale.
 
-    task: e2e, webnlg, dart, xsum or cnn_dm (the data modes data2text, triples and cnndm name their tasks too).
+    task: e2e, webnlg, dart, xsum, cnn_dm, classify-sentiment or classify-topic (the data modes data2text, triples and
+        cnndm name their tasks too).
     references: all reference texts of each hypothesis, raw; WebNLG and DART use the first three, as officially.
     categories: one per hypothesis; WebNLG's figures are then given as "BLEU seen", "BLEU unseen" and "BLEU all" (as far
         as there are such segments), `seen_categories` naming the seen ones (default: those of the 2017 training data).
     metrics: names of those wanted (default: all of the task's).
 
-    Returns name -> value, None for a metric that is not available here. BLEU and ROUGE are in percent, and for e2e
-    METEOR and ROUGE-L too; TER and WebNLG's METEOR are fractions, CIDEr and NIST have their own scale.
+    Returns name -> value, None for a metric that is not available here. BLEU, ROUGE and accuracy are in percent, and
+    for e2e METEOR and ROUGE-L too; TER and WebNLG's METEOR are fractions, CIDEr and NIST have their own scale.
     Raises UserError for an unknown task or metric, and for counts that do not match (naming both).
     """
     from prefixlib.metrics.tasks import measure

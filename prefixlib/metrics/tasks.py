@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefixlib.errors import UserError
-from prefixlib.metrics import bleu, cider, learned, meteor, nist, normalise, ptb, rouge, rouge_l, ter
+from prefixlib.metrics import accuracy, bleu, cider, learned, meteor, nist, normalise, ptb, rouge, rouge_l, ter
 from prefixlib.metrics.base import Metric, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,8 @@ TASKS = {
     "dart": Task(_TRIPLES + learned.METRICS, "triples", normalise.dart, on_request=(meteor.JAR,)),
     "xsum": Task(rouge.METRICS, "xsum", note=rouge.DISTANCE),
     "cnn_dm": Task(rouge.METRICS, "cnndm", note=rouge.DISTANCE),
+    "classify-sentiment": Task((accuracy.METRIC,), "classify-sentiment"),
+    "classify-topic": Task((accuracy.METRIC,), "classify-topic"),
 }
 ALIASES = {"data2text": "e2e", "triples": "dart", "cnndm": "cnn_dm"}  # data modes -> tasks
 

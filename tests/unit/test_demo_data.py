@@ -6,12 +6,14 @@ import math
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from prefixlib.readers import data_file, read_records, training_text
 from scripts.demo_text import SEEN, UNSEEN, documents
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +28,13 @@ SETS = (
     "dart/dart-v1.1.1-full-train.json",
     "dart/dart-v1.1.1-full-dev.json",
     "dart/dart-v1.1.1-full-test.json",
+    *(f"IMDB/{split}.txt" for split in ("train", "dev", "test")),
+    *(f"AG-news/{split}1.tsv" for split in ("train", "dev", "test")),
+    *(f"writingPrompts/{split}_small.txt" for split in ("train", "valid", "test")),
+    *(f"cnn_dm/{split}.{kind}" for split in ("train", "val", "test") for kind in ("source", "target")),
 )
 SUMMARIES = tuple(f"xsum/{split}.{kind}" for split in ("train", "val", "test") for kind in ("source", "target"))
+TASK_SETS = SETS[9:]
 
 
 def documents_of(split):
@@ -103,6 +110,39 @@ def test_no_source_is_in_two_splits(sources, splits):
         assert not set(sources(one)) & set(sources(other))
 
 
+TASK_COUNTS = {  # mode -> lines of train, valid and test
+    "sentiment": (220, 40, 60),
+    "classify-topic": (320, 40, 80),
+    "writingPrompts": (60, 8, 8),
+    "cnndm": (50, 6, 8),
+}
+
+
+@pytest.mark.parametrize("mode", TASK_COUNTS)
+def test_sets_of_the_other_tasks(mode):
+    """Counts; no line in two splits; texts fit 256 positions beside a prefix of 20 and 100 new tokens."""
+    records = {split: read_records(mode, data_file(mode, split, DEMO)) for split in ("train", "valid", "test")}
+    assert tuple(map(len, records.values())) == TASK_COUNTS[mode]
+    for one, other in itertools.combinations(records.values(), 2):
+        assert not {(r.source, r.target) for r in one} & {(r.source, r.target) for r in other}
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "gpt2", local_files_only=True)
+    for record in itertools.chain(*records.values()):
+        prompt, continuation = training_text(mode, record.source, record.target, "<|endoftext|>")
+        assert len(tokenizer(prompt)["input_ids"]) <= 256 - 20 - 100
+        assert len(tokenizer(prompt + continuation)["input_ids"]) <= 256 - 20
+
+
+def test_labels_are_balanced():
+    for mode, labels in (
+        ("classify-sentiment", {"positive", "negative"}),
+        ("classify-topic", {"airport", "band", "book", "bridge", "club", "film", "mountain", "river"}),
+    ):
+        for split in ("train", "valid", "test"):
+            counts = Counter(r.target.strip() for r in read_records(mode, data_file(mode, split, DEMO)))
+            assert counts.keys() == labels
+            assert len(set(counts.values())) == 1
+
+
 def test_several_references_per_source():
     assert all(len(entry["lexicalisations"]) > 1 for entry in webnlg_entries("test")[:56:8] if entry["size"] == "4")
     assert sum(len(entry["lexicalisations"]) for entry in webnlg_entries("test")) >= 2 * 98
@@ -111,7 +151,8 @@ def test_several_references_per_source():
 def test_sizes():
     model = sum(p.stat().st_size for p in (DEMO / "gpt2").iterdir())
     assert 1e6 < model <= 6e6
-    assert sum((DEMO / name).stat().st_size for name in SETS) <= 1e6
+    assert sum((DEMO / name).stat().st_size for name in SETS) <= 1.15e6
+    assert sum((DEMO / name).stat().st_size for name in TASK_SETS) <= 150e3
 
 
 def test_gpt2_has_read_such_text():

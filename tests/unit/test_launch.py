@@ -7,9 +7,11 @@ import sys
 import pytest
 
 from gpt2 import flags, train_e2e
+from gpt2.tasks import DECODING
 from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import Parser, as_flags, child_command, explicit_flags
+from prefixlib.readers import MODES
 from tests.conftest import ROOT
 
 
@@ -37,7 +39,6 @@ def test_several_processes_go_through_torchrun():
     ("argv", "message"),
     [
         (["--tuning_mode", "adaptertune"], "--tuning_mode adaptertune is not available"),
-        (["--mode", "topic"], "--mode topic is not available"),
         (["--prefix_mode", "embedding", "--format_mode", "infix"], "--prefix_mode embedding and --format_mode do not"),
         (["--prefix_mode", "embedding", "--optim_prefix", "no"], "--optim_prefix no and --prefix_mode do not"),
         (["--prefix_mode", "embedding", "--init_shallow", "yes"], "--prefix_mode embedding and --init_shallow do not"),
@@ -47,6 +48,12 @@ def test_several_processes_go_through_torchrun():
         (["--init_text", "a", "--use_lowdata_token", "yes"], "--init_text and --use_lowdata_token do not"),
         (["--init_text", "a", "--prefix_model_path", "x"], "--prefix_model_path and --init_text do not"),
         (["--init_shallow", "yes", "--use_deep", "yes"], "--init_shallow yes and --use_deep do not"),
+        (["--mode", "topic", "--max_source_length", "9"], "--mode topic and --max_source_length do not go together"),
+        (["--mode", "xsum", "--val_max_target_length", "0"], "--val_max_target_length 0: must be at least 1"),
+        (["--distill", "yes"], "--distill yes needs --finetuned_model_path"),
+        (["--finetuned_model_path", "x"], "--distill no and --finetuned_model_path do not go together"),
+        (["--matching_positions", "text"], "--distill no and --matching_positions do not go together"),
+        (["--use_custom_teacher_dropout", "yes"], "--tuning_mode prefixtune and --use_custom_teacher_dropout do not"),
         (["--bf16", "yes", "--fp16", "yes"], "--bf16 yes and --fp16 yes do not go together"),
         (["--resume", "yes", "--overwrite_output_dir", "yes"], "--resume yes and --overwrite_output_dir yes do not"),
         (["--resume", "yes", "--prefix_model_path", "x"], "--resume yes and --prefix_model_path do not"),
@@ -77,6 +84,29 @@ def test_the_name_of_the_original():
 
 
 @pytest.mark.parametrize(
+    ("argv", "end"),
+    [
+        (["--tuning_mode", "finetune"], "_m=512_uctd=no_o=1"),
+        (
+            ["--tuning_mode", "finetune", "--use_custom_teacher_dropout", "yes", "--notes", "x"],
+            "_m=512_x_uctd=yes_o=1",
+        ),
+        (
+            ["--distill", "yes", "--finetuned_model_path", "x", "--matching_objective", "logits"],
+            "_m=512_o=1_distill_o=logits",
+        ),
+    ],
+)
+def test_the_labels_of_teachers_and_students(argv, end):
+    assert train_e2e.run_name(train_e2e.parse_args(argv)).endswith(end)
+
+
+def test_every_task_has_a_folder_and_a_way_to_decode():
+    assert set(train_e2e.FOLDERS) == set(MODES) == set(DECODING)
+    assert len(MODES) == 10
+
+
+@pytest.mark.parametrize(
     ("notes", "model"), [(None, "gpt2-medium"), ("tryLarge", "gpt2-medium"), ("large-1", "gpt2-large")]
 )
 def test_base_model_by_notes(notes, model):
@@ -84,7 +114,7 @@ def test_base_model_by_notes(notes, model):
     assert command[command.index("--model_name_or_path") + 1] == model
 
 
-@pytest.mark.parametrize("mode", ["data2text", "webnlg", "triples"])
+@pytest.mark.parametrize("mode", tuple(train_e2e.FOLDERS))
 @pytest.mark.parametrize("tuning_mode", ["prefixtune", "finetune"])
 def test_the_child_understands_every_command_line(mode, tuning_mode):
     """Launcher argv -> child's parser -> the same values, for every mode and tuning mode."""
@@ -100,7 +130,7 @@ def test_the_child_understands_every_command_line(mode, tuning_mode):
     for name, value in vars(parsed).items():
         expected = {"output_dir": str(train_e2e.output_dir(args)), "model_name_or_path": "gpt2-medium"}
         assert value == expected.get(name, getattr(args, name)), name
-    assert len(vars(parsed)) == 55
+    assert len(vars(parsed)) == 59
 
 
 def test_a_bare_name_is_the_hub_model_not_our_folder(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ EXAMPLES = [Encoded([n % 40, n % 7, 49], [n % 30, n % 11, n % 5, 49]) for n in r
 BASE, TASK = {"name": "x", "revision": None}, {"mode": "webnlg"}
 
 
-def make_trainer(model, output: Path, keep_best: bool = False, **settings) -> PrefixTrainer:
+def make_trainer(model, output: Path, keep_best: bool = False, distillation=None, **settings) -> PrefixTrainer:
     settings = {
         "per_device_train_batch_size": 3,
         "num_train_epochs": 2,
@@ -52,6 +52,7 @@ def make_trainer(model, output: Path, keep_best: bool = False, **settings) -> Pr
         save_model_to=lambda directory: save_prefix(directory, model.prefix, BASE, TASK),
         load_model_from=lambda directory: model.prefix.load_state_dict(load_prefix(directory).network),
         keep_best=keep_best,
+        distillation=distillation,
     )
 
 
