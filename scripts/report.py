@@ -220,7 +220,8 @@ def _plot_scores(experiment: Experiment, rows, columns, entries: Entries, path: 
             axes.minorticks_off()
         axes.set(xlabel=experiment.xlabel, ylabel=column.heading)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        if axes.get_legend_handles_labels()[0]:  # a metric may be n/a in every run
+            axes.legend(fontsize=7)
     _save(figure, experiment.title, path)
 
 
