@@ -163,7 +163,7 @@ def draw(experiment: Experiment, entries: Entries, stem: Path) -> list[Path]:
             continue
         path = stem.with_name(f"{stem.name}_{group}.png")
         if experiment.plot == "loss":
-            _plot_losses(experiment, rows, entries, path)
+            _plot_losses(group, rows, entries, path)
         else:
             _plot_scores(experiment, rows, columns, entries, path)
         drawn.append(path)
@@ -198,8 +198,10 @@ def _save(figure, title: str, path: Path) -> None:
 
 def _plot_scores(experiment: Experiment, rows, columns, entries: Entries, path: Path) -> None:
     """Mean score with its standard deviation against the row's x, a panel per metric; quoted numbers dashed."""
-    figure, panels = _new_figure(len(columns))
-    for index, (axes, column) in enumerate(zip(panels, columns, strict=True)):
+    known = [n for n, column in enumerate(columns) if any(values_of(of_row(entries, row), column) for row in rows)]
+    figure, panels = _new_figure(max(1, len(known)))
+    for index, axes in zip(known, panels, strict=False):  # a metric that is n/a in every run gets no panel
+        column = columns[index]
         for label in dict.fromkeys(row.curve[0] for row in rows):
             points, quoted = [], []
             for row in (row for row in rows if row.curve[0] == label):
@@ -220,12 +222,11 @@ def _plot_scores(experiment: Experiment, rows, columns, entries: Entries, path: 
             axes.minorticks_off()
         axes.set(xlabel=experiment.xlabel, ylabel=column.heading)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:  # a metric may be n/a in every run
-            axes.legend(fontsize=7)
-    _save(figure, experiment.title, path)
+        axes.legend(fontsize=7)
+    _save(figure, f"{rows[0].group}: mean ± standard deviation over the runs", path)
 
 
-def _plot_losses(experiment: Experiment, rows, entries: Entries, path: Path) -> None:
+def _plot_losses(group: str, rows: Sequence[Row], entries: Entries, path: Path) -> None:
     """Dev loss against the step, averaged over the runs of a row at the steps they share."""
     figure, (axes,) = _new_figure(1)
     figure.set_size_inches(7, 4.5)
@@ -238,7 +239,7 @@ def _plot_losses(experiment: Experiment, rows, entries: Entries, path: Path) -> 
     axes.set(xlabel="step", ylabel="dev loss")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
-    _save(figure, experiment.title, path)
+    _save(figure, f"{group}: initialisations of the prefix", path)
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
