@@ -294,4 +294,5 @@ def build(name: str, size: str = "medium") -> Experiment:
         return experiment
     rows = tuple(replace(row, paper=()) for row in experiment.rows if row.in_demo)
     columns = {group: columns for group, columns in experiment.columns.items() if any(r.group == group for r in rows)}
-    return replace(experiment, rows=rows, columns=columns, title=f"Demo: {experiment.title}")
+    title = experiment.title.replace("BART-large", "the demo's BART")
+    return replace(experiment, rows=rows, columns=columns, title=f"Demo: {title}")

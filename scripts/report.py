@@ -29,6 +29,7 @@ def entry_of(run: Run, with_curves: bool) -> dict[str, Any]:
         "seed": run.seed,
         **({"sample": run.sample} if run.sample else {}),
         "recipe": run.recipe(),
+        "checkpoint": "best" if (run.folder / "best").is_dir() and run.row.best else "last",
         "scores": test["scores"],
         "train_seconds": training["seconds"],
         "decode_seconds": test["seconds"],
