@@ -227,10 +227,12 @@ def test_killed_and_gone_on(tmp_path):
     os.kill(child, signal.SIGSTOP)  # so that it is still there when the script is started again
     process.kill()
     process.wait()
-    again = start(tmp_path)
-    _, err = again.communicate(timeout=60)
+    try:
+        again = start(tmp_path)
+        _, err = again.communicate(timeout=60)
+    finally:
+        os.kill(child, signal.SIGKILL)
     assert again.returncode == 1
     assert "error: e2e-prefix-s101: another process is at it" in err
-    os.kill(child, signal.SIGKILL)
     process.communicate()
     finish(tmp_path, run)
