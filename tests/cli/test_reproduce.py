@@ -209,7 +209,7 @@ def test_stopped_with_ctrl_c_and_gone_on(tmp_path):
     process = start(tmp_path)
     run = wait_for_checkpoint(tmp_path)
     child = child_of(process)
-    os.kill(process.pid, signal.SIGINT)  # to the script alone, as `kill -INT` does: it must pass it on
+    os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.rstrip().endswith("interrupted")
@@ -217,6 +217,23 @@ def test_stopped_with_ctrl_c_and_gone_on(tmp_path):
     assert not Path(f"/proc/{child}").exists()
     assert "not run" in (tmp_path / "results" / f"table1_demo_max{STEPS}.md").read_text()
     finish(tmp_path, run)
+
+
+@needs_proc
+def test_an_interrupt_of_the_script_alone_is_passed_on():
+    """`kill -INT` reaches one process only; a training must not go on without it."""
+    child = "import time; print('ready', flush=True); time.sleep(200)"
+    parent = f"import runs; runs.call(['-c', {child!r}], None)"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT / "scripts", start_new_session=True, **pipes)
+    while process.stdout.readline() != "ready\n":
+        assert process.poll() is None
+    pid = child_of(process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert err.count("KeyboardInterrupt") == 2  # the child's and the parent's
+    assert not Path(f"/proc/{pid}").exists()
 
 
 @needs_proc
