@@ -2,6 +2,8 @@
 
 python scripts/prepare_data.py webnlg
 python scripts/prepare_data.py e2e --source ~/Downloads/e2e-dataset
+python scripts/prepare_data.py lowdata --sizes 50 100            # samples of a set that is prepared already
+python scripts/prepare_data.py xsum_news --urls ids_and_urls.jsonl
 
 Every file is made beside its place, read back with the reader that training uses and counted, and only then moved in.
 """
@@ -20,6 +22,7 @@ from tqdm import tqdm
 
 from prefixlib.data_convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
 from prefixlib.data_sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
+from prefixlib.data_subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import DATA_DIR, data_file, iter_records
 
@@ -156,24 +159,72 @@ def prepare(name: str, source: Path | None, output_dir: Path) -> list[Path]:
     return [place for _, place in made]
 
 
+def prepare_subset(args: argparse.Namespace) -> list[Path]:
+    """Draw low-data samples, or split XSum by topic, and move the files in when all are made; returns their places."""
+    output_dir = args.output_dir
+    prepared = {"e2e": "e2e_data", "xsum": "xsum"}
+    lowdata = args.dataset == "lowdata"
+    source = args.source or DATA_DIR / prepared[args.of if lowdata else "xsum"]
+    folder = f"{args.of}_lowdata" if lowdata else TOPIC_SPLITS[args.dataset].folder
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=output_dir) as scratch:
+        if lowdata:
+            made = []
+            for size in args.sizes:
+                for sample in args.samples:
+                    made += draw_lowdata(args.of, source, size, sample, Path(scratch))
+                log.info("%s: %d examples, samples %s", output_dir / folder, size, " ".join(map(str, args.samples)))
+        else:
+            made = split_by_topic(args.dataset, source, args.urls, Path(scratch))
+        places = [output_dir / folder / file.name for file in made]
+        for file, place in zip(made, places, strict=True):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
+    return places
+
+
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Command line -> settings."""
+    """Command line -> settings. Raises UserError for flags of another set."""
     parser = argparse.ArgumentParser(description="Put a data set under data/ in the original's file names.")
-    parser.add_argument("dataset", choices=DATASETS, help="which set; sizes, licences and sources: data/README.md")
+    parser.add_argument(
+        "dataset",
+        choices=(*DATASETS, "lowdata", *TOPIC_SPLITS),
+        help="which set; sizes, licences and sources: data/README.md. lowdata, xsum_news and xsum_news_sport are "
+        "parts of a set that is there already",
+    )
     parser.add_argument(
         "--source",
         type=Path,
-        help="a folder, archive or file you have, instead of the public source; any of the splits will do",
+        help="a folder, archive or file you have, instead of the public source; any of the splits will do. Parts: the "
+        "folder of the whole set (default: data/e2e_data, data/xsum)",
     )
     parser.add_argument("--output_dir", type=Path, default=DATA_DIR, help="where the set's folder goes (default: data)")
-    return parser.parse_args(argv)
+    parser.add_argument("--of", choices=tuple(SAMPLED), help="lowdata: of which set (default: e2e)")
+    parser.add_argument("--sizes", type=int, nargs="+", help="lowdata: training examples (default: 50 100 200 500)")
+    parser.add_argument("--samples", type=int, nargs="+", help="lowdata: numbers of the draws (default: 1 2 3 4 5)")
+    parser.add_argument("--urls", type=Path, help='xsum_news, xsum_news_sport: lines {"id": ..., "url": ...}')
+    args = parser.parse_args(argv)
+    for name, default in (("of", "e2e"), ("sizes", [50, 100, 200, 500]), ("samples", [1, 2, 3, 4, 5])):
+        if getattr(args, name) is not None and args.dataset != "lowdata":
+            raise UserError(f"--{name} and {args.dataset} do not go together: it is for lowdata")
+        setattr(args, name, getattr(args, name) or default)
+    if args.urls and args.dataset not in TOPIC_SPLITS:
+        raise UserError(f"--urls and {args.dataset} do not go together: it is for {' and '.join(TOPIC_SPLITS)}")
+    if min(args.sizes) < 4:
+        raise UserError(f"--sizes {min(args.sizes)}: at least 4, of which 0.3 x 4 = 1 for the dev set")
+    args.source = args.source and args.source.expanduser()
+    args.urls = args.urls and args.urls.expanduser()
+    return args
 
 
 def main(argv: list[str]) -> None:
     """Prepare one data set."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    prepare(args.dataset, args.source and args.source.expanduser(), args.output_dir)
+    if args.dataset in DATASETS:
+        prepare(args.dataset, args.source, args.output_dir)
+    else:
+        prepare_subset(args)
 
 
 if __name__ == "__main__":

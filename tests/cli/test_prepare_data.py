@@ -41,7 +41,7 @@ def names(folder):
 def test_help_names_every_set():
     result = run("--help")
     assert result.returncode == 0
-    assert "{e2e,webnlg,dart,xsum,cnn_dm}" in result.stdout
+    assert "{e2e,webnlg,dart,xsum,cnn_dm,lowdata,xsum_news,xsum_news_sport}" in result.stdout
 
 
 def test_own_csv_from_any_folder_and_odd_path(tmp_path):

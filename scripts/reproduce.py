@@ -1,0 +1,222 @@
+"""Run the paper's experiments with the launchers a user would run, and write their tables.
+
+python scripts/reproduce.py table1                       # GPT-2 medium on E2E, WebNLG, DART; --size large
+python scripts/reproduce.py table1 --rows "e2e-*" --seeds 1
+python scripts/reproduce.py lowdata --demo yes           # the bundled models, minutes on a CPU
+python scripts/reproduce.py tables                       # print the tables of all results there are
+
+table1: GPT-2 fine-tuned, top-2 layers, adapters, prefix. table2: BART-large on XSum. xsum: the paper's flags for it and
+those of the original README. extrapolation: XSum news to sports and within news, WebNLG's unseen categories. lowdata:
+50 to 500 examples. length, embedding-only, infix, init: the ablations.
+
+What is done is not done again, what was cut goes on where it stood, and a run whose recipe has changed is made anew
+(the old one is kept beside it). Each table is results/NAME.json, .md and, for figures, .png.
+"""
+
+import argparse
+import fnmatch
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import report
+from experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
+from runs import Run, RunFailed, Settings, runs_of
+
+from prefixlib.errors import UserError, one_line_errors
+from prefixlib.launch import REPOSITORY, add_yes_no
+
+SIZES = ("medium", "large")
+PASSED_ON = ("max_steps", "bf16", "gradient_checkpointing", "num_processes")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Command line -> settings. Raises UserError for what cannot be meant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=(*EXPERIMENTS, "tables"), help="which one (`tables` only prints)")
+    which = parser.add_argument_group("which runs")
+    which.add_argument("--size", choices=SIZES, default="medium", help="of GPT-2 (default: medium)")
+    which.add_argument("--rows", nargs="+", metavar="ROW", help="only these, e.g. e2e-prefix or 'webnlg-*'")
+    which.add_argument(
+        "--seeds", type=int, help="runs of each row (default: 3; low data, as the paper, 2 for each set)"
+    )
+    which.add_argument("--samples", type=int, help="low data: sets drawn of each size (default: 5, as the paper)")
+    add_yes_no(
+        which, "--demo", "no", "on the bundled models and data, 1 seed and 2 low-data sets unless told otherwise"
+    )
+    where = parser.add_argument_group("where things are")
+    where.add_argument("--runs_dir", type=Path, help="checkpoints go to RUNS_DIR/TABLE/RUN (default: runs/reproduce)")
+    where.add_argument("--output_dir", type=Path, help="tables and plots (default: results; demo: RUNS_DIR/results)")
+    where.add_argument("--data_dir", type=Path, help="folder with e2e_data/, xsum/, ... (default: data)")
+    where.add_argument("--gpt2_model", help="hub name or folder (default: gpt2-medium or gpt2-large, by --size)")
+    where.add_argument("--bart_model", help="hub name or folder (default: bart-large)")
+    how = parser.add_argument_group("passed on to every training")
+    how.add_argument("--max_steps", type=int, help="stop each training after this many steps: a trial, not a result")
+    add_yes_no(how, "--bf16", "no", "bfloat16 arithmetic")
+    add_yes_no(how, "--gradient_checkpointing", "no", "recompute activations: less memory, more time")
+    how.add_argument("--num_processes", type=int, help="processes per training, one per GPU")
+    parser.add_argument("--dry_run", action="store_true", help="print every command and stop")
+    args = parser.parse_args(argv)
+    for name in ("seeds", "samples", "max_steps", "num_processes"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+    if args.demo == "yes":
+        for name in ("data_dir", "gpt2_model", "bart_model"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--demo yes and --{name} do not go together: the demo brings its own model and data")
+        if args.size != "medium":
+            raise UserError(f"--demo yes and --size {args.size} do not go together: the demo has one GPT-2")
+    return args
+
+
+def make_settings(args: argparse.Namespace) -> Settings:
+    """What every run is told."""
+    given = {name: getattr(args, name) for name in PASSED_ON if getattr(args, name) not in (None, "no")}
+    runs_dir = (args.runs_dir or REPOSITORY / "runs" / "reproduce").expanduser().resolve()
+    return Settings(
+        runs_dir,
+        args.data_dir and args.data_dir.expanduser().resolve(),
+        _local(args.gpt2_model) or f"gpt2-{args.size}",
+        _local(args.bart_model) or "bart-large",
+        args.demo == "yes",
+        given,
+    )
+
+
+def _local(model: str | None) -> str | None:
+    """A model folder by its full path, as runs start from the repository's root; a hub name as it is."""
+    return str(Path(model).expanduser().resolve()) if model and Path(model).expanduser().is_dir() else model
+
+
+def label_of(args: argparse.Namespace) -> str:
+    """The ending of an experiment's folder and files: what must not be mixed up with the paper's own setting."""
+    large = "_large" if args.size == "large" else ""
+    demo = "_demo" if args.demo == "yes" else ""
+    return large + demo + (f"_max{args.max_steps}" if args.max_steps else "")
+
+
+def choose_rows(experiment: Experiment, patterns: Sequence[str] | None) -> list[Row]:
+    """The rows that --rows names, else all but those on request. Raises UserError for a pattern that fits none."""
+    rows = experiment.rows
+    if patterns is None:
+        return [row for row in rows if not row.on_request]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(row.key, pattern) for row in rows):
+            raise UserError(f"--rows {pattern}: {experiment.name} has {', '.join(row.key for row in rows)}")
+    return [row for row in rows if any(fnmatch.fnmatchcase(row.key, pattern) for pattern in patterns)]
+
+
+def all_runs(experiment: Experiment, args: argparse.Namespace) -> list[Run]:
+    """The runs of every row; first one of each row, then the second of each, ..."""
+    demo = args.demo == "yes"
+    seeds = args.seeds or (1 if demo else experiment.seeds)
+    samples = args.samples or (2 if demo else experiment.samples)
+    settings, label = make_settings(args), label_of(args)
+    rounds: list[tuple[int, Run]] = []
+    for row in experiment.rows:
+        rounds += enumerate(runs_of(experiment, row, settings, label, seeds, samples))
+    return [run for _, run in sorted(rounds, key=lambda pair: pair[0])]
+
+
+def print_commands(runs: Sequence[Run]) -> None:
+    """Every command, with what is missing for it as a comment."""
+    for run in runs:
+        missing = run.missing()
+        print(f"# {run.row.group}: {run.row.name}, seed {run.seed}" + (f"  (now: {missing})" if missing else ""))
+        for words in run.steps():
+            print("python " + shlex.join(words))
+
+
+def carry_out(runs: Sequence[Run], write) -> list[str]:
+    """Make every run that is not done, writing the table after each; returns one line for each that failed."""
+    failures: dict[str, str] = {}
+    for number, run in enumerate(runs, start=1):
+        place = f"# {number} of {len(runs)}: {run.folder.parent.name}/{run.name}"
+        try:
+            if run.is_done():
+                print(f"{place} is done", flush=True)
+                continue
+            print(place, flush=True)
+            run.execute()
+        except RunFailed as error:
+            failures.setdefault(str(error), run.name)  # a missing file is said once, not for every seed
+            print(f"# {run.name}: {error}", file=sys.stderr, flush=True)
+        write()
+    return [f"{name}: {reason}" for reason, name in failures.items()]
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Run one experiment and write its table."""
+    experiment = build(args.experiment, "demo" if args.demo == "yes" else args.size)
+    keys = {row.key for row in choose_rows(experiment, args.rows)}
+    everything = all_runs(experiment, args)
+    runs = [run for run in everything if run.row.key in keys]
+    if args.dry_run:
+        print_commands(runs)
+        return 0
+    settings = runs[0].settings
+    default = settings.runs_dir / "results" if settings.demo else REPOSITORY / "results"
+    stem = (args.output_dir or default).expanduser().resolve() / (experiment.name + label_of(args))
+    command = "python scripts/reproduce.py " + shlex.join(_shown(args))
+    caption = (
+        "The bundled demo models and data: nothing here compares with the paper's numbers." if settings.demo else ""
+    )
+    if args.max_steps:
+        caption += f" Every training was cut at {args.max_steps} steps: a trial of the commands, not a result."
+
+    def write() -> list[Path]:
+        entries = report.collect(experiment, everything, keys, stem.with_name(f"{stem.name}.json"))
+        return report.write(experiment, entries, stem, command, caption.strip())
+
+    write()  # before hours of training: a broken file or a full disk shows now
+    failures = carry_out(runs, write)
+    written = write()
+    print(written[0].read_text(encoding="utf-8"))
+    print("# written: " + ", ".join(map(str, written)))
+    for line in failures:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _shown(args: argparse.Namespace) -> list[str]:
+    """The command line of a table, without the folders of this machine."""
+    words = [args.experiment]
+    for name in ("size", "seeds", "samples", "demo", *PASSED_ON):
+        if getattr(args, name) not in (None, "no", "medium"):
+            words += [f"--{name}", str(getattr(args, name))]
+    return words
+
+
+def print_tables(folder: Path) -> int:
+    """The Markdown of every experiment: from its results where there are any, else with "not run" in every row."""
+    for name in EXPERIMENTS:
+        for size in SIZES[:1] if name in ONE_SIZE else SIZES:
+            experiment = build(name, size)
+            path = folder / f"{name}{'' if size == 'medium' else '_large'}.json"
+            if not path.is_file() and size == "large" and name != "table1":
+                continue
+            found = report.read_results(path) if path.is_file() else {"runs": {}}
+            command = found.get("command") or f"python scripts/reproduce.py {name}" + " --size large" * (
+                size == "large"
+            )
+            print(report.as_markdown(experiment, found["runs"], command, found.get("caption", "")))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        if args.experiment == "tables":
+            return print_tables((args.output_dir or REPOSITORY / "results").expanduser())
+        if args.demo == "yes":
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slowed down by a second thread
+        return reproduce(args)
+    except RunFailed as error:
+        raise UserError(str(error)) from None
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())
