@@ -1,0 +1,205 @@
+"""Take a prefix to other tools, or fetch one from them.
+
+python scripts/export.py CHECKPOINT --to peft      a folder for peft.PeftModel.from_pretrained (decoder-only models)
+python scripts/export.py CHECKPOINT --to kv        plain keys and values per layer, with an example that loads them
+python scripts/export.py ADAPTER --from peft --mode webnlg --output_dir OUT     a checkpoint that gpt2/gen.py decodes
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2 import flags, prefix_io, train_control
+from prefixlib import checkpoint, files, kv_format, peft_format
+from prefixlib.base_model import HUB_IDS, choose_base, load_config
+from prefixlib.errors import UserError, one_line_errors
+from prefixlib.launch import Parser, refuse_together
+from prefixlib.readers import MODES
+from seq2seq import prefix_io as seq2seq_io
+from seq2seq import prefixTuning as seq2seq_prefix
+
+log = logging.getLogger("export")
+
+WRITTEN = {
+    "peft": {peft_format.CONFIG, peft_format.WEIGHTS, peft_format.CARD},
+    "kv": {kv_format.ARRAYS, kv_format.SHAPES, kv_format.CARD},
+}
+KV_SITES = {"self": kv_format.DECODER, "encoder_decoder": kv_format.CROSS, "encoder": kv_format.ENCODER}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Command line -> flags; combinations that make no sense are refused by name."""
+    parser = Parser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "source", help="with --to: a prefix checkpoint, ours or the original's; with --from: an adapter"
+    )
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--to", choices=tuple(WRITTEN), help="peft: a PEFT adapter; kv: plain keys and values")
+    way.add_argument("--from", dest="from_", choices=("peft",), help="read a PEFT adapter, write a checkpoint")
+    parser.add_argument("--output_dir", help="a new folder (default with --to: `peft` or `kv` inside the checkpoint)")
+    parser.add_argument(
+        "--model_name_or_path", help="base model, where the source names none or it has moved (default: the source's)"
+    )
+    parser.add_argument("--mode", choices=tuple(MODES), help="with --from: the task the adapter was trained for")
+    args = parser.parse_args(argv)
+    if args.from_ and not (args.output_dir and args.mode):
+        raise UserError("--from peft needs --output_dir, the new checkpoint's folder, and --mode, its task")
+    if args.to and args.mode:
+        refuse_together(f"--to {args.to}", f"--mode {args.mode}", "the checkpoint knows its task")
+    return args
+
+
+def export_prefix(args: argparse.Namespace) -> Path:
+    """Write a checkpoint in the format --to; returns the new folder. Raises UserError where it cannot be held."""
+    directory = Path(args.source).expanduser()
+    is_seq2seq = family_of(directory) == seq2seq_prefix.FAMILY
+    if args.to == "peft" and is_seq2seq:
+        raise UserError(
+            f"--to peft cannot hold {directory}: PEFT prefixes only the decoder's self-attention of an encoder-decoder "
+            "and shifts its positions; use --to kv"
+        )
+    loaded = (seq2seq_io if is_seq2seq else prefix_io).load_prefix(directory)
+    if not is_seq2seq:
+        check_same_for_all(loaded.config, directory, args.to)
+    base = base_of(loaded.base, args.model_name_or_path, directory)
+    if args.model_name_or_path:
+        check_shape(loaded.config, base, directory)
+    if args.to == "peft":
+        adapter = peft_format.Adapter(loaded.flat, loaded.config.n_layer, loaded.config.n_head, base)
+        return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter))
+    keys_values = kv_format.KeysValues(
+        sites=cut_seq2seq(loaded) if is_seq2seq else cut_gpt2(loaded),
+        family=seq2seq_prefix.FAMILY if is_seq2seq else train_control.FAMILY,
+        text_starts_at=0 if is_seq2seq else loaded.flat.shape[0],
+        base=base,
+        task=loaded.task,
+    )
+    return write_folder(args, directory, lambda folder: kv_format.write(folder, keys_values))
+
+
+def family_of(directory: Path) -> str:
+    """The kind of model that a checkpoint, ours or the original's, belongs to; what is no checkpoint fails to load."""
+    if checkpoint.is_checkpoint(directory):
+        return checkpoint.read_config(directory)["family"]
+    config = directory / "config.json"
+    is_bart = config.is_file() and '"encoder_layers"' in config.read_text(encoding="utf-8")
+    return seq2seq_prefix.FAMILY if is_bart else train_control.FAMILY
+
+
+def check_same_for_all(config: train_control.PrefixConfig, directory: Path, to: str) -> None:
+    """Raise UserError for a prefix that is not one set of keys and values in front of every text."""
+    if config.format_mode == "infix" or not getattr(config, "optim_prefix", True):
+        raise UserError(
+            f"--to {to} cannot hold {directory}: its keys and values depend on the source; decode it with gpt2/gen.py"
+        )
+    if config.prefix_mode == "embedding" and not checkpoint.is_checkpoint(directory):
+        raise UserError(
+            f"--to {to} cannot hold {directory}: trained embeddings, which are keys and values only once the model has "
+            "read them; decode it with gpt2/gen.py"
+        )
+
+
+def base_of(saved: dict[str, Any], given: str | None, directory: Path) -> dict[str, str | None]:
+    """{"name", "revision"} of the base model to write down; without --model_name_or_path, as the checkpoint has it."""
+    if given is None:
+        return dict(saved)
+    name, revision = choose_base(saved, given, directory)
+    return {"name": name, "revision": revision}
+
+
+def check_shape(config, base: dict[str, str | None], directory: Path) -> None:
+    """Raise UserError if the prefix in `directory` does not fit the base model that --model_name_or_path names."""
+    model = load_config(base["name"], revision=base["revision"])
+    shape = {field.name for field in fields(config)} & {
+        *("n_layer", "n_head", "head_dim", "n_embd"),
+        *("encoder_layers", "decoder_layers", "encoder_heads", "decoder_heads", "d_model"),
+    }
+    settings = {name: value for name, value in config.as_dict().items() if name not in shape}
+    try:
+        fits = type(config).for_model(model, **settings) == config
+    except AttributeError:  # a model of the other family
+        fits = False
+    if not fits:
+        raise UserError(f"the prefix in {directory} was trained for a model of another shape than {base['name']}")
+
+
+def cut_gpt2(loaded: prefix_io.LoadedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The one site of a decoder-only model: per layer keys and values (H, P, D)."""
+    layers = train_control.split_layers(loaded.flat, loaded.config, batch_size=1)
+    return {kv_format.DECODER: [(keys[0], values[0]) for keys, values in layers]}
+
+
+def cut_seq2seq(loaded: seq2seq_io.LoadedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The sites of an encoder-decoder that have a prefix: per layer keys and values (H, P, D)."""
+    sites = loaded.layers(torch.device("cpu"))
+    return {KV_SITES[site]: [(keys[0], values[0]) for keys, values in layers] for site, layers in sites.items()}
+
+
+def import_adapter(args: argparse.Namespace) -> Path:
+    """Turn a PEFT adapter into a checkpoint without an MLP; returns its folder. Raises UserError if it is none."""
+    directory = Path(args.source).expanduser()
+    adapter = peft_format.read(directory)
+    saved = {**adapter.base, "name": HUB_IDS.get(adapter.base["name"], adapter.base["name"])}
+    name, revision = choose_base(saved, args.model_name_or_path, directory)
+    if "init_shallow" not in {field.name for field in fields(train_control.PrefixConfig)}:
+        raise UserError("--from peft is not available in this version: it has no prefix without an MLP")
+    blank = Parser(add_help=False)
+    flags.add_method_flags(blank)
+    config = train_control.PrefixConfig.for_model(
+        load_config(name, revision=revision),
+        preseqlen=adapter.flat.shape[0],
+        mid_dim=blank.get_default("mid_dim"),  # unused, but a run that goes on from here must agree with it
+        prefix_dropout=0.0,
+        prefix_mode="activation",
+        format_mode="cat",
+        init_shallow=True,
+    )
+    if (adapter.layers, adapter.heads) != (config.n_layer, config.n_head) or adapter.flat.shape[1] != (
+        2 * config.n_layer * config.n_head * config.head_dim
+    ):
+        raise UserError(f"the adapter in {directory} was trained for a model of another shape than {name}")
+    prefix = train_control.PrefixTuning(config)
+    with torch.no_grad():
+        prefix.control_trans.copy_(adapter.flat)
+    task = {"mode": args.mode, "tuning_mode": "prefixtune", "imported_from": "peft"}
+    return write_folder(
+        args,
+        directory,
+        lambda folder: prefix_io.save_prefix(folder, prefix, {"name": name, "revision": revision}, task),
+    )
+
+
+def write_folder(args: argparse.Namespace, source: Path, write: Callable[[Path], None]) -> Path:
+    """Fill --output_dir whole or not at all; returns it. Raises UserError rather than remove what others put there."""
+    target = Path(args.output_dir).expanduser() if args.output_dir else source / args.to
+    target = target.resolve()
+    there = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if target.exists() and (not target.is_dir() or there - WRITTEN.get(args.to, set())):
+        raise UserError(f"--output_dir {target} holds something else: pass a new folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def fill(folder: Path) -> None:
+        folder.mkdir()
+        write(folder)
+
+    files.replace_directory(target, fill)
+    return target
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    log.info("%s", import_adapter(args) if args.from_ else export_prefix(args))
+    return 0
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())
