@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from gpt2.train_control import Past, count_positions
+from gpt2.frozen_lm import count_positions
+from gpt2.train_control import Past
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
 from prefixlib.text import clean_up
 

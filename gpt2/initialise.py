@@ -13,14 +13,15 @@ On a frozen model the start decides a good part of the result wherever data are 
 
 import argparse
 import logging
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from gpt2.dataset import encode
-from gpt2.train_control import evaluating, join_layers, key_values
+from gpt2.frozen_lm import evaluating, key_values
+from gpt2.train_control import join_layers
 from prefixlib.errors import UserError
+from prefixlib.text import text_or_file
 
 logger = logging.getLogger(__name__)
 
@@ -35,22 +36,10 @@ def given_text(args: argparse.Namespace) -> str | None:
     if args.optim_prefix == "no" or args.prefix_model_path:
         return None
     if args.init_text is not None:
-        return read_text(args.init_text)
+        return text_or_file("--init_text", args.init_text)
     if args.init_shallow == "yes":
         return None if args.init_shallow_word == "no" else args.init_shallow_word
     return args.lowdata_token if args.use_lowdata_token == "yes" else None
-
-
-def read_text(text: str) -> str:
-    """The text, or for @FILE what the file holds without its last newline. Raises UserError if it can't be read."""
-    if not text.startswith("@"):
-        return text
-    path = Path(text[1:]).expanduser()
-    try:
-        return path.read_text(encoding="utf-8").rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"--init_text {text}: {path} cannot be read ({reason})") from error
 
 
 def text_ids(tokenizer, text: str, limit: int) -> list[int]:

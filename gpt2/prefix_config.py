@@ -82,6 +82,8 @@ class PrefixConfig:
 def attention_window(base: PreTrainedConfig) -> int | None:
     """How far back the attention of a sliding-window model reaches, in tokens; None where it reaches everything."""
     text = base.get_text_config(decoder=True)
+    if "local" in (getattr(text, "attention_layers", None) or ()):  # GPT-Neo
+        return text.window_size
     everywhere = "sliding_attention" not in (getattr(text, "layer_types", None) or ["sliding_attention"])
     return None if everywhere else getattr(text, "sliding_window", None)
 

@@ -4,8 +4,6 @@ Legend: B batch, T tokens, S source tokens, P prefix length, L layers, H key/val
 word embeddings, M mid_dim.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +11,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from gpt2.dataset import IGNORED
+from gpt2.frozen_lm import Layers, attention_modules, count_positions, evaluating, key_values
 from gpt2.prefix_config import PrefixConfig
 from prefixlib import attention
 from prefixlib.errors import UserError
 
 FAMILY = "decoder-only"
-
-Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, P, D)
 
 
 @dataclass(frozen=True)
@@ -28,44 +25,6 @@ class Past:
 
     layers: Layers  # (B, H, S, D), or one row for all
     visible: Tensor | None = None  # bool (B, S); None if all positions count
-
-
-def count_positions(visible: Tensor) -> Tensor:
-    """Positions (B, S) of what is visible, bool (B, S), numbered by row: padding and neighbours shift nothing."""
-    return (visible.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def key_values(
-    base: nn.Module, visible: Tensor | None = None, positions: Callable[[Tensor], Tensor] = count_positions, **inputs
-) -> Layers:
-    """The keys and values (B, H, S, D) that the model itself gives S inputs: `input_ids` or `inputs_embeds`."""
-    if visible is None:
-        first = next(iter(inputs.values()))
-        inputs["position_ids"] = torch.arange(first.shape[1], device=first.device).unsqueeze(0)
-    else:
-        inputs.update(attention_mask=visible, position_ids=positions(visible))
-    if base.training and attention.is_checkpointed(base):  # checkpointed layers take no cache
-        modules = attention_modules(base)
-        with attention.record_key_values(modules) as seen:
-            base.base_model(**inputs, use_cache=False)
-        return [seen[module] for module in modules]
-    cache = DynamicCache()
-    base.base_model(**inputs, past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def check_shape(base: nn.Module, config: PrefixConfig) -> None:
-    """Raise UserError unless every layer of the base model keeps keys and values of H heads of size D each."""
-    token = torch.zeros(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
-    try:
-        with torch.no_grad(), evaluating(base):
-            found = {tuple(states.shape) for layer in key_values(base, input_ids=token) for states in layer}
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"a {base.config.model_type} model takes no prefix of keys and values ({error})") from error
-    if found != {(1, config.n_head, 1, config.head_dim)}:
-        raise UserError(
-            f"a {base.config.model_type} model takes no prefix: its layers' keys and values differ, {found}"
-        )
 
 
 def reparametrisation(config: PrefixConfig, outputs: int) -> nn.Sequential:
@@ -215,17 +174,6 @@ def join_layers(layers: Layers) -> Tensor:
     return torch.cat([states for layer in layers for states in layer]).permute(2, 0, 1, 3).flatten(1)
 
 
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """While open, `module` is in eval mode."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
-
-
 class PrefixLM(nn.Module):
     """A frozen language model with a prefix in front: what the trainer moves and the decoder asks.
 
@@ -245,7 +193,13 @@ class PrefixLM(nn.Module):
         for parameter in base.parameters():
             parameter.requires_grad_(False)
         if checkpointing:
-            attention.install(base)
+            try:
+                attention.install(base)
+            except (TypeError, ValueError) as error:
+                kind = base.config.model_type
+                raise UserError(
+                    f"--gradient_checkpointing yes with a prefix: not for a {kind} model ({error})"
+                ) from error
             attention.enable_checkpointing(base)
 
     @property
@@ -293,14 +247,6 @@ class PrefixLM(nn.Module):
         hidden = self.hidden_states(input_ids, source, source_mask)
         head = self.base.get_output_embeddings()
         return head(hidden) if labels is None else token_nll(hidden, labels, head)
-
-
-def attention_modules(base: nn.Module) -> list[nn.Module]:
-    """The self-attention module of every layer, in the order of the layers."""
-    found = {
-        m.layer_idx: m for m in base.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")
-    }
-    return [found[layer] for layer in sorted(found)]
 
 
 def token_nll(hidden: Tensor, labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:

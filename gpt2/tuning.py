@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from gpt2.frozen_lm import check_shape
 from gpt2.initialise import given_text, start_from_text, text_ids
 from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.prefix_io import load_prefix, save_prefix
-from gpt2.train_control import FAMILY, PrefixLM, check_shape, make_prefix
+from gpt2.train_control import FAMILY, PrefixLM, make_prefix
 from prefixlib import attention, checkpoint
 from prefixlib.base_model import load_config, load_model
 from prefixlib.errors import UserError

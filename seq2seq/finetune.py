@@ -21,6 +21,7 @@ from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import Parser, explicit_flags
+from prefixlib.text import text_or_file
 from seq2seq import flags, generation, predict, rouge
 from seq2seq.callbacks import Checkpoints, LogLines
 from seq2seq.lightning_base import RESUME, BaseModule, check_precision, find_resume, generic_train
@@ -228,9 +229,11 @@ def new_prefix(args: argparse.Namespace, model: torch.nn.Module, tokenizer) -> P
     """A prefix with the initialisation asked for: random, a text's keys and values, or the MLP regressed onto them."""
     shallow = args.init_shallow == "yes"
     text = args.init_shallow_word if shallow else args.lowdata_token if args.use_lowdata_token == "yes" else "no"
-    ids = [] if text == "no" else tokenizer(text, add_special_tokens=False)["input_ids"]
+    if args.init_text is not None:
+        text = text_or_file("--init_text", args.init_text)
+    ids = [] if text == "no" and args.init_text is None else tokenizer(text, add_special_tokens=False)["input_ids"]
     limit = model.config.max_position_embeddings
-    if text != "no" and not 0 < len(ids) <= limit:
+    if (text != "no" or args.init_text is not None) and not 0 < len(ids) <= limit:
         raise UserError(f"the initial text has {len(ids)} tokens; it needs 1 to {limit}")
     if ids and len(ids) != args.preseqlen:
         logger.info("preseqlen %d: the tokens of the initial text", len(ids))

@@ -86,6 +86,11 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--init_shallow_word", default="summarize", help="with --init_shallow yes: start at this text's (`no`: random)"
     )
+    group.add_argument(
+        "--init_text",
+        help="start at the keys and values that this text gives (or @FILE, a text file): copied with --init_shallow "
+        "yes, else the MLPs are trained onto them; P becomes its number of tokens. Decides much where data are few",
+    )
     add_yes_no(group, "--use_lowdata_token", "no", "start the MLP at the keys and values of --lowdata_token")
     group.add_argument("--lowdata_token", default="summarize", help="the text that --use_lowdata_token yes starts from")
     add_yes_no(group, "--use_dropout", "yes", "dropout inside the frozen model while the prefix is trained")
@@ -197,6 +202,7 @@ def _check_method(args: argparse.Namespace, given: set[str]) -> None:
     """What only one tuning mode or initialisation heeds."""
     if args.tuning_mode == "finetune" and not (args.do_train == "no" and args.prefix_model_path):
         only_prefix = {"mid_dim", "use_deep", "dropout", "init_shallow", "use_lowdata_token", "prefix_model_path"}
+        only_prefix |= {"init_text"}
         only_prefix |= {"use_dropout", *(f"use_{site}_prefix" for site in SITES)}
         for name in sorted(only_prefix & given):
             refuse_together("--tuning_mode finetune", f"--{name}", "it changes prefixes only")
@@ -206,6 +212,13 @@ def _check_method(args: argparse.Namespace, given: set[str]) -> None:
         refuse_together("--init_shallow no", "--init_shallow_word", "the word starts keys and values without the MLP")
     if "lowdata_token" in given and args.use_lowdata_token == "no":
         refuse_together("--use_lowdata_token no", "--lowdata_token", "the token starts the MLP")
+    if args.init_text is not None:
+        for name in sorted({"init_shallow_word", "use_lowdata_token", "lowdata_token"} & given):
+            refuse_together("--init_text", f"--{name}", "both name the text to start from")
+        if args.prefix_model_path:
+            refuse_together("--prefix_model_path", "--init_text", "a prefix starts once")
+        if args.do_train == "no":
+            refuse_together("--do_train no", "--init_text", "nothing is trained")
     if args.init_shallow == "yes":
         for name in sorted({"mid_dim", "use_deep"} & given):
             refuse_together("--init_shallow yes", f"--{name}", "there is no MLP")

@@ -26,6 +26,7 @@ RESUME = "resume.ckpt"
 # Settings that shape the weights: a resumed run must repeat them, so they stand in the checkpoint.
 TRAINING_SETTINGS = (
     *("mode", "tuning_mode", "preseqlen", "mid_dim", "use_deep", "dropout", "use_dropout", "init_shallow"),
+    "init_text",
     *("use_encoder_prefix", "use_cross_prefix", "use_self_prefix", "bsz", "gradient_accumulation_steps", "epoch"),
     *("max_steps", "learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "max_grad_norm", "n_train"),
     *("label_smoothing", "seed", "bf16", "fp16", "max_source_length", "max_target_length"),

@@ -128,7 +128,7 @@ def _idle(name: str, args: argparse.Namespace, given: set[str]) -> bool:
     return (
         (args.tuning_mode == "finetune" and prefix_only)
         or (args.init_shallow == "yes" and name in ("mid_dim", "use_deep"))
-        or (args.init_shallow == "no" and name == "init_shallow_word")
+        or ((args.init_shallow == "no" or args.init_text is not None) and name == "init_shallow_word")
         or (args.use_lowdata_token == "no" and name == "lowdata_token")
     )
 

@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gpt2 import run_generation, run_language_modeling, tuning
 from prefixlib.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 
 DEMO = ROOT / "data" / "demo"
 FLAGS = ["--preseqlen", "3", "--bsz", "4", "--learning_rate", "0.01", "--disable_tqdm", "yes", "--save_steps", "2"]
@@ -34,6 +36,13 @@ VARIANTS = {  # name -> flags, the arrays that decoding loads
 }
 
 
+@pytest.fixture(autouse=True)
+def unscored(monkeypatch):
+    """Scores and plots have their own tests; METEOR's tables alone take longer to load than everything here."""
+    monkeypatch.setattr(run_language_modeling.record, "plot_curves", lambda *arguments, **names: None)
+    monkeypatch.setattr(run_generation, "score_groups", lambda *arguments: {})
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Sixteen training lines and three to decode, none of them much longer than the demo's shortest."""
@@ -50,9 +59,9 @@ def train(data, output, *more):
     return run_language_modeling.main([*map(str, [*where, *FLAGS, "--max_steps", "4", *more])])
 
 
-def decode(checkpoint, data, output):
+def decode(checkpoint, data, output, *more):
     flags = ["--mode", "data2text", "--split", "valid", "--checkpoint", checkpoint, "--data_dir", data]
-    flags += ["--output_dir", output, "--disable_tqdm", "yes", "--batch_size", "1"]
+    flags += ["--output_dir", output, "--disable_tqdm", "yes", "--batch_size", "1", *more]
     assert run_generation.main([*map(str, flags)]) == 0
     return (output / f"{checkpoint.name}_valid_beam").read_text()
 
@@ -70,10 +79,10 @@ def test_train_decode_resume_and_start_again(data, tmp_path, variant, monkeypatc
 
     # a run that stopped after two of its four steps, and went on: the same weights, and no second start
     stopped = tmp_path / "stopped"
-    monkeypatch.setattr(run_language_modeling.PrefixTrainer, "training_step", stop_after_two_steps())
-    with pytest.raises(KeyboardInterrupt):
-        train(data, stopped, *flags, "--skip_decode", "yes")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_language_modeling.PrefixTrainer, "training_step", stop_after_two_steps())
+        with pytest.raises(KeyboardInterrupt):
+            train(data, stopped, *flags, "--skip_decode", "yes")
     monkeypatch.setattr(tuning, "start_from_text", lambda *a: pytest.fail("a resumed run started anew"))
     assert train(data, stopped, *flags, "--skip_decode", "yes", "--resume", "yes") == 0
     network = load_file(whole / "prefix_model.safetensors")
@@ -135,6 +144,34 @@ def test_activation_checkpointing_trains_the_same_infix(data, tmp_path):
         assert train(data, tmp_path / name, *flags, *more) == 0
         losses.append(json.loads((tmp_path / name / "results.json").read_text())["training"]["train_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("flags", [["--init_text", "the name of it"], ["--format_mode", "infix"]], ids=["cat", "infix"])
+def test_a_llama_folder_trains_and_decodes_through_the_launchers(data, tmp_path, flags):
+    """Grouped heads, rotary positions, an untied head, a tokenizer with its own eos and no padding token."""
+    torch.manual_seed(0)
+    words = {word for line in (data / "e2e_data" / "src1_train.txt").read_text().split("\n") for word in line.split()}
+    vocabulary = {word: n for n, word in enumerate(["<unk>", "</s>", *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path / "llama"
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2, eos_token_id=1,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    output = tmp_path / "run"
+    where = ["--model_name_or_path", folder, "--data_dir", data, "--output_dir", output, "--max_steps", 4, *MLP]
+    trained = run_command("gpt2/train_e2e.py", *FLAGS, *where, *flags, "--skip_decode", "yes")
+    assert trained.returncode == 0, trained.stderr
+    settings = json.loads((output / "prefix_config.json").read_text())["prefix"]
+    assert (settings["n_head"], settings["head_dim"]) == (2, 4)
+    assert settings["preseqlen"] == (4 if "--init_text" in flags else 3)
+    outputs = {decode(output, data, tmp_path / str(n), "--batch_size", n) for n in (1, 3)}
+    assert len(outputs) == 1
+    assert len(outputs.pop().splitlines()) == len((tmp_path / "1" / "run_valid_src").read_text().splitlines())
 
 
 def test_an_infix_made_of_words_is_refused(data, tmp_path):

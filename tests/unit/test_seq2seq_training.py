@@ -254,6 +254,8 @@ def test_a_loss_that_is_no_number_stops_the_run(place, tmp_path):
         ({"init_shallow": "yes", "init_shallow_word": "no", "mid_dim": None}, 3, 3),
         ({"init_shallow": "yes", "init_shallow_word": "sum up", "mid_dim": None}, 6, 3),
         ({"use_lowdata_token": "yes", "lowdata_token": "sum"}, 3, 15),
+        ({"init_text": "sum up"}, 6, 15),
+        ({"init_text": "sum up", "init_shallow": "yes", "mid_dim": None}, 6, 3),
         ({"use_deep": "yes", "use_cross_prefix": "no"}, 3, 14),
         ({"use_encoder_prefix": "no", "use_self_prefix": "no"}, 3, 5),
     ],

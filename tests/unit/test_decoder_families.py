@@ -1,0 +1,217 @@
+"""Decoder-only models beyond GPT-2: grouped key/value heads, rotary positions, position offsets, sliding windows."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from gpt2 import initialise
+from gpt2.dataset import Encoded, collate, pad_sources
+from gpt2.decoding import decode
+from gpt2.frozen_lm import check_shape, key_values
+from gpt2.prefix_config import PrefixConfig, max_positions
+from gpt2.run_generation import Generator
+from gpt2.train_control import PrefixLM, join_layers, make_prefix, split_layers
+from prefixlib.beam_search import DecodingRule
+from prefixlib.errors import UserError
+from tests.conftest import SETTINGS, close
+
+SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64}
+GROUPED = {**SIZES, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+OPT = {**SIZES, "num_attention_heads": 2, "ffn_dim": 32, "dropout": 0.0}
+FAMILIES = {
+    "llama": LlamaConfig(**GROUPED),
+    "llama tied": LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**GROUPED),
+    "qwen3": Qwen3Config(**GROUPED, head_dim=8),
+    "mistral": MistralConfig(**GROUPED, sliding_window=None),
+    "mistral window": MistralConfig(**GROUPED, sliding_window=40),
+    "gemma": GemmaConfig(**GROUPED, head_dim=4),
+    "neox": GPTNeoXConfig(**SIZES, intermediate_size=32, num_attention_heads=2, tie_word_embeddings=False),
+    "opt": OPTConfig(**OPT),
+    "opt narrow": OPTConfig(**OPT, word_embed_proj_dim=8, do_layer_norm_before=False),
+}
+EXAMPLES = [
+    Encoded([5, 6, 7, 49], [8, 9, 49], [5, 6, 7]),
+    Encoded([10, 49], [11, 49], [10]),
+    Encoded([3, 49], [12, 13, 14, 15, 49], [3, 1, 4, 1, 5]),
+]
+KINDS = {
+    "cat": {},
+    "shallow": {"init_shallow": True},
+    "embedding": {"prefix_mode": "embedding"},
+    "infix": {"format_mode": "infix"},
+    "words": {"optim_prefix": False, "preseqlen": 0},
+}
+
+
+def random_model(config):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for name, parameter in model.named_parameters():  # far from the tiny initial values, under which all is alike
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.3)
+        elif "norm" not in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request):
+    return random_model(FAMILIES[request.param])
+
+
+def make(base, kind="cat", **more) -> PrefixLM:
+    settings = {"preseqlen": 3, "mid_dim": 8, **SETTINGS, **KINDS[kind], **more}
+    config = PrefixConfig.for_model(base.config, **settings)
+    check_shape(base, config)
+    return PrefixLM(base, make_prefix(config)).eval()
+
+
+def kinds_for(base):
+    return [
+        kind for kind in KINDS if kind not in ("infix", "words") or not getattr(base.config, "sliding_window", None)
+    ]
+
+
+def batch_for(model, examples):
+    batch = collate(examples, pad_token_id=49)
+    del batch["attention_mask"]
+    if not model.prefix.config.needs_source:
+        del batch["source"], batch["source_mask"]
+    return batch
+
+
+def test_only_the_prefix_moves_and_all_of_it_does(base):
+    for kind in kinds_for(base):
+        model = make(base, kind)
+        before = copy.deepcopy(model.state_dict())
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+        for _ in range(3):
+            model.train()(**batch_for(model, EXAMPLES))[0].sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            with torch.no_grad():
+                model.eval()(**batch_for(model, EXAMPLES))
+        after = model.state_dict()
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved == {name for name in before if name.startswith("prefix.")}, kind
+
+
+def test_keys_and_values_of_real_tokens_equal_those_tokens_prepended(base):
+    """Copied into a prefix, as its text start does: the text behind stands at positions P.., also with rotary ones."""
+    for kind, extra in (("shallow", {}), ("embedding", {"parametrize_emb": "Emb"}), ("infix", {})):
+        if kind not in kinds_for(base):
+            continue
+        model = make(base, kind, **extra)
+        assert initialise.start_from_text(model.prefix, base, [3, 1, 4]) == []
+        source = pad_sources([Encoded([], [], [7, 8])]) if kind == "infix" else {}
+        before = [7, 8, 3, 1, 4] if kind == "infix" else [3, 1, 4]
+        whole = base(torch.tensor([[*before, 5, 6, 49, 9]])).logits[:, len(before) :]
+        assert close(model(torch.tensor([[5, 6, 49, 9]]), **source), whole), kind
+
+
+def test_flat_and_layers_are_one_another(base):
+    layers = key_values(base, input_ids=torch.tensor([[3, 1, 4]]))
+    config = make(base).prefix.config
+    again = split_layers(join_layers(layers), config, batch_size=1)
+    assert all(torch.equal(a, b) for one, two in zip(layers, again, strict=True) for a, b in zip(one, two, strict=True))
+
+
+def test_a_padded_row_equals_the_row_alone(base):
+    for kind in kinds_for(base):
+        model = make(base, kind)
+        together, rows = model(**batch_for(model, EXAMPLES))
+        for row, example in enumerate(EXAMPLES):
+            assert close(together[rows == row], model(**batch_for(model, [example]))[0]), kind
+
+
+def test_checkpointing_changes_neither_loss_nor_gradient(base):
+    for kind in kinds_for(base):
+        plain = make(base, kind)
+        recomputing = PrefixLM(copy.deepcopy(base), plain.prefix, train_base=True, checkpointing=True)
+        results = []
+        for model in (plain, recomputing):
+            model.train()
+            plain.prefix.zero_grad()
+            nll, _ = model(**batch_for(model, EXAMPLES))
+            nll.sum().backward()
+            results.append([nll.detach(), *(p.grad.clone() for p in plain.prefix.parameters())])
+        for kept, recomputed in zip(*results, strict=True):
+            assert (kept - recomputed).abs().max() <= 1e-4 * max(1.0, kept.abs().max()), kind
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "beam"])
+def test_batched_decoding_equals_single_and_the_training_forward(base, strategy):
+    rule = DecodingRule(eos_token_id=49, max_new_tokens=6, num_beams=3)
+    for kind in kinds_for(base):
+        model = make(base, kind)
+        generator = Generator.of(base, None, model.prefix, {})
+
+        def run(members, generator=generator):
+            past = (lambda rows: generator.past([EXAMPLES[members[n]] for n in rows])) if generator.prefix else None
+            prompts = [EXAMPLES[n].prompt for n in members]
+            options = {"strategy": strategy, "batch_size": 3, "progress": False}
+            return [h.tokens for h in decode(base, prompts, rule, layers=generator.layers, past=past, **options)]
+
+        whole = run([0, 1, 2])
+        assert whole == [run([n])[0] for n in range(3)], kind
+        if strategy == "greedy":
+            for example, tokens in zip(EXAMPLES, whole, strict=True):
+                source = pad_sources([example]) if generator.prefix else {}
+                ids = torch.tensor([[*example.prompt, *tokens]])
+                best = model(ids, **source)[0].argmax(dim=-1)[len(example.prompt) - 1 : -1]
+                assert best.tolist() == tokens, kind
+
+
+def test_a_text_start_through_an_mlp_comes_near(base):
+    losses = initialise.start_from_text((model := make(base)).prefix, base, [3, 1, 4])
+    assert len(losses) == 500
+    assert losses[-1] < losses[0]
+    assert model.prefix.config.n_head * model.prefix.config.head_dim * 4 == model.prefix.flat().shape[1]
+
+
+def test_the_window_of_attention_is_the_limit_of_positions():
+    config = FAMILIES["mistral window"]
+    assert max_positions(config) == 40
+    with pytest.raises(UserError, match="--preseqlen 39: the model has 40 positions; take 1 to 38"):
+        PrefixConfig.for_model(config, preseqlen=39, mid_dim=8, **SETTINGS)
+    with pytest.raises(UserError, match="does not fit a mistral model, whose attention reaches only 40 tokens back"):
+        PrefixConfig.for_model(config, preseqlen=3, mid_dim=8, **{**SETTINGS, "format_mode": "infix"})
+    assert max_positions(Qwen2Config(**GROUPED, sliding_window=40, use_sliding_window=False)) == 64
+
+
+def test_models_without_keys_and_values_are_refused():
+    config = MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
+    config.num_attention_heads, config.max_position_embeddings = 2, 64
+    base = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UserError, match="a mamba model takes no prefix"):
+        make(base)
+    softcap = Gemma2Config(**GROUPED, head_dim=4, final_logit_softcapping=1.0)
+    with pytest.raises(UserError, match="a gemma2 model is not supported: it caps or scales what its head gives"):
+        make(random_model(softcap))
+    neo = GPTNeoConfig(
+        vocab_size=50, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64, window_size=40,
+    )  # fmt: skip
+    assert max_positions(neo) == 40
+    model = make(random_model(neo))
+    with pytest.raises(UserError, match="--gradient_checkpointing yes with a prefix: not for a gpt_neo model"):
+        PrefixLM(model.base, model.prefix, checkpointing=True)
+    with pytest.raises(UserError, match="a bloom model does not say how many positions it has"):
+        max_positions(BloomConfig(n_layer=1, hidden_size=8, n_head=2))
