@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import Column, Experiment, Row
-from runs import Run, RunFailed, read_json
+from training_runs import Run, RunFailed, read_json
 
 from prefixlib import files
 

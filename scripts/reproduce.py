@@ -23,7 +23,7 @@ from pathlib import Path
 
 import report
 from experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
-from runs import Run, RunFailed, Settings, runs_of
+from training_runs import Run, RunFailed, Settings, runs_of
 
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY, add_yes_no

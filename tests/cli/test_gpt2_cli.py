@@ -16,7 +16,8 @@ from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
 DEMO = ROOT / "data" / "demo"
-SETTINGS = ["--preseqlen", "3", "--mid_dim", "16", "--bsz", "4", "--learning_rate", "0.01", "--disable_tqdm", "yes"]
+SETTINGS = ["--preseqlen", "3", "--bsz", "4", "--learning_rate", "0.01", "--disable_tqdm", "yes"]
+PREFIX = [*SETTINGS, "--mid_dim", "16"]
 ODD = "a b; $(touch ran) 'q' \"d\" `x`"
 
 
@@ -37,9 +38,9 @@ def data(tmp_path_factory):
     return folder
 
 
-def training_command(data, output, *more):
+def training_command(data, output, *more, settings=PREFIX):
     where = ["--model_name_or_path", DEMO / "gpt2", "--data_dir", data, "--output_dir", output]
-    return ["gpt2/train_e2e.py", "--mode", "data2text", *SETTINGS, *where, *more]
+    return ["gpt2/train_e2e.py", "--mode", "data2text", *settings, *where, *more]
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +199,8 @@ def test_greedy_and_nucleus_write_files_of_their_own(run, data, tmp_path):
 
 def test_finetune_trains_saves_and_decodes(data, tmp_path):
     output = tmp_path / "finetune"
-    result = run_command(
-        *training_command(data, output, "--tuning_mode", "finetune", "--max_steps", "6", "--learning_rate", "0.001")
-    )
+    more = ("--tuning_mode", "finetune", "--max_steps", "6", "--learning_rate", "0.001")
+    result = run_command(*training_command(data, output, *more, settings=SETTINGS))
     assert result.returncode == 0, result.stderr
     names = {path.name for path in output.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "task_config.json"} <= names
@@ -219,7 +219,7 @@ def test_finetune_trains_saves_and_decodes(data, tmp_path):
 def test_webnlg_is_scored_for_seen_and_unseen_categories(data, tmp_path):
     output = tmp_path / "webnlg"
     arguments = ["--mode", "webnlg", "--model_name_or_path", str(DEMO / "gpt2"), "--data_dir", str(data)]
-    arguments += ["--output_dir", str(output), "--max_steps", "3", *SETTINGS, "--gradient_checkpointing", "yes"]
+    arguments += ["--output_dir", str(output), "--max_steps", "3", *PREFIX, "--gradient_checkpointing", "yes"]
     assert run_language_modeling.main(arguments) == 0
     categories = json.loads((output / "prefix_config.json").read_text())["task"]["categories"]
     entries = json.loads((data / "webnlg_challenge_2017" / "train.json").read_text())["entries"]
@@ -234,7 +234,7 @@ def test_webnlg_is_scored_for_seen_and_unseen_categories(data, tmp_path):
 def train(data, tmp_path, *more):
     where = ["--model_name_or_path", str(DEMO / "gpt2"), "--output_dir", str(tmp_path / "out")]
     files = ["--train_file", str(data), "--eval_file", str(data)] if data else []
-    return run_language_modeling.main(["--mode", "data2text", *where, *SETTINGS, *files, *more])
+    return run_language_modeling.main(["--mode", "data2text", *where, *PREFIX, *files, *more])
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_base_model_of_another_shape_is_refused(run, data, tmp_path):
 
 def test_no_network_is_one_line_that_says_what_to_pass(data, tmp_path):
     result = run_command(
-        "gpt2/train_e2e.py", "--mode", "data2text", "--data_dir", data, "--output_dir", tmp_path / "out", *SETTINGS
+        "gpt2/train_e2e.py", "--mode", "data2text", "--data_dir", data, "--output_dir", tmp_path / "out", *PREFIX
     )
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1

@@ -8,7 +8,7 @@ import report
 import reproduce
 from experiments import EXPERIMENTS, ONE_SIZE, build
 from recipes import METHODS, SHAPES, TABLE1, adapter_bottleneck
-from runs import Run, RunFailed, Settings, runs_of
+from training_runs import Run, RunFailed, Settings, runs_of
 
 from gpt2 import gen, run_generation, train_e2e
 from prefixlib.errors import UserError
