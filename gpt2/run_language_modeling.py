@@ -26,7 +26,7 @@ from gpt2.tuning import base_record, load_base, load_weights, make_model, save_m
 from prefixlib import checkpoint, record
 from prefixlib.base_model import load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser
+from prefixlib.launch import Parser, tuning_settings
 from prefixlib.readers import data_file, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(name, revision=args.model_revision, cache_dir=args.cache_dir)
     records = {split: read_records(args.mode, paths[split]) for split in ("train", "valid")}
     base = load_base(name, args)
-    task = {key: getattr(args, key) for key in TRAINING_SETTINGS}
+    task = training_settings(args)
     task["categories"] = sorted({row.category for row in records["train"]} - {""})
     model = make_model(args, base)
     room = max_positions(base.config) - (args.preseqlen if isinstance(model, PrefixLM) else 0)
@@ -99,6 +99,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def training_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What shapes the weights of this run, under the flags' names."""
+    return {key: getattr(args, key) for key in TRAINING_SETTINGS} | tuning_settings(args)
+
+
 def find_file(args: argparse.Namespace, split: str) -> Path | None:
     """The data file of a split: the flag's, or the mode's own; None for a test set that is not there."""
     given = {"train": args.train_file, "valid": args.eval_file, "test": args.test_file}[split]
@@ -130,7 +135,7 @@ def find_resume(args: argparse.Namespace, output: Path) -> Path | None:
         given = {"preseqlen": args.preseqlen, "mid_dim": args.mid_dim, "prefix_dropout": args.dropout}
     else:
         settings, given = checkpoint.load_task(last), {}
-    checkpoint.check_agrees({**{key: getattr(args, key) for key in TRAINING_SETTINGS}, **given}, settings, last)
+    checkpoint.check_agrees({**training_settings(args), **given}, settings, last)
     return Path(last)
 
 
@@ -206,8 +211,9 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
     if trainer.is_world_process_zero():
         title = f"{args.mode}, {args.tuning_mode}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
-    stored = model.prefix.flat() if isinstance(model, PrefixLM) else None
+    prefix = model.prefix.flat().numel() if isinstance(model, PrefixLM) else 0
     parameters = list(model.parameters())
+    whole = sum(p.numel() for p in (model.base if prefix else model).parameters())
     return {
         "seconds": round(seconds, 2),
         "steps": trainer.state.global_step,
@@ -216,8 +222,8 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
         "first_train_loss": curves["train"][0][1] if curves["train"] else None,
         "last_train_loss": curves["train"][-1][1] if curves["train"] else None,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "base_parameters": sum(p.numel() for p in model.base.parameters()) if stored is not None else None,
-        "stored_parameters": stored.numel() if stored is not None else sum(p.numel() for p in parameters),
+        "base_parameters": whole if prefix else None,
+        "stored_parameters": prefix if args.tuning_mode == "prefixtune" else prefix + whole,
         "tokens_seen": trainer.state.num_input_tokens_seen,
         "peak_memory_bytes": record.peak_memory_bytes(),
     }
