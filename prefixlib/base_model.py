@@ -10,7 +10,6 @@ import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers import logging as transformers_logging
 
 from prefixlib import adapters
 from prefixlib.errors import UserError
@@ -102,16 +101,15 @@ def load_model(
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"
         raise UserError(f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed")
     adapted = adapters.has_adapters(config)
-    with _no_progress_bars():
-        model, loading = _fetch(
-            (adapters.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            dtype=dtype,
-            output_loading_info=True,
-            **config_overrides,
-        )
+    model, loading = _fetch(
+        (adapters.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
+        name,
+        revision=revision,
+        cache_dir=cache_dir,
+        dtype=dtype,
+        output_loading_info=True,
+        **config_overrides,
+    )
     odd = sorted(key for key in (*loading["missing_keys"], *loading["unexpected_keys"]) if adapters.NAME in key)
     if odd:  # those of the original code have names of their own
         raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
@@ -120,8 +118,7 @@ def load_model(
 
 def save_whole(directory: Path, model: torch.nn.Module, tokenizer) -> None:
     """Write a model that was tuned itself, and its tokenizer, in transformers' own format (safetensors)."""
-    with _no_progress_bars():
-        model.save_pretrained(directory)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -130,18 +127,6 @@ def freeze(model: torch.nn.Module) -> torch.nn.Module:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
-
-
-class _no_progress_bars:
-    """Silence transformers' weight-loading bar: it hides the one line of an error and says nothing a user needs."""
-
-    def __enter__(self):
-        self.was_on = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *exception):
-        if self.was_on:
-            transformers_logging.enable_progress_bar()
 
 
 def _fetch(load, name: str, **kwargs):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 import torch
+from transformers import logging as transformers_logging
 
 from prefixlib import files
 from prefixlib.launch import REPOSITORY
@@ -35,6 +36,8 @@ def set_up_logging(verbose: bool = True) -> None:
     )
     for name in ("gpt2", "seq2seq", "prefixlib", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
+    # its bars for reading and writing weights hide the one line of an error and say nothing that a user needs
+    transformers_logging.disable_progress_bar()
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""Compare no prefix, a trained prefix and fine-tuning on the bundled model and data: python scripts/demo.py
+"""Compare no prefix, a trained prefix and fine-tuning on the bundled models and data: python scripts/demo.py
 
-Runs the same launchers a user runs, then prints one table and writes it to runs/demo/ (results.json, table.md).
+Runs the same launchers a user runs, then prints a table for each of the two trees and writes them to runs/demo/
+(results.json, table.md).
 """
 
 import argparse
@@ -10,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from prefixlib import files
@@ -17,7 +19,6 @@ from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import DEMO_DATA, REPOSITORY
 
 OUTPUT = REPOSITORY / "runs" / "demo"
-COLUMNS = ("", "trained numbers", "stored bytes", "training s", "BLEU seen", "BLEU unseen", "BLEU all")
 
 
 def run(*arguments: str) -> float:
@@ -32,77 +33,113 @@ def run(*arguments: str) -> float:
     return time.perf_counter() - started
 
 
-def table_to_text(output: Path) -> list[dict]:
-    """The gpt2 tree: three rows on the demo's WebNLG-format test set."""
-    model = DEMO_DATA / "gpt2"
-    rows = []
+def rows_to_compare(output: Path) -> Iterator[tuple[dict, Path]]:
+    """The three rows of a table, without their numbers yet, and the folder of each."""
     for name, tuning_mode in (("no prefix", None), ("prefix", "prefixtune"), ("fine-tune", "finetune")):
-        directory = output / name.replace(" ", "-")
-        row = {"name": name, "trained": 0, "stored": 0, "seconds": 0.0}
-        checkpoint = model
-        if tuning_mode:
+        row = {"name": name, "tuning_mode": tuning_mode, "trained": 0, "stored": 0, "seconds": 0.0}
+        yield row, output / name.replace(" ", "-")
+
+
+def table_to_text(output: Path) -> list[dict]:
+    """The gpt2 tree: no prefix, a prefix, fine-tuning, on the demo's WebNLG-format test set."""
+    rows = []
+    for row, directory in rows_to_compare(output):
+        checkpoint = DEMO_DATA / "gpt2"
+        where = ("--output_dir", str(directory))
+        if row["tuning_mode"]:
             checkpoint = directory
-            where = ("--output_dir", str(directory), "--overwrite_output_dir", "yes", "--skip_decode", "yes")
-            run("gpt2/train_e2e.py", "--demo", "yes", "--tuning_mode", tuning_mode, *where)
-            training = json.loads((directory / "results.json").read_text())["training"]
-            weights = "prefix_flat.safetensors" if tuning_mode == "prefixtune" else "model.safetensors"
+            train = ("gpt2/train_e2e.py", "--demo", "yes", "--tuning_mode", row["tuning_mode"], *where)
+            run(*train, "--overwrite_output_dir", "yes", "--skip_decode", "yes")
+            training = read(directory)["training"]
+            weights = "prefix_flat.safetensors" if row["tuning_mode"] == "prefixtune" else "model.safetensors"
             row |= {"trained": training["trainable_parameters"], "stored": (directory / weights).stat().st_size}
             row["seconds"] = training["seconds"]
-        run(
-            "gpt2/gen.py",
-            "webnlg",
-            "yes",
-            "test",
-            str(checkpoint),
-            "no",
-            "--demo",
-            "yes",
-            "--output_dir",
-            str(directory),
-        )
-        row["scores"] = json.loads((directory / "results.json").read_text())["decoding"]["test"]["scores"]
-        row["outputs"] = (directory / f"{checkpoint.name}_test_beam").read_text(encoding="utf-8").splitlines()
-        row["sources"] = (directory / f"{checkpoint.name}_test_src").read_text(encoding="utf-8").splitlines()
+        run("gpt2/gen.py", "webnlg", "yes", "test", str(checkpoint), "no", "--demo", "yes", *where)
+        row["scores"] = read(directory)["decoding"]["test"]["scores"]
+        row["outputs"] = lines(directory / f"{checkpoint.name}_test_beam")
+        row["sources"] = [
+            text.replace("<|endoftext|>", "").strip() for text in lines(directory / f"{checkpoint.name}_test_src")
+        ]
         rows.append(row)
     return rows
 
 
-def as_table(rows: list[dict]) -> str:
+def summarisation(output: Path) -> list[dict]:
+    """The seq2seq tree: the same three rows on the demo's summaries."""
+    rows = []
+    for row, directory in rows_to_compare(output):
+        checkpoint = ("--finetune_model_path", str(DEMO_DATA / "bart"))
+        demo = ("seq2seq/train_bart.py", "--demo", "yes", "--output_dir", str(directory))
+        if row["tuning_mode"]:
+            run(*demo, "--tuning_mode", row["tuning_mode"], "--overwrite_output_dir", "yes")
+            training = read(directory)["train"]
+            is_prefix = row["tuning_mode"] == "prefixtune"
+            checkpoint = ("--prefix_model_path" if is_prefix else "--finetune_model_path", str(directory))
+            weights = directory / ("prefix_flat.safetensors" if is_prefix else "model/model.safetensors")
+            row |= {"trained": training["trainable_parameters"], "stored": weights.stat().st_size}
+            row["seconds"] = training["seconds"]
+        run(*demo, "--do_train", "no", *checkpoint)
+        row["scores"] = read(directory)["test"]["scores"]
+        row["outputs"] = lines(directory / "test_beam_1.0")
+        row["sources"] = lines(DEMO_DATA / "xsum" / "test.source")
+        rows.append(row)
+    return rows
+
+
+TABLES = {  # folder of the output -> what fills the table, and the scores it shows
+    "table-to-text": (table_to_text, ("BLEU seen", "BLEU unseen", "BLEU all")),
+    "summarisation": (summarisation, ("ROUGE-1", "ROUGE-2", "ROUGE-L")),
+}
+
+
+def read(directory: Path) -> dict:
+    return json.loads((directory / "results.json").read_text(encoding="utf-8"))
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def as_table(title: str, rows: list[dict], scores: Sequence[str]) -> str:
     """Markdown table of the rows."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    columns = (title, "trained numbers", "stored bytes", "training s", *scores)
+    made = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
-        scores = [f"{row['scores'][column]:.1f}" for column in COLUMNS[4:]]
-        cells = [row["name"], f"{row['trained']:,}", f"{row['stored']:,}", f"{row['seconds']:.0f}", *scores]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        cells = [row["name"], f"{row['trained']:,}", f"{row['stored']:,}", f"{row['seconds']:.0f}"]
+        made.append("| " + " | ".join([*cells, *(f"{row['scores'][score]:.1f}" for score in scores)]) + " |")
+    return "\n".join(made) + "\n"
 
 
 def examples(rows: list[dict], count: int = 3) -> str:
     """`count` sources, evenly spaced over the test set, with what each row made of them."""
     sources = rows[0]["sources"]
-    lines = []
+    made = []
     for number in range(count):
         index = number * (len(sources) - 1) // (count - 1)
-        lines.append(f"source     {sources[index].replace('<|endoftext|>', '').strip()}")
-        lines += [f"{row['name']:<10} {row['outputs'][index]}" for row in rows] + [""]
-    return "\n".join(lines)
+        made += [f"source     {sources[index]}", *(f"{row['name']:<10} {row['outputs'][index]}" for row in rows), ""]
+    return "\n".join(made)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=OUTPUT, help="where runs, curves and the table go")
-    output = parser.parse_args(argv).output_dir.resolve()
+    parser.add_argument("--output_dir", type=Path, default=OUTPUT, help="where runs, curves and the tables go")
+    parser.add_argument("--only", choices=tuple(TABLES), help="one of the two tables (default: both)")
+    args = parser.parse_args(argv)
+    output = args.output_dir.resolve()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slowed down by a second thread
     started = time.perf_counter()
-    rows = table_to_text(output)
-    table = as_table(rows)
-    files.write_text(output / "table.md", table)
-    files.write_json(
-        output / "results.json", [{k: row[k] for k in row if k not in ("outputs", "sources")} for row in rows]
-    )
-    print(f"\n{table}\n{examples(rows)}")
-    seconds = time.perf_counter() - started
-    print(f"{seconds:.0f} s in all; loss curves: {output}/prefix/loss.png and {output}/fine-tune/loss.png")
+    tables, results, shown = [], {}, []
+    for name, (compare, scores) in TABLES.items():
+        if args.only in (None, name):
+            rows = compare(output / name)
+            tables.append(as_table(name, rows, scores))
+            shown.append(examples(rows))
+            results[name] = [{k: v for k, v in row.items() if k not in ("outputs", "sources")} for row in rows]
+    files.write_text(output / "table.md", "\n".join(tables))
+    files.write_json(output / "results.json", results)
+    for table, texts in zip(tables, shown, strict=True):
+        print(f"\n{table}\n{texts}")
+    print(f"{time.perf_counter() - started:.0f} s in all; loss curves: loss.png in the folders under {output}")
     return 0
 
 

@@ -28,7 +28,7 @@ class LogLines(Callback):
         self.curves: dict[str, list[tuple[int, float]]] = {"train": [], "validation": []}
         self.losses: list[torch.Tensor] = []
         self.tokens = self.cut = self.last_step = 0
-        self.since = time.perf_counter()
+        self.since = self.paused = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         return {"curves": self.curves}
@@ -66,12 +66,15 @@ class LogLines(Callback):
             logger.warning("%d sources were longer than --max_source_length in this epoch and were cut", int(self.cut))
             self.cut = 0
 
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.paused = time.perf_counter()
+
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         result = module.validation_result
         self.curves["validation"].append((trainer.global_step, result["loss"]))
         trainer.logger.log_metrics({f"val_{name}": value for name, value in result.items()}, trainer.global_step)
         logger.info("validation at step %d: %s", trainer.global_step, _figures(result))
-        self.since = time.perf_counter()
+        self.since += time.perf_counter() - self.paused  # tokens/s are those of training
 
 
 def _figures(result: dict[str, float]) -> str:

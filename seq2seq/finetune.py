@@ -194,13 +194,8 @@ def finish(
         output, {"settings": settings, "train": results, "versions": record.versions(), "device": record.device_name()}
     )
     record.plot_curves(output / "loss.png", log.curves, xlabel="step", ylabel="loss per token", title=args.mode)
-    logger.info(
-        "trained in %.0f s -> %s (best %s: %s)",
-        seconds,
-        output,
-        args.val_metric,
-        keep.best.get(args.val_metric, "not validated"),
-    )
+    best = f"best {args.val_metric}: {keep.best[args.val_metric]:.4g}" if keep.best else "not validated"
+    logger.info("trained in %.0f s -> %s (%s)", seconds, output, best)
 
 
 def build_lm(args: argparse.Namespace, base: dict[str, Any], tokenizer) -> PrefixLM:

@@ -23,7 +23,8 @@ class Decoding:
     length_pen: float = 1.0
 
 
-# facebook/bart-large's own configuration: n-gram rule 3, early stopping; its entries for summarisation:
+# BART's own settings: n-gram rule 3, early stopping, and what its configuration lists for each kind of summary
+# (task_specific_params, summarization_xsum and summarization_cnn).
 XSUM = Decoding(num_beams=6, min_length=11, max_length=62)  # the original's lengths, for every data set
 CNN_DM = Decoding(num_beams=4, min_length=56, max_length=142, length_pen=2.0)
 # Tables repeat names, and the paper's GPT-2 runs use 5 beams, no n-gram rule, no early stopping.

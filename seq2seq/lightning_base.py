@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from prefixlib import files
+from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
 from seq2seq.prefixTuning import PrefixLM
 from seq2seq.utils import ResumableLoader
@@ -38,6 +39,8 @@ class BaseModule(LightningModule):
     def __init__(self, lm: PrefixLM, args: argparse.Namespace, total_steps: int):
         super().__init__()
         self.lm, self.args, self.total_steps = lm, args, total_steps
+        if lm.prefix is not None and args.gradient_accumulation_steps > 1:
+            lm.prefix.once_per_step = OncePerStep()
 
     @property
     def world(self) -> int:
@@ -78,6 +81,14 @@ class BaseModule(LightningModule):
         number = self.current_epoch * self.trainer.num_training_batches + batch_idx
         torch.manual_seed((self.args.seed * 1_000_003 + number * self.world + self.global_rank) % 2**63)
         self.trainer.train_dataloader.position = (self.current_epoch, batch_idx + 1)
+
+    def on_after_backward(self) -> None:
+        """Before the step, and before gradients are unscaled or clipped: through the prefix network at once."""
+        once, batch = getattr(self.lm.prefix, "once_per_step", None), self.trainer.fit_loop.batch_idx + 1
+        if once is not None and (
+            batch % self.args.gradient_accumulation_steps == 0 or batch == self.trainer.num_training_batches
+        ):
+            once.backward()
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """The trained tensors alone: the frozen model is no part of a checkpoint."""

@@ -68,7 +68,14 @@ def predict(args: argparse.Namespace, given: set[str], output: Path) -> None:
     )
     logger.info("%d texts in %.1f s (%.2f/s) -> %s", len(texts), seconds, len(texts) / seconds, target)
     for name, value in scores.items():
-        logger.info("%s: %s", name, value)
+        logger.info("%s: %s", name, _shown(value))
+
+
+def _shown(value: Any) -> str:
+    """A score, or several by name, as one reads them; "n/a" for one that is not available here."""
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {_shown(part)}" for name, part in value.items())
+    return "n/a" if value is None else f"{value:.4g}"
 
 
 def load_checkpoint(args: argparse.Namespace, given: set[str]) -> tuple[Any, Any, LoadedPrefix | None, dict[str, Any]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from prefixlib import attention
+from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class PrefixTuning(nn.Module):
                 self.add_module(branch.embedding, nn.Embedding(config.preseqlen, config.d_model))
                 self.add_module(branch.network, _network(config, width))
         self.dropout = nn.Dropout(config.prefix_dropout)
+        self.once_per_step: OncePerStep | None = None  # set by a trainer that accumulates gradients
 
     def flat(self) -> dict[str, Tensor]:
         """Per site the prefix before it is cut into layers, (P, 2*L*H*D); each network runs on P rows, once."""
@@ -135,7 +137,9 @@ class PrefixTuning(nn.Module):
         """
         dropping = self.training and self.config.prefix_dropout > 0
         rows, dropout = (batch_size, self.dropout) if dropping else (1, None)
-        return {site: split_layers(flat, self.config, site, rows, dropout) for site, flat in self.flat().items()}
+        shared = self.once_per_step is not None and torch.is_grad_enabled()
+        flat = self.once_per_step(self.flat) if shared else self.flat()
+        return {site: split_layers(states, self.config, site, rows, dropout) for site, states in flat.items()}
 
 
 def _network(config: PrefixConfig, width: int) -> nn.Sequential:

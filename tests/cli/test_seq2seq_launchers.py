@@ -33,7 +33,7 @@ CASES = [(script, mode, tuning) for script, modes in SCRIPTS.items() for mode in
 
 
 def test_every_mode_is_covered():
-    assert len(CASES) == (7 + 3) * 2
+    assert len(CASES) == (7 + 3) * 5
 
 
 @pytest.mark.parametrize(("script", "mode", "tuning"), CASES)
@@ -104,6 +104,10 @@ REFUSED = {
     "--mode xsum --do_train no --prefix_model_path a --num_processes 2": "decoding runs in one process",
     "--mode xsum --tuning_mode finetune --mid_dim 800": "--tuning_mode finetune and --mid_dim do not go together",
     "--mode xsum --tuning_mode finetune --use_cross_prefix no": "--tuning_mode finetune and --use_cross_prefix",
+    "--mode xsum --tuning_mode bothtune --use_dropout no": "--tuning_mode bothtune and --use_dropout do not go together",
+    "--mode xsum --top_layers 2": "--tuning_mode prefixtune and --top_layers do not go together",
+    "--mode xsum --tuning_mode finetune-top --top_layers -1": "--top_layers -1: must be at least 0",
+    "--mode xsum --tuning_mode adaptertune --adapter_bottleneck 0": "--adapter_bottleneck 0: must be above 0",
     "--mode xsum --init_shallow_word a": "--init_shallow no and --init_shallow_word do not go together",
     "--mode xsum --lowdata_token a": "--use_lowdata_token no and --lowdata_token do not go together",
     "--mode xsum --init_shallow yes --mid_dim 800": "--init_shallow yes and --mid_dim do not go together",
@@ -194,7 +198,8 @@ def test_bad_input_is_named(place, tmp_path, monkeypatch, what, changes, message
     assert "\n" not in str(refusal.value)
 
 
-def test_two_processes_equal_one(place, tmp_path):
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, 6), (2, 3)])
+def test_two_processes_equal_one(place, tmp_path, accumulated, steps):
     """21 examples in batches of 4 and 5 validation texts in twos: one of the processes ends with a filler each time.
 
     Same global batches, no dropout; the whole way from the launcher through torchrun and gloo.
@@ -202,8 +207,9 @@ def test_two_processes_equal_one(place, tmp_path):
     still = make_bart(tmp_path / "still", dropout=0.0, attention_dropout=0.0)
     data = make_summaries(tmp_path / "data", train=21)
     outputs = [tmp_path / "one", tmp_path / "two"]
-    finetune.main(training_flags(still, data, outputs[0], epoch=1))
-    line = training_flags(still, data, outputs[1], epoch=1, eval_batch_size=1)
+    settings = {"epoch": 1, "gradient_accumulation_steps": accumulated}
+    finetune.main(training_flags(still, data, outputs[0], **settings))
+    line = training_flags(still, data, outputs[1], **settings, eval_batch_size=1)
     done = run_command("seq2seq/train_bart.py", *line, "--num_processes=2")
     assert done.returncode == 0, done.stderr[-2000:]
     weights = [load_file(output / "prefix_model.safetensors") for output in outputs]
@@ -211,7 +217,7 @@ def test_two_processes_equal_one(place, tmp_path):
     for one, two in zip(results[0]["curves"]["train"], results[1]["curves"]["train"], strict=True):
         assert one[0] == two[0]
         assert one[1] == pytest.approx(two[1], rel=1e-5)
-    assert len(results[0]["curves"]["train"]) == 6
+    assert len(results[0]["curves"]["train"]) == steps
     assert results[0]["last"] == pytest.approx(results[1]["last"], rel=1e-4)
     assert len(weights[0]) == 15
     for name, tensor in weights[0].items():

@@ -204,6 +204,16 @@ def test_gpt2_two_processes_equal_one(data, tmp_path):
         assert two == pytest.approx(one, rel=1e-2)
 
 
+def test_gpt2_decodes_the_later_of_two_runs_in_one_folder(data, tmp_path):
+    """Fine-tuned over an earlier prefix: the folder is then a model's, and not the prefix's any more."""
+    brief = {"max_steps": 1, "skip_decode": "yes"}
+    run_language_modeling.main(gpt2_flag_words(data, tmp_path, "prefixtune", **brief))
+    run_language_modeling.main(gpt2_flag_words(data, tmp_path, "finetune", **brief, overwrite_output_dir="yes"))
+    generator = run_generation.load_generator(tmp_path, "data2text", None, None, torch.float32)
+    assert generator.layers is None
+    assert equal(generator.model.state_dict(), {**generator.model.state_dict(), **model_weights("finetune", tmp_path)})
+
+
 @pytest.mark.parametrize(
     ("mode", "changes", "message"),
     [
@@ -323,6 +333,23 @@ def test_seq2seq_killed_and_resumed_equals_whole(place, seq2seq_run, tmp_path, m
     for path, tensors in gpt2_weights(tmp_path).items():
         assert equal(tensors, seen.pop(path)), path
     assert not seen
+
+
+@pytest.mark.parametrize("mode", TUNED)
+def test_seq2seq_checkpointing_and_accumulation(place, tmp_path, mode):
+    """The same losses and weights as without; both trained under gradient accumulation."""
+    still = {"model_name_or_path": place / "still", "gradient_accumulation_steps": 2}
+    if not (place / "still").exists():
+        make_bart(place / "still", dropout=0.0, attention_dropout=0.0)
+    weights = []
+    for checkpointing in ("no", "yes"):
+        output = tmp_path / checkpointing
+        finetune.main(seq2seq_words(place, output, mode, **still, gradient_checkpointing=checkpointing, max_steps=1))
+        weights.append(load_file(output / "model" / "model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        if not name.endswith("k_proj.bias"):  # Adam makes whole steps from gradients of rounding's size
+            assert (tensor - weights[1][name]).abs().max() < 1e-3, name
 
 
 def test_seq2seq_refuses_more_layers_than_the_decoder_has(place, tmp_path):

@@ -36,7 +36,6 @@ def test_several_processes_go_through_torchrun():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--tuning_mode", "adaptertune"], "--tuning_mode adaptertune is not available"),
         (["--mode", "topic"], "--mode topic is not available"),
         (["--prefix_mode", "embedding"], "--prefix_mode embedding is not available"),
         (["--format_mode", "infix"], "--format_mode infix is not available"),
@@ -80,7 +79,7 @@ def test_base_model_by_notes(notes, model):
 
 
 @pytest.mark.parametrize("mode", ["data2text", "webnlg", "triples"])
-@pytest.mark.parametrize("tuning_mode", ["prefixtune", "finetune"])
+@pytest.mark.parametrize("tuning_mode", flags.TUNING_MODES)
 def test_the_child_understands_every_command_line(mode, tuning_mode):
     """Launcher argv -> child's parser -> the same values, for every mode and tuning mode."""
     odd = "a b; $(x) '\""

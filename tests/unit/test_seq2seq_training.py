@@ -190,8 +190,9 @@ def test_checkpointing_changes_nothing(place, whole_run, tmp_path):
     assert equal(weights, whole_run[0])
 
 
-def test_network_runs_once_a_batch_on_p_rows(place, tmp_path, monkeypatch):
-    """Three branches, six batches and one validation pass of two batches: 3 x (6 + 2 losses + 1 for decoding)."""
+@pytest.mark.parametrize(("accumulated", "steps"), [(1, 6), (2, 3), (4, 2)])
+def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumulated, steps):
+    """Three branches; six batches in `steps` steps, one validation pass of two batches, whose outputs share a run."""
     shapes = []
     build = finetune.PrefixTuning
 
@@ -202,9 +203,20 @@ def test_network_runs_once_a_batch_on_p_rows(place, tmp_path, monkeypatch):
         return prefix
 
     monkeypatch.setattr(finetune, "PrefixTuning", watched)
-    train(place, tmp_path, epoch=1)
+    train(place, tmp_path, epoch=1, gradient_accumulation_steps=accumulated)
     flattened = 2  # for the best and the last checkpoint
-    assert shapes == [(3, 16)] * 3 * (6 + 2 + 1 + flattened)
+    assert shapes == [(3, 16)] * 3 * (steps + 2 + 1 + flattened)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_accumulated_batches_may_share_a_run_of_the_network(place, tmp_path, monkeypatch, dropout):
+    """The same losses as with a run per batch, on four batches a step and on the two left over."""
+    settings = {"gradient_accumulation_steps": 4, "dropout": dropout}
+    shared = train(place, tmp_path / "shared", **settings)[1]["train"]["curves"]["train"]
+    monkeypatch.setattr(lightning_base, "OncePerStep", lambda: None)
+    apart = train(place, tmp_path / "apart", **settings)[1]["train"]["curves"]["train"]
+    assert len(shared) == len(apart) == 4
+    assert [loss for _, loss in shared] == pytest.approx([loss for _, loss in apart], rel=1e-5)
 
 
 def test_best_checkpoint_and_early_stopping(place, tmp_path, monkeypatch):

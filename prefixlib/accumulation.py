@@ -1,0 +1,32 @@
+"""The prefix network once per optimiser step, however many micro-batches the step accumulates."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class OncePerStep:
+    """Tensors that all micro-batches of an optimiser step share.
+
+    The first micro-batch has them made; every one is given the same leaves, in which their gradients add up; `backward`
+    then takes the sums through the network in one go. By the chain rule that is what a run per micro-batch gives.
+    """
+
+    def __init__(self):
+        self.made: dict[str, Tensor] = {}
+        self.leaves: dict[str, Tensor] = {}
+
+    def __call__(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `make` returns, computed once until the next `backward`."""
+        if not self.leaves:
+            self.made = make()
+            self.leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.made.items()}
+        return self.leaves
+
+    def backward(self) -> None:
+        """Hand the gradients so far on to what made the tensors, and forget them. To be called before the step."""
+        reached = [name for name, leaf in self.leaves.items() if leaf.grad is not None]
+        if reached:
+            torch.autograd.backward([self.made[n] for n in reached], [self.leaves[n].grad for n in reached])
+        self.made, self.leaves = {}, {}

@@ -1,0 +1,37 @@
+"""The prefix network once per step: the same gradients as a run per micro-batch, and nothing kept between steps."""
+
+import torch
+
+from prefixlib.accumulation import OncePerStep
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 6)).double()
+
+
+def test_gradients_of_three_micro_batches_equal_those_of_three_runs():
+    inputs = torch.randn(5, 4, dtype=torch.double)
+    weights = torch.randn(3, 5, 6, dtype=torch.double)
+    apart, shared, once = network(), network(), OncePerStep()
+    runs = []
+    shared.register_forward_hook(lambda *_: runs.append(1))
+    for step in range(2):  # the second starts from nothing
+        for weight in weights:
+            (apart(inputs) * weight).tanh().sum().backward()
+            (once(lambda: {"flat": shared(inputs)})["flat"] * weight).tanh().sum().backward()
+        assert all(parameter.grad is None for parameter in shared.parameters())
+        once.backward()
+        assert len(runs) == step + 1
+        for one, other in zip(apart.parameters(), shared.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad)
+        apart.zero_grad()
+        shared.zero_grad()
+
+
+def test_a_tensor_that_no_loss_reached_is_left_alone():
+    once, used, unused = OncePerStep(), torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    once(lambda: {"used": used * 2, "unused": unused * 2})["used"].sum().backward()
+    once.backward()
+    assert used.grad.tolist() == [2.0, 2.0]
+    assert unused.grad is None
