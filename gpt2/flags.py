@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 from prefixlib.errors import UserError
-from prefixlib.launch import Parser, add_yes_no, refuse_together
+from prefixlib.launch import Parser, add_tuning_flags, add_yes_no, refuse_together
 from prefixlib.readers import MODES
 
 TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
@@ -78,18 +78,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     add_yes_no(group, "--use_deep", "no", "three linear layers in the reparametrisation instead of two")
     add_yes_no(group, "--use_dropout", "no", "dropout inside the frozen model while the prefix is trained")
     group.add_argument("--prefix_model_path", help="start from the weights of this prefix checkpoint")
-    group.add_argument(
-        "--top_layers", type=int, default=1, help="finetune-top: how many of the last layers are trained"
-    )
-    add_yes_no(group, "--top_embeddings", "yes", "finetune-top: train the word embeddings (tied to the head) too")
-    group.add_argument(
-        "--adapter_design",
-        type=int,
-        default=1,
-        choices=(1, 2),
-        help="adaptertune: 1 one adapter per layer, with a LayerNorm; 2 two, after attention and after the MLP",
-    )
-    group.add_argument("--adapter_bottleneck", type=int, default=100, help="adaptertune: width inside an adapter")
+    add_tuning_flags(group)
 
 
 def add_initialisation_flags(parser: argparse.ArgumentParser) -> None:
@@ -245,16 +234,12 @@ ONLY_WITH = (
 
 def check(args: argparse.Namespace) -> None:
     """Raise UserError for values that make no sense, alone or together, naming the flags."""
-    later = {
-        "--tuning_mode": (args.tuning_mode, ("prefixtune", "finetune")),
-    }
-    for flag, (value, available) in later.items():
-        if value not in available:
-            raise UserError(f"{flag} {value} is not available in this version; {' or '.join(map(str, available))} is")
     positive = ("preseqlen", "mid_dim", "bsz", "gradient_accumulation_steps", "epoch", "learning_rate", "batch_size")
     for name in (*positive, "adapter_bottleneck"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+    if args.top_layers < 0:
+        raise UserError(f"--top_layers {args.top_layers}: must be at least 0 (the final norm and the embeddings alone)")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout {args.dropout}: must be at least 0 and below 1")
     for name in PART_LIMITS["xsum"]:

@@ -21,6 +21,7 @@ from gpt2.prefix_config import max_positions
 from gpt2.prefix_io import load_prefix
 from gpt2.tasks import DECODING, label_groups, read_openings
 from gpt2.train_control import FAMILY, Past
+from gpt2.tuning import load_tuned
 from prefixlib import checkpoint, files, metrics, record
 from prefixlib.base_model import choose_base, load_model, load_tokenizer
 from prefixlib.beam_search import DecodingRule
@@ -108,7 +109,7 @@ def add_flags(parser: Parser) -> None:
 def load_generator(
     directory: Path, mode: str, model_name: str | None, cache_dir: str | None, dtype: torch.dtype
 ) -> Generator:
-    """A prefix checkpoint on its base model, or a fine-tuned model folder. Raises UserError on any mismatch."""
+    """A prefix checkpoint on its base model, or the folder of a tuned model. Raises UserError on any mismatch."""
     if not checkpoint.is_prefix(directory) and (directory / "config.json").is_file():
         return _load_finetuned(directory, mode, model_name, cache_dir, dtype)
     prefix = load_prefix(directory)
@@ -131,9 +132,7 @@ def _load_finetuned(
 ) -> Generator:
     if model_name is not None:
         raise UserError(f"--model_name_or_path {model_name} contradicts {directory}, which is a whole model itself")
-    task = checkpoint.load_task(directory)
-    checkpoint.check_agrees({"mode": mode}, {"mode": task.get("mode") or mode}, directory)
-    model = load_model(str(directory), FAMILY, cache_dir=cache_dir, dtype=dtype)
+    model, task = load_tuned(directory, mode, cache_dir=cache_dir, dtype=dtype)
     tokenizer = load_tokenizer(str(directory), cache_dir=cache_dir)
     return Generator.of(_to_device(model), tokenizer, None, {**task, "mode": mode})
 

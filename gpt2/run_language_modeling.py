@@ -28,7 +28,7 @@ from gpt2.tuning import base_record, check_same_prefix, load_base, load_weights,
 from prefixlib import checkpoint, record
 from prefixlib.base_model import load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser
+from prefixlib.launch import Parser, tuning_settings
 from prefixlib.readers import data_file, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = load_tokenizer(name, revision=args.model_revision, cache_dir=args.cache_dir)
     records = {split: read_records(args.mode, paths[split]) for split in ("train", "valid")}
     base = load_base(name, args)
-    task = {key: getattr(args, key) for key in TRAINING_SETTINGS if getattr(args, key) is not None}
+    task = training_settings(args)
     task["categories"] = sorted({row.category for row in records["train"]} - {""})
     if args.tuning_mode == "finetune":
         task["lowdata_token"] = args.lowdata_token if args.use_lowdata_token == "yes" else ""
@@ -114,6 +114,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def training_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What shapes the weights of this run, under the flags' names."""
+    settings = {key: getattr(args, key) for key in TRAINING_SETTINGS if getattr(args, key) is not None}
+    return settings | tuning_settings(args)
+
+
 def find_file(args: argparse.Namespace, split: str) -> Path | None:
     """The data file of a split: the flag's, or the mode's own; None for a test set that is not there."""
     given = {"train": args.train_file, "valid": args.eval_file, "test": args.test_file}[split]
@@ -146,7 +152,7 @@ def find_resume(args: argparse.Namespace, output: Path) -> Path | None:
     else:
         settings = checkpoint.load_task(last)
         given = {"lowdata_token": args.lowdata_token if args.use_lowdata_token == "yes" else ""}
-    checkpoint.check_agrees({**{key: getattr(args, key) for key in TRAINING_SETTINGS}, **given}, settings, last)
+    checkpoint.check_agrees({**training_settings(args), **given}, settings, last)
     return Path(last)
 
 
@@ -234,12 +240,12 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
     if trainer.is_world_process_zero():
         title = f"{args.mode}, {args.tuning_mode}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
-    stored = None
+    stored = 0
     if isinstance(model, PrefixLM):  # what decoding needs; a prefix made of the source needs its network
-        stored = sum(
-            tensor.numel() for tensor in (model.prefix.stored(model.base) or model.prefix.state_dict()).values()
-        )
+        prefix = model.prefix.stored(model.base) or model.prefix.state_dict()
+        stored = sum(tensor.numel() for tensor in prefix.values())
     parameters = list(model.parameters())
+    whole = sum(p.numel() for p in (model.base if stored else model).parameters())
     return {
         "seconds": round(seconds, 2),
         "steps": trainer.state.global_step,
@@ -248,8 +254,8 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
         "first_train_loss": curves["train"][0][1] if curves["train"] else None,
         "last_train_loss": curves["train"][-1][1] if curves["train"] else None,
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "base_parameters": sum(p.numel() for p in model.base.parameters()) if stored is not None else None,
-        "stored_parameters": sum(p.numel() for p in parameters) if stored is None else stored,
+        "base_parameters": whole if stored else None,
+        "stored_parameters": stored if args.tuning_mode == "prefixtune" else stored + whole,
         "tokens_seen": trainer.state.num_input_tokens_seen,
         "peak_memory_bytes": record.peak_memory_bytes(),
     }

@@ -20,6 +20,7 @@ from prefixlib.launch import (
     explicit_flags,
     refuse_together,
     run,
+    tuning_label,
 )
 
 TREE = Path(__file__).resolve().parent
@@ -39,6 +40,9 @@ FOLDERS = {  # the original's, one per task
 DEMO = {
     "prefixtune": {"mode": "webnlg", "preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 8, "learning_rate": 3e-3},
     "finetune": {"mode": "webnlg", "bsz": 16, "epoch": 5, "learning_rate": 5e-4},
+    "finetune-top": {"mode": "webnlg", "top_layers": 2, "bsz": 16, "epoch": 8, "learning_rate": 1e-3},
+    "adaptertune": {"mode": "webnlg", "adapter_bottleneck": 32, "bsz": 16, "epoch": 8, "learning_rate": 3e-3},
+    "bothtune": {"mode": "webnlg", "preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 5, "learning_rate": 5e-4},
 }
 DEMO_TASKS = {  # what differs for one task, whatever is tuned: small sets are read more often
     "sentiment": {"epoch": 20},
@@ -91,13 +95,13 @@ def run_name(args: argparse.Namespace) -> str:
         f"_{args.format_mode[:3]}_b={args.gradient_accumulation_steps * args.bsz}-e={args.epoch:g}_d={args.dropout}"
         f"_u={args.use_dropout}_lr={args.learning_rate}_w={args.weight_decay}_s={args.seed}_r=n_m={args.mid_dim}"
     )
-    notes = [args.notes] if args.notes else []
+    notes = [args.notes, tuning_label(args)]
     if args.tuning_mode == "finetune":
         notes.append(f"uctd={args.use_custom_teacher_dropout}")
     notes.append(f"o={args.objective_mode}")
     if args.distill == "yes":
         notes.append(f"distill_o={args.matching_objective}")
-    return "_".join([name, *notes])
+    return "_".join([name, *filter(None, notes)])
 
 
 def output_dir(args: argparse.Namespace) -> Path:

@@ -1,6 +1,7 @@
 """What each tuning mode trains: building the model around its base, saving what was trained, loading it again."""
 
 import argparse
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from gpt2.initialise import given_text, start_from_text, text_ids
 from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.prefix_io import load_prefix, save_prefix
 from gpt2.train_control import FAMILY, PrefixLM, make_prefix
-from prefixlib import attention, checkpoint
-from prefixlib.base_model import load_config, load_model
+from prefixlib import adapters, attention, checkpoint, files, layers
+from prefixlib.base_model import OWN_MODEL, load_config, load_model, save_whole
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,14 +44,27 @@ def base_record(name: str, base: nn.Module, args: argparse.Namespace) -> dict[st
 
 
 def make_model(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: bool = False) -> nn.Module:
-    """The model to train: the base with a prefix in front, or the base itself with every weight trainable."""
-    if args.tuning_mode == "finetune":
-        if args.gradient_checkpointing == "yes":
-            attention.enable_checkpointing(base)
-        return base
-    prefix = make_start(args, base, tokenizer, resuming)
-    checkpointing = args.gradient_checkpointing == "yes"
-    return PrefixLM(base, prefix, train_base=args.use_dropout == "yes" or checkpointing, checkpointing=checkpointing)
+    """The model to train: the base with a prefix in front, or the base itself, whole, in part or with adapters.
+
+    Just what the tuning mode trains requires gradients.
+    """
+    checkpointing, both = args.gradient_checkpointing == "yes", args.tuning_mode == "bothtune"
+    if both or args.tuning_mode == "prefixtune":
+        prefix = make_start(args, base, tokenizer, resuming)
+        trained = [parameter for parameter in base.parameters() if both and parameter.requires_grad]
+        train_base = both or args.use_dropout == "yes" or checkpointing
+        lm = PrefixLM(base, prefix, train_base=train_base, checkpointing=checkpointing)
+        for parameter in trained:  # PrefixLM freezes its base
+            parameter.requires_grad_(True)
+        return lm
+    if args.tuning_mode == "finetune-top":
+        layers.train_top(base, args.top_layers, embeddings=args.top_embeddings == "yes")
+    elif args.tuning_mode == "adaptertune":
+        adapters.insert(base, args.adapter_design, args.adapter_bottleneck)
+        adapters.train_only_adapters(base)
+    if checkpointing:
+        attention.enable_checkpointing(base)
+    return base
 
 
 def prefix_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -116,18 +130,49 @@ def make_start(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: b
 def save_model(
     directory: Path, *, model: nn.Module, tokenizer, base: dict[str, Any], task: dict[str, Any], scores=None
 ) -> None:
-    """Write what was trained: the prefix alone, or the whole model in transformers' format with its tokenizer."""
-    if isinstance(model, PrefixLM):
-        save_prefix(directory, model.prefix, base, task, scores, model=model.base)
-    else:
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        checkpoint.save_task(directory, {**task, "base_model": base})
+    """Write what was trained: the prefix, the whole model in transformers' format with its tokenizer, or both.
+
+    Of both, the model goes to DIRECTORY/model. With `scores` the weights are in place already and only the prefix's
+    model card changes.
+    """
+    if not isinstance(model, PrefixLM):
+        _save_base(directory, model, tokenizer, {**task, "base_model": base})
+        (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # of an earlier run, or it would be what is decoded
+        return
+    if task.get("tuning_mode") == "bothtune":
+        tuned = {**task, "base_model": base}
+        if scores is None:
+            (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it vouches for another model than the new one
+            directory.mkdir(parents=True, exist_ok=True)
+            write = functools.partial(_save_base, model=model.base, tokenizer=tokenizer, task=tuned)
+            files.replace_directory(directory / OWN_MODEL, write)
+        task, base = {**task, "tuned_from": base["name"]}, {"name": OWN_MODEL, "revision": None}
+    save_prefix(directory, model.prefix, base, task, scores, model=model.base)
+
+
+def _save_base(directory: Path, model: nn.Module, tokenizer, task: dict[str, Any]) -> None:
+    save_whole(directory, model, tokenizer)
+    checkpoint.save_task(directory, task)
 
 
 def load_weights(directory: Path, model: nn.Module) -> None:
     """The counterpart of `save_model`, for resuming."""
-    if isinstance(model, PrefixLM):
-        model.prefix.load_state_dict(load_prefix(directory).network)
-    else:
+    if not isinstance(model, PrefixLM):
         model.load_state_dict(load_model(str(directory), FAMILY, dtype=torch.float32).state_dict())
+        return
+    saved = load_prefix(directory)
+    model.prefix.load_state_dict(saved.network)
+    if saved.base["name"] == OWN_MODEL:
+        model.base.load_state_dict(load_model(str(directory / OWN_MODEL), FAMILY, dtype=torch.float32).state_dict())
+
+
+def load_tuned(directory: Path, mode: str, **how: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A model that was tuned itself (wholly, in its top layers, with adapters) and its task, for decoding.
+
+    `how` goes to `load_model`. Raises UserError if it is none, was trained for another mode, or needs its prefix.
+    """
+    task = checkpoint.load_task(directory)
+    if task.get("tuning_mode") == "bothtune":
+        raise UserError(f"{directory} was tuned together with a prefix: pass {directory.parent}, which holds both")
+    checkpoint.check_agrees({"mode": mode}, {"mode": task.get("mode") or mode}, directory)
+    return load_model(str(directory), FAMILY, **how), task

@@ -11,6 +11,7 @@ from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from prefixlib import adapters
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ HUB_IDS = {
     "bart-large": "facebook/bart-large",
 }
 AUTO_CLASSES = {"decoder-only": AutoModelForCausalLM, "encoder-decoder": AutoModelForSeq2SeqLM}
+# What a checkpoint of --tuning_mode bothtune names as its base: the tuned model in a folder of its own, inside it.
+OWN_MODEL = "./model"
 
 
 def resolve_model_name(name: str) -> str:
@@ -51,6 +54,10 @@ def choose_base(saved: Mapping[str, Any], given: str | None, directory: Path) ->
     Raises UserError for another hub name than the checkpoint's, or if no model is there.
     """
     known = saved.get("name")
+    if known == OWN_MODEL:
+        if given is not None:
+            raise UserError(f"--model_name_or_path {given} contradicts {directory}, which brings its own tuned model")
+        known = str((directory / known).resolve())
     if given is None:
         if known is None or (Path(known).is_absolute() and not Path(known).is_dir()):
             raise UserError(
@@ -87,21 +94,32 @@ def load_model(
 ) -> torch.nn.Module:
     """The base model in `dtype`, in eval mode; family is "decoder-only" or "encoder-decoder".
 
-    Raises UserError if it can't be had or is of the other family.
+    A folder saved with adapters comes with them. Raises UserError if it can't be had or is of the other family.
     """
     config = load_config(name, revision=revision, cache_dir=cache_dir)
     if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"
         raise UserError(f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed")
-    model = _fetch(
-        AUTO_CLASSES[family].from_pretrained,
+    adapted = adapters.has_adapters(config)
+    model, loading = _fetch(
+        (adapters.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
         name,
         revision=revision,
         cache_dir=cache_dir,
         dtype=dtype,
+        output_loading_info=True,
         **config_overrides,
     )
+    odd = sorted(key for key in (*loading["missing_keys"], *loading["unexpected_keys"]) if adapters.NAME in key)
+    if odd:  # those of the original code have names of their own
+        raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
     return model.eval()
+
+
+def save_whole(directory: Path, model: torch.nn.Module, tokenizer) -> None:
+    """Write a model that was tuned itself, and its tokenizer, in transformers' own format (safetensors)."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def freeze(model: torch.nn.Module) -> torch.nn.Module:

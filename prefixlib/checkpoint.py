@@ -191,9 +191,12 @@ def _model_card(config: Mapping[str, Any], scores: Mapping[str, Any] | None) -> 
     }[tree]
     rows = "\n".join(f"| {name} | {value} |" for name, value in {**config["prefix"], **config["task"]}.items())
     scored = "\n".join(f"| {name} | {value} |" for name, value in (scores or {}).items()) or "| not scored | |"
+    base, kind = config["base_model"].get("name"), "a frozen"
+    if "tuned_from" in config["task"]:
+        base, kind = config["task"]["tuned_from"], "the tuned model in `model/`, a"
     return (
-        f"# Prefix for {config['base_model'].get('name')}\n\n"
-        f"A trained prefix (Li & Liang 2021, arXiv 2101.00190) for a frozen {config['family']} model, "
+        f"# Prefix for {base}\n\n"
+        f"A trained prefix (Li & Liang 2021, arXiv 2101.00190) for {kind} {config['family']} model, "
         f"task `{mode}`.\n\n"
         f"Decode with it:\n\n    {decode}\n\n"
         f"`{FLAT}` holds the keys and values alone: per site (P, 2*L*H*D), "

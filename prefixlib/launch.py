@@ -9,6 +9,11 @@ from pathlib import Path
 
 from prefixlib.errors import UserError
 
+# Flags that one tuning mode alone heeds: its checkpoints say them, and a resumed run must repeat them.
+TUNING_SETTINGS = {
+    "finetune-top": ("top_layers", "top_embeddings"),
+    "adaptertune": ("adapter_design", "adapter_bottleneck"),
+}
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_DATA = REPOSITORY / "data" / "demo"
 
@@ -26,6 +31,36 @@ class Parser(argparse.ArgumentParser):
 def add_yes_no(group, flag: str, default: str, help: str) -> None:
     """Add a flag that takes `yes` or `no` (the original's spelling of a switch)."""
     group.add_argument(flag, choices=("yes", "no"), default=default, help=help)
+
+
+def add_tuning_flags(group) -> None:
+    """Add the flags of finetune-top and adaptertune, which both trees take."""
+    group.add_argument(
+        "--top_layers", type=int, default=1, help="finetune-top: how many of the (decoder's) last layers are trained"
+    )
+    add_yes_no(group, "--top_embeddings", "yes", "finetune-top: train the word embeddings (tied to the head) too")
+    group.add_argument(
+        "--adapter_design",
+        type=int,
+        default=1,
+        choices=(1, 2),
+        help="adaptertune: 1 one adapter per layer, with a LayerNorm; 2 one after each attention and after the MLP",
+    )
+    group.add_argument("--adapter_bottleneck", type=int, default=100, help="adaptertune: width inside an adapter")
+
+
+def tuning_settings(args: argparse.Namespace) -> dict[str, object]:
+    """The settings that this run's tuning mode alone heeds."""
+    return {name: getattr(args, name) for name in TUNING_SETTINGS.get(args.tuning_mode, ())}
+
+
+def tuning_label(args: argparse.Namespace) -> str | None:
+    """What the original appended to a run's notes for these two modes; None for the others."""
+    if args.tuning_mode == "adaptertune":
+        return f"a={args.adapter_design}_b={args.adapter_bottleneck}"
+    if args.tuning_mode == "finetune-top":
+        return f"l={args.top_layers}" + ("_e=no" if args.top_embeddings == "no" else "")
+    return None
 
 
 def explicit_flags(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from prefixlib import attention, checkpoint, files, record
-from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
+from prefixlib import adapters, attention, checkpoint, files, layers, record
+from prefixlib.base_model import OWN_MODEL, load_model, load_tokenizer, resolve_model_name, save_whole
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser, explicit_flags
+from prefixlib.launch import Parser, explicit_flags, tuning_settings
 from prefixlib.text import text_or_file
 from seq2seq import flags, generation, predict, rouge
 from seq2seq.callbacks import Checkpoints, LogLines
@@ -149,6 +149,7 @@ def fit(args: argparse.Namespace, output: Path) -> None:
         "tuning_mode": args.tuning_mode,
         "seed": args.seed,
         "max_source_length": lengths["source"],
+        **tuning_settings(args),
     }
     save = functools.partial(save_model, lm=lm, tokenizer=tokenizer, base=base, task=task)
     log = LogLines(args.logging_steps)
@@ -199,11 +200,19 @@ def finish(
 
 
 def build_lm(args: argparse.Namespace, base: dict[str, Any], tokenizer) -> PrefixLM:
-    """The base model, and in prefixtune its prefix, new or from --prefix_model_path."""
+    """The base model, with a prefix or adapters where the tuning mode has them; just what it trains needs gradients.
+
+    A prefix is new or from --prefix_model_path.
+    """
     dropout = NO_DROPOUT if args.tuning_mode == "prefixtune" and args.use_dropout == "no" else {}
     model = load_model(base["name"], FAMILY, revision=base["revision"], cache_dir=args.cache_dir, **dropout)
     prefix = None
-    if args.tuning_mode == "prefixtune":
+    if args.tuning_mode == "finetune-top":
+        layers.train_top(model, args.top_layers, embeddings=args.top_embeddings == "yes")
+    elif args.tuning_mode == "adaptertune":
+        adapters.insert(model, args.adapter_design, args.adapter_bottleneck)
+        adapters.train_only_adapters(model)
+    elif args.tuning_mode in flags.WITH_PREFIX:
         attention.install(model)
         prefix = new_prefix(args, model, tokenizer)
         if args.prefix_model_path:
@@ -214,7 +223,10 @@ def build_lm(args: argparse.Namespace, base: dict[str, Any], tokenizer) -> Prefi
                     + _differences(loaded.config, prefix.config)
                 )
             prefix.load_state_dict(loaded.network)
+    trained = [p for p in model.parameters() if args.tuning_mode == "bothtune" and p.requires_grad]
     lm = PrefixLM(model, prefix)
+    for parameter in trained:  # PrefixLM freezes its base
+        parameter.requires_grad_(True)
     if args.gradient_checkpointing == "yes":
         attention.enable_checkpointing(lm.base)
     return lm
@@ -267,19 +279,21 @@ def build_loaders(args, examples, tokenizer, config, lengths) -> tuple[Resumable
 
 
 def save_model(directory: Path, scores: dict[str, Any], *, lm: PrefixLM, tokenizer, base, task) -> None:
-    """The prefix alone in its own format, or the fine-tuned model in transformers'."""
-    if lm.prefix is not None:
-        save_prefix(directory, lm.prefix, base, task, scores)
-        return
+    """The prefix in its own format, and a model that was tuned in transformers', in DIRECTORY/model."""
 
     def write(folder: Path) -> None:
         lm.base.set_attn_implementation("sdpa")
-        lm.base.save_pretrained(folder)
+        save_whole(folder, lm.base, tokenizer)
         attention.install(lm.base)
-        tokenizer.save_pretrained(folder)
-        checkpoint.save_task(folder, task)
+        checkpoint.save_task(folder, {**task, "base_model": base})
 
-    files.replace_directory(directory / "model", write)
+    if task["tuning_mode"] != "prefixtune":
+        (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # no prefix vouches for a model it wasn't tuned with
+        files.replace_directory(directory / OWN_MODEL, write)
+    if task["tuning_mode"] == "bothtune":
+        task, base = {**task, "tuned_from": base["name"]}, {"name": OWN_MODEL, "revision": None}
+    if lm.prefix is not None:
+        save_prefix(directory, lm.prefix, base, task, scores)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ import argparse
 from dataclasses import dataclass
 
 from prefixlib.errors import UserError
-from prefixlib.launch import add_yes_no, refuse_together
+from prefixlib.launch import add_tuning_flags, add_yes_no, refuse_together
 
-TUNING_MODES = ("prefixtune", "finetune")
+TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
+WITH_PREFIX = ("prefixtune", "bothtune")
 SITES = ("encoder", "cross", "self")
 
 
@@ -75,7 +76,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method")
-    group.add_argument("--tuning_mode", default="prefixtune", choices=TUNING_MODES, help="train a prefix, or the model")
+    group.add_argument(
+        "--tuning_mode",
+        default="prefixtune",
+        choices=TUNING_MODES,
+        help="what is trained: a prefix, the model, its top layers, adapters inside it, or prefix and model together",
+    )
     group.add_argument("--preseqlen", type=int, default=5, help="prefix length P; 200 is best for summarisation")
     group.add_argument("--mid_dim", type=int, default=512, help="width of the reparametrisation; 800 in the paper")
     add_yes_no(group, "--use_deep", "no", "three linear layers in the reparametrisation instead of two")
@@ -95,7 +101,8 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lowdata_token", default="summarize", help="the text that --use_lowdata_token yes starts from")
     add_yes_no(group, "--use_dropout", "yes", "dropout inside the frozen model while the prefix is trained")
     group.add_argument("--prefix_model_path", help="prefix checkpoint to decode, or to start training from")
-    group.add_argument("--finetune_model_path", help="fine-tuned model to decode")
+    group.add_argument("--finetune_model_path", help="model to decode that was tuned itself: whole, in part, adapters")
+    add_tuning_flags(group)
     group.add_argument("--optim_prefix", default="yes", choices=("yes",), help="always yes: a free prefix")
     group.add_argument("--prefix_mode", default="activation", choices=("activation",), help="always activation")
     group.add_argument(
@@ -171,10 +178,12 @@ def add_all(parser: argparse.ArgumentParser, modes: tuple[str, ...] = tuple(MODE
 def check(args: argparse.Namespace, given: set[str]) -> None:
     """Raise UserError for values that make no sense, alone or together, naming the flags. `given`: set by the user."""
     positive = ["preseqlen", "mid_dim", "bsz", "gradient_accumulation_steps", "epoch", "learning_rate", "save_steps"]
-    positive += ["logging_steps", "eval_batch_size", "num_beams", "max_length", *LENGTHS]
+    positive += ["adapter_bottleneck", "logging_steps", "eval_batch_size", "num_beams", "max_length", *LENGTHS]
     for name in positive:
         if getattr(args, name) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+    if args.top_layers < 0:
+        raise UserError(f"--top_layers {args.top_layers}: must be at least 0 (the embeddings alone)")
     for name in ("dropout", "label_smoothing"):
         if not 0 <= getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 0 and below 1")
@@ -198,30 +207,53 @@ def check(args: argparse.Namespace, given: set[str]) -> None:
         raise UserError("--train_file needs --eval_file, the validation file that goes with it")
 
 
-def _check_method(args: argparse.Namespace, given: set[str]) -> None:
-    """What only one tuning mode or initialisation heeds."""
-    if args.tuning_mode == "finetune" and not (args.do_train == "no" and args.prefix_model_path):
-        only_prefix = {"mid_dim", "use_deep", "dropout", "init_shallow", "use_lowdata_token", "prefix_model_path"}
-        only_prefix |= {"init_text"}
-        only_prefix |= {"use_dropout", *(f"use_{site}_prefix" for site in SITES)}
-        for name in sorted(only_prefix & given):
-            refuse_together("--tuning_mode finetune", f"--{name}", "it changes prefixes only")
-    if args.finetune_model_path and "tuning_mode" in given and args.tuning_mode == "prefixtune":
-        refuse_together("--tuning_mode prefixtune", "--finetune_model_path", "it is a whole model, not a prefix")
-    if "init_shallow_word" in given and args.init_shallow == "no":
-        refuse_together("--init_shallow no", "--init_shallow_word", "the word starts keys and values without the MLP")
-    if "lowdata_token" in given and args.use_lowdata_token == "no":
-        refuse_together("--use_lowdata_token no", "--lowdata_token", "the token starts the MLP")
+def unheeded(args: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    """The method's flags that mean nothing in this run -> the flag that makes them so, and why."""
+    found: dict[str, tuple[str, str]] = {}
+    mode = f"--tuning_mode {args.tuning_mode}"
+    decodes_prefix = args.do_train == "no" and args.prefix_model_path  # its settings are checked against what is told
+    if args.tuning_mode not in WITH_PREFIX and not decodes_prefix:
+        names = (
+            "mid_dim",
+            "use_deep",
+            "dropout",
+            "init_shallow",
+            "use_lowdata_token",
+            "init_text",
+            "prefix_model_path",
+        )
+        for name in (*names, *(f"use_{site}_prefix" for site in SITES)):
+            found[name] = mode, "it changes prefixes only"
+    if args.tuning_mode != "prefixtune" and not decodes_prefix:
+        found["use_dropout"] = mode, "it is the dropout of a frozen model"
+    if args.do_train == "yes" and args.tuning_mode != "finetune-top":
+        found |= dict.fromkeys(("top_layers", "top_embeddings"), (mode, "the others train no chosen layers"))
+    if args.do_train == "yes" and args.tuning_mode != "adaptertune":
+        found |= dict.fromkeys(("adapter_design", "adapter_bottleneck"), (mode, "there are no adapters"))
     if args.init_text is not None:
-        for name in sorted({"init_shallow_word", "use_lowdata_token", "lowdata_token"} & given):
-            refuse_together("--init_text", f"--{name}", "both name the text to start from")
+        both = "--init_text", "both name the text to start from"
+        found |= dict.fromkeys(("init_shallow_word", "use_lowdata_token", "lowdata_token"), both)
+    elif args.init_shallow == "no":
+        found["init_shallow_word"] = "--init_shallow no", "the word starts keys and values without the MLP"
+    if args.use_lowdata_token == "no":
+        found["lowdata_token"] = "--use_lowdata_token no", "the token starts the MLP"
+    if args.init_shallow == "yes":
+        found |= dict.fromkeys(("mid_dim", "use_deep"), ("--init_shallow yes", "there is no MLP"))
+    return found
+
+
+def _check_method(args: argparse.Namespace, given: set[str]) -> None:
+    """Refuse flags of the method that nothing would heed."""
+    for name, (other, why) in sorted(unheeded(args).items()):
+        if name in given:
+            refuse_together(other, f"--{name}", why)
+    if args.finetune_model_path and "tuning_mode" in given and args.tuning_mode in WITH_PREFIX:
+        refuse_together(f"--tuning_mode {args.tuning_mode}", "--finetune_model_path", "it is a model without a prefix")
+    if args.init_text is not None:
         if args.prefix_model_path:
             refuse_together("--prefix_model_path", "--init_text", "a prefix starts once")
         if args.do_train == "no":
             refuse_together("--do_train no", "--init_text", "nothing is trained")
-    if args.init_shallow == "yes":
-        for name in sorted({"mid_dim", "use_deep"} & given):
-            refuse_together("--init_shallow yes", f"--{name}", "there is no MLP")
 
 
 def _check_decoding_run(args: argparse.Namespace) -> None:

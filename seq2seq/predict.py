@@ -93,6 +93,11 @@ def load_checkpoint(args: argparse.Namespace, given: set[str]) -> tuple[Any, Any
         if not (directory / "config.json").is_file():
             raise UserError(f"--finetune_model_path {directory}: no model folder there (it needs a config.json)")
         task = checkpoint.load_task(directory)
+        if task.get("tuning_mode") == "bothtune":
+            raise UserError(
+                f"--finetune_model_path {directory} was tuned together with a prefix: pass --prefix_model_path "
+                f"{directory.parent}, which holds both"
+            )
         checkpoint.check_agrees(told, task, directory)
         name = str(directory.resolve())
     dtype = {"32-true": torch.float32, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}[check_precision(args)]

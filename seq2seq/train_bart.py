@@ -21,6 +21,7 @@ from prefixlib.launch import (
     explicit_flags,
     refuse_together,
     run,
+    tuning_label,
 )
 from seq2seq import flags
 
@@ -29,6 +30,9 @@ TREE = Path(__file__).resolve().parent
 DEMO = {
     "prefixtune": {"preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 5, "learning_rate": 2e-3},
     "finetune": {"bsz": 16, "epoch": 5, "learning_rate": 5e-4},
+    "finetune-top": {"top_layers": 2, "bsz": 16, "epoch": 5, "learning_rate": 1e-3},
+    "adaptertune": {"adapter_bottleneck": 32, "bsz": 16, "epoch": 5, "learning_rate": 3e-3},
+    "bothtune": {"preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 5, "learning_rate": 5e-4},
 }
 OWN = (
     "notes",
@@ -73,7 +77,8 @@ def parse_args(argv: list[str], parser: Parser) -> tuple[argparse.Namespace, set
                 setattr(args, name, value)
         args.data_dir = str(DEMO_DATA if flags.MODES[args.mode].is_table else DEMO_DATA / "xsum")
         given.add("data_dir")
-        if not args.finetune_model_path:
+        brings_own = args.prefix_model_path and (Path(args.prefix_model_path).expanduser() / "model").is_dir()
+        if not args.finetune_model_path and not (args.do_train == "no" and brings_own):
             args.model_name_or_path = str(DEMO_DATA / "bart")
             given.add("model_name_or_path")
     flags.check(args, given)
@@ -91,7 +96,7 @@ def run_name(args: argparse.Namespace) -> str:
         f"_l={args.label_smoothing}_lr={args.learning_rate}_w={args.weight_decay}_s={args.seed}"
         f"_d={args.use_deep[0]}_m={args.mid_dim}"
     )
-    return f"{name}_{args.notes}" if args.notes else name
+    return "_".join(filter(None, (name, args.notes, tuning_label(args))))
 
 
 def output_dir(args: argparse.Namespace) -> Path:
@@ -114,23 +119,11 @@ def build_command(args: argparse.Namespace, given: set[str]) -> list[str]:
         values = {name: value for name, value in values.items() if name in given}
     else:
         values["model_name_or_path"] = args.model_name_or_path or "bart-large"
-        values = {name: value for name, value in values.items() if not _idle(name, args, given)}
+        # a default that means nothing in this run would be refused by the child
+        idle = flags.unheeded(args).keys() - given
+        values = {name: value for name, value in values.items() if name not in idle}
     arguments = as_flags({**values, "output_dir": output_dir(args)})
     return child_command(TREE / "finetune.py", arguments, args.num_processes)
-
-
-def _idle(name: str, args: argparse.Namespace, given: set[str]) -> bool:
-    """True for a default that means nothing in this run, and that the child would refuse if it were passed."""
-    if name in given or name == "tuning_mode":
-        return False
-    prefix_only = name in {"mid_dim", "use_deep", "dropout", "init_shallow", "use_lowdata_token", "use_dropout"}
-    prefix_only |= name.startswith("use_") and name.endswith("_prefix")
-    return (
-        (args.tuning_mode == "finetune" and prefix_only)
-        or (args.init_shallow == "yes" and name in ("mid_dim", "use_deep"))
-        or ((args.init_shallow == "no" or args.init_text is not None) and name == "init_shallow_word")
-        or (args.use_lowdata_token == "no" and name == "lowdata_token")
-    )
 
 
 def main(

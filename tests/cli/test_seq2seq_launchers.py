@@ -33,7 +33,7 @@ CASES = [(script, mode, tuning) for script, modes in SCRIPTS.items() for mode in
 
 
 def test_every_mode_is_covered():
-    assert len(CASES) == (7 + 3) * 2
+    assert len(CASES) == (7 + 3) * 5
 
 
 @pytest.mark.parametrize(("script", "mode", "tuning"), CASES)
@@ -104,6 +104,10 @@ REFUSED = {
     "--mode xsum --do_train no --prefix_model_path a --num_processes 2": "decoding runs in one process",
     "--mode xsum --tuning_mode finetune --mid_dim 800": "--tuning_mode finetune and --mid_dim do not go together",
     "--mode xsum --tuning_mode finetune --use_cross_prefix no": "--tuning_mode finetune and --use_cross_prefix",
+    "--mode xsum --tuning_mode bothtune --use_dropout no": "--tuning_mode bothtune and --use_dropout do not",
+    "--mode xsum --top_layers 2": "--tuning_mode prefixtune and --top_layers do not go together",
+    "--mode xsum --tuning_mode finetune-top --top_layers -1": "--top_layers -1: must be at least 0",
+    "--mode xsum --tuning_mode adaptertune --adapter_bottleneck 0": "--adapter_bottleneck 0: must be above 0",
     "--mode xsum --init_shallow_word a": "--init_shallow no and --init_shallow_word do not go together",
     "--mode xsum --init_text a --use_lowdata_token yes": "--init_text and --use_lowdata_token do not go together",
     "--mode xsum --init_text a --prefix_model_path b": "--prefix_model_path and --init_text do not go together",

@@ -38,7 +38,6 @@ def test_several_processes_go_through_torchrun():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--tuning_mode", "adaptertune"], "--tuning_mode adaptertune is not available"),
         (["--prefix_mode", "embedding", "--format_mode", "infix"], "--prefix_mode embedding and --format_mode do not"),
         (["--prefix_mode", "embedding", "--optim_prefix", "no"], "--optim_prefix no and --prefix_mode do not"),
         (["--prefix_mode", "embedding", "--init_shallow", "yes"], "--prefix_mode embedding and --init_shallow do not"),
@@ -115,7 +114,7 @@ def test_base_model_by_notes(notes, model):
 
 
 @pytest.mark.parametrize("mode", tuple(train_e2e.FOLDERS))
-@pytest.mark.parametrize("tuning_mode", ["prefixtune", "finetune"])
+@pytest.mark.parametrize("tuning_mode", flags.TUNING_MODES)
 def test_the_child_understands_every_command_line(mode, tuning_mode):
     """Launcher argv -> child's parser -> the same values, for every mode and tuning mode."""
     odd = "a b; $(x) '\""
