@@ -125,5 +125,8 @@ def to_text(tokenizer, tokens: Sequence[int]) -> str:
 
 
 def newline_token_ids(tokenizer) -> tuple[int, ...]:
-    """Tokens made of newlines alone, which decoding bans (198 and 628 in GPT-2's vocabulary)."""
-    return tuple(sorted(index for token, index in tokenizer.get_vocab().items() if token and set(token) <= {"Ċ", "\n"}))
+    """Tokens made of newlines alone, which decoding bans (198 and 628 in GPT-2's vocabulary, <0x0A> in Llama's)."""
+    vocabulary = tokenizer.get_vocab()
+    return tuple(
+        sorted(n for token, n in vocabulary.items() if token == "<0x0A>" or (token and set(token) <= {"Ċ", "\n"}))
+    )
