@@ -21,6 +21,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from gpt2 import flags, run_generation
 from gpt2.dataset import Format, TableToTextDataset, collate
 from gpt2.distillation import Distillation, load_teacher
+from gpt2.generator import Generator
 from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.train_control import PrefixLM
 from gpt2.trainer_prefix import PrefixTrainer
@@ -269,7 +270,7 @@ def decode_splits(args, model: nn.Module, tokenizer, task, output: Path, paths: 
     model.eval()
     base = model.base if isinstance(model, PrefixLM) else model
     prefix = model.prefix if isinstance(model, PrefixLM) else None
-    generator = run_generation.Generator.of(base, tokenizer, prefix, task)
+    generator = Generator.of(base, tokenizer, prefix, task)
     decoded = {}
     for split in ("valid", "test"):
         if paths[split] is None:

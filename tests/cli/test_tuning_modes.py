@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from gpt2 import flags as gpt2_flags
 from gpt2 import gen, run_generation, run_language_modeling, train_e2e
+from gpt2.generator import load_generator
 from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib.errors import UserError
 from prefixlib.launch import Parser
@@ -142,7 +143,7 @@ def test_gpt2_decodes_alike_wherever_the_folder_is(gpt2_run, data, tmp_path):
             run_generation.main([*command[2:], "--model_name_or_path", str(DEMO / "gpt2")])
     if mode == "bothtune":
         with pytest.raises(UserError, match="model was tuned together with a prefix: pass .*, which holds both"):
-            run_generation.load_generator(moved_to / "model", "data2text", None, None, torch.float32)
+            load_generator(moved_to / "model", "data2text", None, None, torch.float32)
 
 
 def test_gpt2_killed_and_resumed_equals_whole(gpt2_run, data, tmp_path, monkeypatch):
@@ -171,7 +172,7 @@ def test_gpt2_base_is_where_the_prefix_says(data, tmp_path):
     run_language_modeling.main(gpt2_flag_words(data, output, "bothtune", max_steps=1, skip_decode="yes"))
     shutil.rmtree(output / "model")
     with pytest.raises(UserError, match=r"the base model of .*run, .*model, is not here"):
-        run_generation.load_generator(output, "data2text", None, None, torch.float32)
+        load_generator(output, "data2text", None, None, torch.float32)
 
 
 def test_gpt2_checkpointing_and_bf16(data, tmp_path):
@@ -209,7 +210,7 @@ def test_gpt2_decodes_the_later_of_two_runs_in_one_folder(data, tmp_path):
     brief = {"max_steps": 1, "skip_decode": "yes"}
     run_language_modeling.main(gpt2_flag_words(data, tmp_path, "prefixtune", **brief))
     run_language_modeling.main(gpt2_flag_words(data, tmp_path, "finetune", **brief, overwrite_output_dir="yes"))
-    generator = run_generation.load_generator(tmp_path, "data2text", None, None, torch.float32)
+    generator = load_generator(tmp_path, "data2text", None, None, torch.float32)
     assert generator.layers is None
     assert equal(generator.model.state_dict(), {**generator.model.state_dict(), **model_weights("finetune", tmp_path)})
 
@@ -401,7 +402,7 @@ def judge(launch, child, cases):
 def test_every_pair_of_tuning_mode_and_gpt2_flag():
     adders = gpt2_flags.add_method_flags, gpt2_flags.add_initialisation_flags, gpt2_flags.add_objective_flags
     cases = pairs(gpt2_flags.TUNING_MODES, *adders)
-    assert len(cases) == 5 * 29  # 24 flags, two of which have several other values
+    assert len(cases) == 5 * 31  # 25 flags, three of which have several other values
 
     def launch(argv):
         return train_e2e.build_command(train_e2e.parse_args(argv))
@@ -419,7 +420,7 @@ def test_every_pair_of_tuning_mode_and_gpt2_flag():
 
 def test_every_pair_of_tuning_mode_and_seq2seq_flag():
     cases = pairs(seq2seq_flags.TUNING_MODES, seq2seq_flags.add_method_flags)
-    assert len(cases) == 5 * 18
+    assert len(cases) == 5 * 19
 
     def launch(argv):
         parser = train_bart.make_parser("", ("xsum",))

@@ -24,8 +24,8 @@ from gpt2 import initialise
 from gpt2.dataset import Encoded, collate, pad_sources
 from gpt2.decoding import decode
 from gpt2.frozen_lm import check_shape, key_values
+from gpt2.generator import Generator
 from gpt2.prefix_config import PrefixConfig, max_positions
-from gpt2.run_generation import Generator
 from gpt2.train_control import PrefixLM, join_layers, make_prefix, split_layers
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from gpt2 import prefix_io, run_generation
+from gpt2 import prefix_io
+from gpt2.generator import load_generator
 from gpt2.train_control import PrefixConfig, PrefixLM, PrefixTuning
 from prefixlib.errors import UserError
 from scripts import export
@@ -127,7 +128,7 @@ def test_there_and_back_again(tmp_path):
     assert torch.equal(ours.flat, again.flat)
     assert again.base == {"name": str(DEMO / "gpt2"), "revision": None}
     assert again.task == {"mode": "data2text", "tuning_mode": "prefixtune", "imported_from": "peft"}
-    generator = run_generation.load_generator(back, "data2text", None, None, torch.float32)
+    generator = load_generator(back, "data2text", None, None, torch.float32)
     assert generator.prompt_room == 256 - 3
 
 

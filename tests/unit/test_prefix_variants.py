@@ -9,8 +9,8 @@ import torch
 from gpt2 import initialise, tuning
 from gpt2.dataset import Encoded, Format, TableToTextDataset, collate, encode_inputs, pad_sources, truncate
 from gpt2.decoding import decode
+from gpt2.generator import Generator
 from gpt2.prefix_io import load_prefix, save_prefix
-from gpt2.run_generation import Generator
 from gpt2.train_control import PrefixConfig, PrefixLM, make_prefix
 from prefixlib.base_model import load_tokenizer
 from prefixlib.beam_search import DecodingRule

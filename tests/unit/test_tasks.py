@@ -6,7 +6,8 @@ from transformers import AutoTokenizer
 from gpt2 import run_generation
 from gpt2.dataset import TableToTextDataset
 from gpt2.flags import PART_LIMITS
-from gpt2.run_generation import Generator, Prompts, choose_strategy, make_prompts, source_limit, write_outputs
+from gpt2.generator import Generator, source_limit
+from gpt2.run_generation import Prompts, choose_strategy, make_prompts, write_outputs
 from gpt2.tasks import DECODING, SENTIMENT_OPENINGS, TOPIC_OPENINGS, read_openings
 from prefixlib.errors import UserError
 from prefixlib.metrics import score_task
