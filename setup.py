@@ -23,7 +23,7 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "peers": ["peft>=0.14"],  # only for the comparisons in scripts/benchmark.py
+        "peers": ["peft>=0.14"],  # only to compare with (scripts/benchmark.py), and to check what export.py writes
         "meteor": ["pycocoevalcap>=1.2"],  # the official METEOR 1.5 tables (and its jar)
         "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8"],
     },

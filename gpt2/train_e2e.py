@@ -80,7 +80,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         settings = DEMO.get(args.tuning_mode, {})
         mode = args.mode if "mode" in given else settings.get("mode", args.mode)
         for name, value in {**settings, **DEMO_TASKS.get(mode, {})}.items():
-            if name not in given:
+            if name not in given and not (name == "mid_dim" and args.init_shallow == "yes"):  # without an MLP
                 setattr(args, name, value)
         args.model_name_or_path, args.data_dir = str(DEMO_DATA / "gpt2"), str(DEMO_DATA)
     flags.check(args)

@@ -94,7 +94,7 @@ def family_of(directory: Path) -> str:
 
 def check_same_for_all(config: train_control.PrefixConfig, directory: Path, to: str) -> None:
     """Raise UserError for a prefix that is not one set of keys and values in front of every text."""
-    if config.format_mode == "infix" or not getattr(config, "optim_prefix", True):
+    if config.format_mode == "infix" or not config.optim_prefix:
         raise UserError(
             f"--to {to} cannot hold {directory}: its keys and values depend on the source; decode it with gpt2/gen.py"
         )
@@ -147,8 +147,6 @@ def import_adapter(args: argparse.Namespace) -> Path:
     adapter = peft_format.read(directory)
     saved = {**adapter.base, "name": HUB_IDS.get(adapter.base["name"], adapter.base["name"])}
     name, revision = choose_base(saved, args.model_name_or_path, directory)
-    if "init_shallow" not in {field.name for field in fields(train_control.PrefixConfig)}:
-        raise UserError("--from peft is not available in this version: it has no prefix without an MLP")
     blank = Parser(add_help=False)
     flags.add_method_flags(blank)
     config = train_control.PrefixConfig.for_model(

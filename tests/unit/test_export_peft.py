@@ -1,7 +1,6 @@
 """PEFT and this package hold the same prefix: out to an adapter, in from one, equal logits and texts."""
 
 import json
-from dataclasses import fields
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from gpt2 import prefix_io
 from gpt2.generator import load_generator
-from gpt2.train_control import PrefixConfig, PrefixLM, PrefixTuning
+from gpt2.train_control import PrefixLM, PrefixTuning
 from prefixlib.errors import UserError
 from scripts import export
 from tests.conftest import GOLDEN, ROOT, close
@@ -18,9 +17,6 @@ from tests.export_golden import golden_state, make_golden_base, save_gpt2, write
 
 DEMO = ROOT / "data" / "demo"
 GENERATIONS = json.loads((GOLDEN / "gpt2_generation.json").read_text())
-needs_shallow = pytest.mark.skipif(
-    "init_shallow" not in {field.name for field in fields(PrefixConfig)}, reason="a prefix without an MLP is not here"
-)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +91,6 @@ def test_a_grouped_query_model_in_peft(tmp_path):
     assert close(found.logits, model(ids))
 
 
-@needs_shallow
 @pytest.mark.parametrize("projection", [False, True])
 def test_an_adapter_that_peft_made_decodes_the_same_here(tmp_path, projection):
     peft = pytest.importorskip("peft")
@@ -116,7 +111,6 @@ def test_an_adapter_that_peft_made_decodes_the_same_here(tmp_path, projection):
     assert torch.equal(loaded.flat, load_file(tmp_path / "adapter" / "adapter_model.safetensors")["prompt_embeddings"])
 
 
-@needs_shallow
 def test_there_and_back_again(tmp_path):
     """The adapter's arrays come back to the bit, in a checkpoint that decoding accepts for its mode."""
     base = AutoModelForCausalLM.from_pretrained(DEMO / "gpt2")
@@ -132,7 +126,6 @@ def test_there_and_back_again(tmp_path):
     assert generator.prompt_room == 256 - 3
 
 
-@needs_shallow
 def test_an_adapter_for_another_shape_is_refused(golden_bases, originals, tmp_path):
     export.main([str(originals["gpt2"]), "--to", "peft", "--output_dir", str(tmp_path / "a")])
     command = [str(tmp_path / "a"), "--from", "peft", "--mode", "data2text", "--output_dir", str(tmp_path / "b")]

@@ -74,6 +74,13 @@ def test_what_makes_no_sense_is_refused(argv, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("more", [["--init_shallow", "yes"], ["--init_shallow", "yes", "--init_text", "a b"]])
+def test_the_demo_trains_without_a_network_too(more):
+    """It fills in the width of the network only where there is one."""
+    assert train_e2e.parse_args(["--demo", "yes"]).mid_dim == 256
+    assert train_e2e.parse_args(["--demo", "yes", *more]).mid_dim == 512
+
+
 def test_the_name_of_the_original():
     printed = "--optim_prefix yes --preseqlen 5 --epoch 5 --learning_rate 0.00005 --mode webnlg --bsz 5 --seed 101"
     argv = shlex.split(printed)
