@@ -88,13 +88,23 @@ class PrefixTrainer(Trainer):
         input_ids, labels = inputs["input_ids"], inputs["labels"]
         if isinstance(self.accelerator.unwrap_model(model), PreTrainedModel):
             loss = model(input_ids=input_ids, attention_mask=inputs["attention_mask"], labels=labels).loss
+            loss = self._of_global_batch(loss, labels) if model.training else loss
         elif self.distillation is not None and model.training:
             loss = self.distillation.row_losses(model(input_ids), inputs).mean()
         else:
             nll, rows = model(input_ids, labels, inputs.get("source"), inputs.get("source_mask"))
             is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)
             loss = row_losses(nll, rows, labels, is_text.sum(dim=1), self.objective_mode).mean()
+            if self.objective_mode == 0 and model.training:
+                loss = self._of_global_batch(loss, labels)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _of_global_batch(self, token_mean: Tensor, labels: Tensor) -> Tensor:
+        """This process's mean over its tokens, weighted so that the processes' mean is that of all their tokens."""
+        if self.accelerator.num_processes == 1:
+            return token_mean
+        own = labels[:, 1:].ne(IGNORED).sum()
+        return token_mean * own * self.accelerator.num_processes / self.accelerator.reduce(own, reduction="sum")
 
     def evaluate(self, *args, **kwargs):
         """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""

@@ -186,8 +186,8 @@ def test_gpt2_checkpointing_and_bf16(data, tmp_path):
 def test_gpt2_two_processes_equal_one(data, tmp_path):
     """Hooks and frozen parts under DistributedDataParallel: the second loss has seen both processes' gradients.
 
-    Weights are not compared: Adam makes steps of the same size from gradients of rounding's size. Each process takes
-    the mean over its own tokens, so the numbers agree as far as the halves of a batch are equally long.
+    The token mean is that of the whole batch, though its halves are not equally long. Weights are not compared: Adam
+    makes steps of the same size from gradients of rounding's size.
     """
     logs = []
     for processes in (1, 2):
@@ -202,7 +202,7 @@ def test_gpt2_two_processes_equal_one(data, tmp_path):
         logs.append([(row["loss"], row["grad_norm"]) for row in state["log_history"] if "loss" in row])
     assert len(logs[0]) == 3
     for one, two in zip(*logs, strict=True):
-        assert two == pytest.approx(one, rel=1e-2)
+        assert two == pytest.approx(one, rel=1e-4)
 
 
 def test_gpt2_decodes_the_later_of_two_runs_in_one_folder(data, tmp_path):
