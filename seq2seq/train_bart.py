@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixlib.errors import one_line_errors
+from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import (
     DEMO_DATA,
     Parser,
@@ -132,6 +132,9 @@ def main(
     parser = make_parser(description, modes)
     args, given = parse_args(sys.argv[1:] if argv is None else argv, parser)
     command = build_command(args, given)
+    checkpoint = args.prefix_model_path or args.finetune_model_path
+    if args.do_train == "no" and not args.dry_run and not Path(checkpoint).expanduser().is_dir():
+        raise UserError(f"checkpoint {checkpoint}: no such folder")  # before one is made for the command line
     name = "command.txt" if args.do_train == "yes" else "decode_command.txt"
     return run(command, dry_run=args.dry_run, save_to=output_dir(args) / name)
 

@@ -82,6 +82,15 @@ def test_both_folders_say_the_same(script, line):
     assert shlex.split(inside.stdout)[1] == str(ROOT / "seq2seq" / "finetune.py")
 
 
+def test_a_checkpoint_that_is_not_there_is_not_made(tmp_path):
+    done = run_command(
+        "seq2seq/train_bart.py", *"--mode xsum --do_train no --prefix_model_path".split(), tmp_path / "x"
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: checkpoint {tmp_path / 'x'}: no such folder\n"
+    assert not (tmp_path / "x").exists()
+
+
 def test_launchers_import_nothing_heavy():
     code = "import sys, seq2seq.train_bart, seq2seq.train_e2e; print(*sys.modules)"
     loaded = set(run_command("-c", code).stdout.split())
