@@ -84,7 +84,7 @@ def test_both_folders_say_the_same(script, line):
 
 def test_a_checkpoint_that_is_not_there_is_not_made(tmp_path):
     done = run_command(
-        "seq2seq/train_bart.py", *"--mode xsum --do_train no --prefix_model_path".split(), tmp_path / "x"
+        "seq2seq/train_bart.py", *["--mode", "xsum", "--do_train", "no", "--prefix_model_path"], tmp_path / "x"
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: checkpoint {tmp_path / 'x'}: no such folder\n"
