@@ -26,7 +26,7 @@ from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.train_control import PrefixLM
 from gpt2.trainer_prefix import PrefixTrainer
 from gpt2.tuning import base_record, check_same_prefix, load_base, load_weights, make_model, save_model
-from prefixlib import checkpoint, record
+from prefixlib import checkpoint, files, record
 from prefixlib.base_model import load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import Parser, tuning_settings
@@ -221,6 +221,10 @@ def make_trainer(
 
 def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | None, output: Path) -> dict[str, Any]:
     """Run the training, save the final model into `output`, and return the numbers worth keeping."""
+    if resume_from is None and args.overwrite_output_dir == "yes" and trainer.is_world_process_zero():
+        outputs = (f"{output.name}_{split}_*" for split in ("valid", "test"))
+        own = ("checkpoint-*", "config.json", "model*.safetensors*", "trainer_state.json", "runs", *outputs)
+        files.clear_run(output, (*checkpoint.RUN_FILES, *own))
     started = time.perf_counter()
     try:
         outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)

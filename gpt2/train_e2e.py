@@ -79,8 +79,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
                 refuse_together("--demo yes", f"--{name}", "the demo brings its own model and data")
         settings = DEMO.get(args.tuning_mode, {})
         mode = args.mode if "mode" in given else settings.get("mode", args.mode)
-        for name, value in {**settings, **DEMO_TASKS.get(mode, {})}.items():
-            if name not in given and not (name == "mid_dim" and args.init_shallow == "yes"):  # without an MLP
+        settings = {**settings, **DEMO_TASKS.get(mode, {})}
+        if args.init_shallow == "yes" or args.parametrize_emb == "Emb":
+            settings.pop("mid_dim", None)  # there is no MLP
+        for name, value in settings.items():
+            if name not in given:
                 setattr(args, name, value)
         args.model_name_or_path, args.data_dir = str(DEMO_DATA / "gpt2"), str(DEMO_DATA)
     flags.check(args)

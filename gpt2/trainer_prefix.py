@@ -76,7 +76,6 @@ class PrefixTrainer(Trainer):
         self.distillation = distillation
         if distillation is not None:
             distillation.teacher.to(self.args.device)
-        self.best_eval_loss = math.inf
         # accumulation averages the micro-batches' losses, as the original does, instead of weighting them by tokens
         self.model_accepts_loss_kwargs = False
         for callback in (ProgressCallback, PrinterCallback):
@@ -108,11 +107,11 @@ class PrefixTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""
+        earlier = [row["eval_loss"] for row in self.state.log_history if "eval_loss" in row]  # of a resumed run too
         metrics = super().evaluate(*args, **kwargs)
-        if self.keep_best and metrics["eval_loss"] < self.best_eval_loss:
-            self.best_eval_loss = metrics["eval_loss"]
-            if self.args.should_save:
-                files.replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
+        is_best = metrics["eval_loss"] < min(earlier, default=math.inf)
+        if self.keep_best and is_best and self.args.should_save:
+            files.replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:

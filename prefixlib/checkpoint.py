@@ -24,6 +24,8 @@ from prefixlib.errors import UserError
 FORMAT = 1
 CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", "prefix_flat.safetensors", "README.md"
 TASK = "task_config.json"
+# A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own.
+RUN_FILES = (CONFIG, NETWORK, FLAT, CARD, TASK, "model", "best", "results.json", "loss.png")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -37,6 +37,15 @@ def write_text(path: Path | str, text: str) -> None:
     finally:
         partial.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def clear_run(directory: Path, patterns: Sequence[str]) -> None:
+    """Remove what an earlier run left in `directory`: the files and folders whose names match, nothing else."""
+    for path in [path for pattern in patterns for path in directory.glob(pattern)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value: object) -> None:

@@ -49,7 +49,6 @@ class SummarizationModule(BaseModule):
     def __init__(self, lm: PrefixLM, args: argparse.Namespace, total_steps: int, tokenizer, rule: DecodingRule):
         super().__init__(lm, args, total_steps)
         self.tokenizer, self.rule = tokenizer, rule
-        self.validation_result: dict[str, float] = {}
 
     def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.lm(batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"])
@@ -84,6 +83,7 @@ class SummarizationModule(BaseModule):
         del self.frozen_prefix  # the next steps move the prefix
         loss, tokens, *sums, examples = self._over_processes(self.sums.float().to(self.device)).tolist()
         names = (*rouge.KINDS, "length")
+        self.validated_step = self.trainer.global_step
         self.validation_result = {"loss": loss / tokens} | {n: s / examples for n, s in zip(names, sums, strict=True)}
 
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from transformers import get_scheduler
 
 from prefixlib import files
 from prefixlib.accumulation import OncePerStep
+from prefixlib.checkpoint import RUN_FILES
 from prefixlib.errors import UserError
 from seq2seq.prefixTuning import PrefixLM
 from seq2seq.utils import ResumableLoader
@@ -40,6 +41,8 @@ class BaseModule(LightningModule):
     def __init__(self, lm: PrefixLM, args: argparse.Namespace, total_steps: int):
         super().__init__()
         self.lm, self.args, self.total_steps = lm, args, total_steps
+        self.validated_step = -1  # the optimiser step that the last validation was of
+        self.validation_result: dict[str, float] = {}
         if lm.prefix is not None and args.gradient_accumulation_steps > 1:
             lm.prefix.once_per_step = OncePerStep()
 
@@ -107,7 +110,11 @@ class BaseModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["position"] = self.trainer.train_dataloader.state_dict()
+        checkpoint["validated"] = {"step": self.validated_step, "result": self.validation_result}
         checkpoint["settings"] = {name: getattr(self.args, name) for name in TRAINING_SETTINGS}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.validated_step, self.validation_result = checkpoint["validated"].values()
 
 
 def _difference(one, other) -> str:
@@ -195,5 +202,9 @@ def generic_train(
     )
     if resume_from is not None:  # Lightning hands a loader its state in the middle of an epoch only
         loaders[0].load_state_dict(torch.load(resume_from, map_location="cpu", weights_only=True)["position"])
+    elif args.overwrite_output_dir == "yes" and trainer.is_global_zero:
+        files.clear_run(output, (*RUN_FILES, RESUME, "tensorboard", "test_beam_*"))
     trainer.fit(module, *loaders, ckpt_path=resume_from)
+    if module.validated_step != trainer.global_step:  # --max_steps in the middle of an epoch
+        trainer.validate(module, loaders[1], verbose=False)
     return trainer

@@ -183,6 +183,10 @@ def test_gpt2_checkpointing_and_bf16(data, tmp_path):
         assert all(tensor.dtype == torch.float32 for tensor in model_weights(mode, output).values())
 
 
+def names(directory):
+    return [path.name for path in directory.iterdir()]
+
+
 def test_gpt2_two_processes_equal_one(data, tmp_path):
     """Hooks and frozen parts under DistributedDataParallel: the second loss has seen both processes' gradients.
 
@@ -206,10 +210,16 @@ def test_gpt2_two_processes_equal_one(data, tmp_path):
 
 
 def test_gpt2_decodes_the_later_of_two_runs_in_one_folder(data, tmp_path):
-    """Fine-tuned over an earlier prefix: the folder is then a model's, and not the prefix's any more."""
-    brief = {"max_steps": 1, "skip_decode": "yes"}
-    run_language_modeling.main(gpt2_flag_words(data, tmp_path, "prefixtune", **brief))
-    run_language_modeling.main(gpt2_flag_words(data, tmp_path, "finetune", **brief, overwrite_output_dir="yes"))
+    """Fine-tuned over an earlier prefix: the folder is then a model's, and nothing of the earlier run is left in it."""
+    earlier = {"max_steps": 4, "save_steps": 2, "keep_best": "yes"}
+    run_language_modeling.main(gpt2_flag_words(data, tmp_path, "prefixtune", **earlier))
+    (tmp_path / "mine").touch()
+    assert {"best", "checkpoint-4", "prefix_config.json", f"{tmp_path.name}_valid_beam"} <= set(names(tmp_path))
+    brief = {"max_steps": 2, "save_steps": 1, "skip_decode": "yes", "overwrite_output_dir": "yes"}
+    run_language_modeling.main(gpt2_flag_words(data, tmp_path, "finetune", **brief))
+    assert {"checkpoint-2", "model.safetensors", "results.json", "mine"} <= set(names(tmp_path))
+    assert not [name for name in names(tmp_path) if name.startswith(("best", "prefix", "checkpoint-4", tmp_path.name))]
+    assert "decoding" not in json.loads((tmp_path / "results.json").read_text())
     generator = load_generator(tmp_path, "data2text", None, None, torch.float32)
     assert generator.layers is None
     assert equal(generator.model.state_dict(), {**generator.model.state_dict(), **model_weights("finetune", tmp_path)})

@@ -74,7 +74,9 @@ def test_what_makes_no_sense_is_refused(argv, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("more", [["--init_shallow", "yes"], ["--init_shallow", "yes", "--init_text", "a b"]])
+@pytest.mark.parametrize(
+    "more", [["--init_shallow", "yes"], ["--prefix_mode", "embedding", "--parametrize_emb", "Emb"]]
+)
 def test_the_demo_trains_without_a_network_too(more):
     """It fills in the width of the network only where there is one."""
     assert train_e2e.parse_args(["--demo", "yes"]).mid_dim == 256

@@ -76,7 +76,8 @@ def test_resumed_equals_uninterrupted(place, whole_run, tmp_path, monkeypatch, c
     weights, results = train(place, tmp_path, resume="yes", **settings)
     assert equal(weights, whole_run[0])
     assert results["train"]["steps"] == 6
-    assert results["train"]["best"] == whole_run[1]["train"]["best"]
+    for part in ("best", "last"):
+        assert results["train"][part] == whole_run[1]["train"][part]
     assert results["train"]["curves"] == whole_run[1]["train"]["curves"]
     assert not (tmp_path / lightning_base.RESUME).exists()  # it has done its work
 
@@ -238,6 +239,16 @@ def test_best_checkpoint_and_early_stopping(place, tmp_path, monkeypatch):
     assert results["train"]["best"]["step"] == 2 * BATCHES
     assert equal(load_file(tmp_path / "best" / "prefix_model.safetensors"), kept[2 * BATCHES - 1])
     assert equal(weights, kept[-1])
+
+
+def test_a_run_that_ends_within_an_epoch_is_validated_and_replaces_an_earlier_one(place, tmp_path):
+    train(place, tmp_path)
+    (tmp_path / "test_beam_1.0").touch()
+    weights, results = train(place, tmp_path, max_steps=2, seed=7, overwrite_output_dir="yes")
+    assert results["train"]["best"]["step"] == 2
+    assert results["train"]["last"]["loss"] == results["train"]["best"]["loss"]
+    assert equal(weights, load_file(tmp_path / "best" / "prefix_model.safetensors"))
+    assert not (tmp_path / "test_beam_1.0").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(place, tmp_path):

@@ -139,9 +139,19 @@ def test_best_checkpoint_is_the_one_with_the_lowest_dev_loss(tiny_lm, tmp_path):
     trainer.train()
     dev = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     assert len(dev) == 4
-    assert trainer.best_eval_loss == min(dev)
     tiny_lm.prefix.load_state_dict(load_prefix(tmp_path / "best").network)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(dev), abs=1e-5)
+
+
+def test_a_dev_loss_from_before_a_resumption_still_counts(tiny_lm, tmp_path):
+    trainer = make_trainer(tiny_lm, tmp_path, keep_best=True)
+    trainer.state.log_history.append({"eval_loss": 0.0, "step": 1})  # as a checkpoint brings it back
+    trainer.evaluate()
+    assert not (tmp_path / "best").exists()
+    trainer.state.log_history[0]["eval_loss"] = 1e9
+    trainer.state.log_history[1:] = []
+    trainer.evaluate()
+    assert (tmp_path / "best").is_dir()
 
 
 def test_two_half_batches_accumulated_equal_one_batch(tiny_lm, tmp_path):
