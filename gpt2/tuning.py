@@ -137,7 +137,6 @@ def save_model(
     """
     if not isinstance(model, PrefixLM):
         _save_base(directory, model, tokenizer, {**task, "base_model": base})
-        (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # of an earlier run, or it would be what is decoded
         return
     if task.get("tuning_mode") == "bothtune":
         tuned = {**task, "base_model": base}
