@@ -180,17 +180,24 @@ class PrefixLM(nn.Module):
     `train_base` puts the frozen model in train mode together with the prefix: for its dropout, or because
     checkpointed layers recompute only there. The original's default is eval mode, without dropout.
     `checkpointing` recomputes activations in the backward pass; a cache would not survive that, so the prefix then
-    enters inside the attention function.
+    enters inside the attention function. `freeze=False` leaves the model to be tuned together with the prefix.
     """
 
-    def __init__(self, base: nn.Module, prefix: nn.Module, train_base: bool = False, checkpointing: bool = False):
+    def __init__(
+        self,
+        base: nn.Module,
+        prefix: nn.Module,
+        train_base: bool = False,
+        checkpointing: bool = False,
+        freeze: bool = True,
+    ):
         super().__init__()
         self.base = base
         self.prefix = prefix
         self.train_base = train_base
         self.checkpointing = checkpointing
         self.positions = count_positions  # where each row's own prefix and text stand
-        for parameter in base.parameters():
+        for parameter in base.parameters() if freeze else ():
             parameter.requires_grad_(False)
         if checkpointing:
             try:

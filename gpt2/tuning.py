@@ -51,12 +51,8 @@ def make_model(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: b
     checkpointing, both = args.gradient_checkpointing == "yes", args.tuning_mode == "bothtune"
     if both or args.tuning_mode == "prefixtune":
         prefix = make_start(args, base, tokenizer, resuming)
-        trained = [parameter for parameter in base.parameters() if both and parameter.requires_grad]
         train_base = both or args.use_dropout == "yes" or checkpointing
-        lm = PrefixLM(base, prefix, train_base=train_base, checkpointing=checkpointing)
-        for parameter in trained:  # PrefixLM freezes its base
-            parameter.requires_grad_(True)
-        return lm
+        return PrefixLM(base, prefix, train_base=train_base, checkpointing=checkpointing, freeze=not both)
     if args.tuning_mode == "finetune-top":
         layers.train_top(base, args.top_layers, embeddings=args.top_embeddings == "yes")
     elif args.tuning_mode == "adaptertune":

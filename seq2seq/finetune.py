@@ -223,10 +223,7 @@ def build_lm(args: argparse.Namespace, base: dict[str, Any], tokenizer) -> Prefi
                     + _differences(loaded.config, prefix.config)
                 )
             prefix.load_state_dict(loaded.network)
-    trained = [p for p in model.parameters() if args.tuning_mode == "bothtune" and p.requires_grad]
-    lm = PrefixLM(model, prefix)
-    for parameter in trained:  # PrefixLM freezes its base
-        parameter.requires_grad_(True)
+    lm = PrefixLM(model, prefix, freeze=args.tuning_mode != "bothtune")
     if args.gradient_checkpointing == "yes":
         attention.enable_checkpointing(lm.base)
     return lm

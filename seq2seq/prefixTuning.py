@@ -169,17 +169,17 @@ class PrefixLM(nn.Module):
     """A frozen encoder-decoder with its prefixes: what the trainer moves and the decoder asks.
 
     In train mode the frozen model runs in train mode too, its dropout on, as in the original; load it with dropout
-    probabilities of 0 to train without. `prefix` is None for the model alone (fine-tuning, or no prefix).
+    probabilities of 0 to train without. `prefix` is None for the model alone (fine-tuning, or no prefix);
+    `freeze=False` leaves the model to be tuned together with its prefixes.
     """
 
-    def __init__(self, base: nn.Module, prefix: PrefixTuning | None):
+    def __init__(self, base: nn.Module, prefix: PrefixTuning | None, freeze: bool = True):
         super().__init__()
         self.base = base
         self.prefix = prefix
         attention.install(base)
-        if prefix is not None:
-            for parameter in base.parameters():
-                parameter.requires_grad_(False)
+        for parameter in base.parameters() if prefix is not None and freeze else ():
+            parameter.requires_grad_(False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Logits (B, T, V) for source (B, S) and decoder input (B, T), both right-padded; teacher forcing."""
