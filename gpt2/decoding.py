@@ -1,6 +1,7 @@
 """Decoding prompts in batches with a decoder-only model, with or without a prefix; from tokens back to text.
 
-Legend: N sentences of a batch, T tokens of the longest prompt, P prefix length, H heads, D head size, V vocabulary.
+Legend: N sentences of a batch, K beams, T tokens of the longest prompt, P prefix length, W cached positions, H heads,
+D head size, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,11 +9,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import DynamicCache
 
-from gpt2.frozen_lm import count_positions
+from gpt2.frozen_lm import count_positions, position_mask
 from gpt2.train_control import Past
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
+from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.text import clean_up
 
 STRATEGIES = ("beam", "greedy", "nucleus")
@@ -23,7 +24,8 @@ class CausalSteps:
 
     Prompts are padded on the left; the padding is masked and takes no position, so a row's numbers do not depend on
     its neighbours. The prefix (layers of keys and values, (1, H, P, D), or (N, H, P, D) where every prompt has its own)
-    seeds the cache; text starts at position P. `visible`, bool (N, P), is False where a prompt's prefix is padded.
+    seeds the cache; text starts at position P. `visible`, bool (N, P), is False where a prompt's prefix is padded. The
+    beams of a prompt share its row of the cache (prefixlib.beam_tree).
     """
 
     def __init__(
@@ -33,51 +35,52 @@ class CausalSteps:
         layers: Sequence[tuple[Tensor, Tensor]] | None,
         visible: Tensor | None = None,
     ):
-        self.body, self.head = model.base_model, model.get_output_embeddings()
-        device = model.get_input_embeddings().weight.device
-        width = max(len(prompt) for prompt in prompts)
-        prefix_length = layers[0][0].shape[2] if layers else 0
-        self.input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        self.mask = torch.zeros(len(prompts), prefix_length + width, dtype=torch.long)
-        self.mask[:, :prefix_length] = 1 if visible is None else visible
+        self.body, self.head, self.config = model.base_model, model.get_output_embeddings(), model.config
+        embeddings = model.get_input_embeddings().weight
+        rows, width = len(prompts), max(len(prompt) for prompt in prompts)
+        before = layers[0][0].shape[2] if layers else 0
+        self.input_ids = torch.zeros(rows, width, dtype=torch.long)
+        mask = torch.zeros(rows, before + width, dtype=torch.bool)
+        mask[:, :before] = True if visible is None else visible
         for row, prompt in enumerate(prompts):
             self.input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            self.mask[row, prefix_length + width - len(prompt) :] = 1
-        self.input_ids, self.mask = self.input_ids.to(device), self.mask.to(device)
-        self.positions = count_positions(self.mask)[:, prefix_length:]  # (N, T); first real token: P
-        rows = len(prompts)
-        dtype = model.get_input_embeddings().weight.dtype
-        self.cache = DynamicCache(
-            [
-                (k.to(device, dtype).expand(rows, -1, -1, -1), v.to(device, dtype).expand(rows, -1, -1, -1))
-                for k, v in layers
-            ]
-            if layers
-            else None
-        )
+            mask[row, before + width - len(prompt) :] = True
+        self.input_ids, mask = self.input_ids.to(embeddings.device), mask.to(embeddings.device)
+        self.positions = count_positions(mask)  # (N, W) of what is cached; first real token: P
+        self.tree = BeamTree(mask)
+        self.cache = growing_cache()
+        for index, layer in enumerate(layers or ()):
+            self.cache.update(*(states.to(embeddings).expand(rows, -1, -1, -1) for states in layer), index)
 
     def prefill(self) -> Tensor:
-        return self._forward(self.input_ids, self.positions)
+        width, cached = self.input_ids.shape[1], self.positions.shape[1]
+        column = torch.arange(cached, device=self.input_ids.device)
+        token = column[cached - width :].unsqueeze(1)  # the columns of the tokens themselves, (T, 1)
+        # padding sees itself, so that no row is left with nothing to look at
+        seen = (self.tree.visible & (column <= token)) | (column == token)  # (N, T, W)
+        return self.head(self._forward(self.input_ids, seen)[:, -1])
 
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        if len(rows) != len(self.mask) or not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
-            self.cache.reorder_cache(rows)
-            self.mask = self.mask[rows]
-            self.positions = self.positions[rows]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows), 1)], dim=1)
-        return self._forward(tokens.unsqueeze(1), self.positions[:, -1:] + 1)
+        staying = self.tree.advance(rows)
+        if staying is not None:
+            self.positions = self.positions[staying]
+            for layer in self.cache.layers:
+                layer.keep(staying)
+        sentences, beams, _ = self.tree.visible.shape
+        self.positions = torch.cat([self.positions, self.positions[:, -1:].expand(-1, beams) + 1], dim=1)
+        tokens = tokens.view(sentences, beams).to(self.positions.device)
+        return self.head(self._forward(tokens, self.tree.visible).flatten(0, 1))
 
-    def _forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Run (R, T) tokens behind the cache; next-token logits (R, V)."""
-        self.positions = positions
-        hidden = self.body(
+    def _forward(self, input_ids: Tensor, seen: Tensor) -> Tensor:
+        """Last hidden states (N, T, E) of tokens (N, T) behind the cache, each of which sees `seen` (N, T, W)."""
+        positions = self.positions[:, -input_ids.shape[1] :]
+        return self.body(
             input_ids=input_ids,
-            attention_mask=self.mask,
+            attention_mask=position_mask(self.config, seen, positions, self.positions),
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        return self.head(hidden[:, -1])
 
 
 @torch.no_grad()

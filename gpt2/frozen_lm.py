@@ -1,6 +1,6 @@
 """What the frozen model gives by itself: keys and values of real inputs, positions, where its attention is.
 
-Legend: B batch, S inputs, H key/value heads, D head size.
+Legend: B batch, S inputs, Q queries, W keys of a row, H key/value heads, D head size.
 """
 
 import contextlib
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 from gpt2.prefix_config import PrefixConfig
 from prefixlib import attention
@@ -20,6 +20,21 @@ Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, S, 
 def count_positions(visible: Tensor) -> Tensor:
     """Positions (B, S) of what is visible, bool (B, S), numbered by row: padding and neighbours shift nothing."""
     return (visible.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def position_mask(config: PreTrainedConfig, seen: Tensor, queries: Tensor, keys: Tensor) -> Tensor | dict[str, Tensor]:
+    """A mask that transformers takes as it is, for texts that do not stand one after the other in a row.
+
+    seen: bool (B, Q, W), what each query may look at; queries (B, Q) and keys (B, W): their positions, by which a
+    model with a sliding window hides what is far away. Returns (B, 1, Q, W), one for each kind of layer if they differ.
+    """
+    seen = seen.unsqueeze(1)
+    window = getattr(config, "sliding_window", None)
+    if not window:
+        return seen
+    near = seen & (queries[:, None, :, None] - keys[:, None, None, :] < window)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return {kind: near if kind == "sliding_attention" else seen for kind in kinds} if kinds else near
 
 
 def key_values(

@@ -24,7 +24,10 @@ class StepwiseModel(Protocol):
         """Next-token logits (N, V) after the prompts; the cache then has one row per prompt."""
 
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """Keep the cache rows `rows` (R',), in that order, append `tokens` (R',), return next-token logits (R', V)."""
+        """Go on from the rows `rows` (R',), in that order, with `tokens` (R',); return next-token logits (R', V).
+
+        `rows` is on the CPU. The rows of a sentence stand side by side, equally many for all sentences.
+        """
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: De
         log_probabilities = torch.tensor(kept)
         if not alive or generated + 1 == rule.max_new_tokens:
             break
-        logits = model.advance(torch.tensor(rows, device=logits.device), torch.tensor(tokens, device=logits.device))
+        logits = model.advance(torch.tensor(rows), torch.tensor(tokens))
     for index, n in enumerate(alive):  # out of length: the running beams compete as they are
         for beam, log_probability in zip(sentences[n].beams, log_probabilities[index].tolist(), strict=True):
             sentences[n].keep(rule, beam, log_probability, finished=False)
@@ -193,8 +196,7 @@ def sample(
         alive = next_alive
         if not alive or generated + 1 == rule.max_new_tokens:
             break
-        kept = torch.tensor(rows, device=logits.device)
-        logits = model.advance(kept, picked[kept])
+        logits = model.advance(torch.tensor(rows), picked[rows])
     return results
 
 

@@ -152,17 +152,19 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_top_p():
 def test_prefill_positions_start_at_p_whatever_the_padding(model):
     base, layers = model
     steps = CausalSteps(base, PROMPTS, layers)
-    assert steps.positions[1].tolist() == [2] * 6 + [3, 4]  # padding takes no position; its own is never looked at
-    assert steps.positions[0].tolist() == list(range(3, 11))
+    assert steps.positions[1].tolist() == [0, 1, 2] + [2] * 6 + [3, 4]  # padding takes no position, its own is unseen
+    assert steps.positions[0].tolist() == list(range(11))
 
 
 def test_finished_sentences_leave_the_batch(model):
     base, layers = model
     sizes = []
-    base.transformer.register_forward_pre_hook(lambda m, a, k: sizes.append(len(k["input_ids"])), with_kwargs=True)
+    base.transformer.register_forward_pre_hook(lambda m, a, k: sizes.append(k["input_ids"].shape), with_kwargs=True)
     rule = DecodingRule(eos_token_id=49, max_new_tokens=20, num_beams=2)
     base.lm_head.weight.data[49] *= 1.5  # eos now and then
     decode(base, PROMPTS, rule, layers=layers, batch_size=5, progress=False)
-    assert sizes[:2] == [5, 10]  # one row per prompt to fill the cache, then one per beam
-    assert sizes[1:] == sorted(sizes[1:], reverse=True)
-    assert sizes[-1] < 10
+    assert sizes[:2] == [(5, 8), (5, 2)]  # the padded prompts once, then a token for each beam
+    rows, beams = zip(*sizes[1:], strict=True)
+    assert set(beams) == {2}
+    assert list(rows) == sorted(rows, reverse=True)
+    assert rows[-1] < 5
