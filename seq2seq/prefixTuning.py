@@ -162,7 +162,8 @@ def split_layers(flat: Tensor, config: PrefixConfig, site: str, rows: int, dropo
     states = states.expand(-1, rows, -1, -1, -1)  # (2L, B, H, P, D)
     if dropout is not None:
         states = dropout(states)
-    return [(states[2 * layer], states[2 * layer + 1]) for layer in range(shape[0] // 2)]
+    states = states.unbind()  # one backward for all: an index each would fill the whole with zeros 2L times over
+    return list(zip(states[::2], states[1::2], strict=True))
 
 
 class PrefixLM(nn.Module):
