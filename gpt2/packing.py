@@ -2,7 +2,7 @@
 
 A text sees itself and the prefix, never its neighbours, and its positions start anew: its loss is what it was padded.
 
-Legend: B texts of the batch, T tokens of the longest, N real tokens, R rows after packing, W their width, P prefix length.
+Legend: B texts, T tokens of the longest, N real tokens, R rows after packing, W their width, P prefix length.
 """
 
 from collections.abc import Sequence
