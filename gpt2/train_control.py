@@ -12,9 +12,13 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from gpt2.dataset import IGNORED
 from gpt2.frozen_lm import Layers, attention_modules, count_positions, evaluating, key_values
+from gpt2.packing import Packed, pack
 from gpt2.prefix_config import PrefixConfig
 from prefixlib import attention
+from prefixlib.accumulation import OncePerStep
+from prefixlib.base_model import dropout_settings
 from prefixlib.errors import UserError
+from prefixlib.head import token_nll
 
 FAMILY = "decoder-only"
 
@@ -49,6 +53,7 @@ class PrefixTuning(nn.Module):
             self.wte = nn.Embedding(config.preseqlen, config.n_embd)
             self.control_trans = reparametrisation(config, config.width)
         self.dropout = nn.Dropout(config.prefix_dropout)
+        self.once_per_step: OncePerStep | None = None  # set by a trainer that accumulates gradients
 
     def flat(self) -> Tensor:
         """The prefix before it is cut into layers, (P, 2*L*H*D); the network runs on P rows only."""
@@ -56,7 +61,9 @@ class PrefixTuning(nn.Module):
 
     def forward(self, batch_size: int) -> Layers:
         """Keys and values per layer, each (B, H, P, D). Dropout is drawn for every row of the batch on its own."""
-        return split_layers(self.flat(), self.config, batch_size, self.dropout)
+        shared = self.once_per_step is not None and torch.is_grad_enabled()
+        flat = self.once_per_step(lambda: {"prefix": self.flat()})["prefix"] if shared else self.flat()
+        return split_layers(flat, self.config, batch_size, self.dropout)
 
     def past(self, base: nn.Module, batch_size: int, source: Tensor | None = None, source_mask=None, positions=None):
         """The `Past` of a batch of texts. Every kind of prefix has this method; most don't look at the source.
@@ -196,6 +203,7 @@ class PrefixLM(nn.Module):
         self.prefix = prefix
         self.train_base = train_base
         self.checkpointing = checkpointing
+        self.base_dropout = bool(dropout_settings(base.config))
         self.positions = count_positions  # where each row's own prefix and text stand
         for parameter in base.parameters() if freeze else ():
             parameter.requires_grad_(False)
@@ -218,11 +226,14 @@ class PrefixLM(nn.Module):
         self.base.train(mode and self.train_base)
         return self
 
-    def hidden_states(self, input_ids: Tensor, source: Tensor | None = None, source_mask=None) -> Tensor:
+    def hidden_states(
+        self, input_ids: Tensor, source: Tensor | None = None, source_mask=None, packed: Packed | None = None
+    ) -> Tensor:
         """Last hidden states (B, T, E) of right-padded `input_ids` (B, T) behind the prefix, with positions after it.
 
         `source` and `source_mask`, both (B, S), serve prefixes that depend on the source. Without them no attention
-        mask is needed: padding stands to the right of every real token and attention is causal.
+        mask is needed: padding stands to the right of every real token and attention is causal. `packed` says how the
+        texts lie if several share a row.
         """
         weight = self.base.get_input_embeddings().weight
         kind = weight.device.type
@@ -230,7 +241,10 @@ class PrefixLM(nn.Module):
         past = self.prefix.past(self.base, len(input_ids), source, source_mask, self.positions)
         layers = [(keys.to(dtype), values.to(dtype)) for keys, values in past.layers]
         before = layers[0][0].shape[2]
-        if past.visible is None:
+        if packed is not None:
+            positions = before + packed.positions
+            mask = packed.mask(self.config, 0 if self.checkpointing else before)
+        elif past.visible is None:
             mask = None
             positions = torch.arange(before, before + input_ids.shape[1], device=input_ids.device).unsqueeze(0)
         else:
@@ -239,31 +253,44 @@ class PrefixLM(nn.Module):
         inputs = {"input_ids": input_ids, "position_ids": positions}
         if self.checkpointing:
             carried = dict(zip(attention_modules(self.base), layers, strict=True))
+            mask = mask if packed is not None else None  # the attention function widens it, or makes a causal one
             with attention.prefix_attention(carried, past.visible):
-                return self.base.base_model(**inputs, use_cache=False).last_hidden_state
+                return self.base.base_model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
         # a cache is filled in place by the forward, so every forward gets its own
         cache = DynamicCache(layers)
         return self.base.base_model(
             **inputs, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
 
+    def _pack(self, input_ids: Tensor, attention_mask: Tensor | None) -> Packed | None:
+        """The batch packed, where that pays and can change no result: one prefix for all, and nothing drawn per row."""
+        drops = (self.prefix.training and self.prefix.dropout.p > 0) or (self.base.training and self.base_dropout)
+        if attention_mask is None or self.prefix.config.needs_source or drops:
+            return None
+        return pack(input_ids, attention_mask, self.config.hidden_size)
+
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, source: Tensor | None = None, source_mask=None
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        source: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """With labels (B, T): `token_nll` of the scored tokens. Without: logits (B, T, V) at every position."""
-        hidden = self.hidden_states(input_ids, source, source_mask)
+        """Without labels: logits (B, T, V) at every position. With labels (B, T): the negative log-likelihood (S,) of
+        the S scored tokens, and the rows (S,) they stand in.
+
+        Logits are made at scored positions only: source and padding, half of a table-to-text batch, never meet the
+        head. `attention_mask` (B, T), 0 at padding, allows for packing.
+        """
         head = self.base.get_output_embeddings()
-        return head(hidden) if labels is None else token_nll(hidden, labels, head)
-
-
-def token_nll(hidden: Tensor, labels: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood (S,) of the S scored tokens and the rows (S,) they stand in.
-
-    Logits are made at scored positions only: source and padding, half of a table-to-text batch, never meet the head.
-    hidden (B, T, E) at position t predicts labels (B, T) at t + 1.
-    """
-    targets = labels[:, 1:]
-    scored = targets.ne(IGNORED)
-    rows = scored.nonzero()[:, 0]
-    logits = head(hidden[:, :-1][scored]).float()  # (S, V)
-    return nn.functional.cross_entropy(logits, targets[scored], reduction="none"), rows
+        if labels is None:
+            return head(self.hidden_states(input_ids, source, source_mask))
+        scored = nn.functional.pad(labels[:, 1:].ne(IGNORED), (0, 1))  # position t predicts the label at t + 1
+        packed = self._pack(input_ids, attention_mask)
+        if packed is None:
+            hidden = self.hidden_states(input_ids, source, source_mask)[scored]  # (S, E)
+        else:
+            places = packed.places[scored[attention_mask.bool()]]
+            hidden = self.hidden_states(packed.input_ids, packed=packed).flatten(0, 1)[places]
+        return token_nll(hidden, labels[:, 1:][scored[:, :-1]], head), scored.nonzero()[:, 0]

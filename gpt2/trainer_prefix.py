@@ -18,7 +18,9 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from gpt2.dataset import IGNORED
 from gpt2.distillation import Distillation
+from gpt2.train_control import PrefixTuning
 from prefixlib import files
+from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,9 @@ class PrefixTrainer(Trainer):
         self.load_model_from = load_model_from
         self.keep_best = keep_best
         self.distillation = distillation
+        self.once_per_step, prefix = None, getattr(self.model, "prefix", None)
+        if self.args.gradient_accumulation_steps > 1 and isinstance(prefix, PrefixTuning):
+            self.once_per_step = prefix.once_per_step = OncePerStep()
         if distillation is not None:
             distillation.teacher.to(self.args.device)
         # accumulation averages the micro-batches' losses, as the original does, instead of weighting them by tokens
@@ -81,6 +86,13 @@ class PrefixTrainer(Trainer):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(LogLines(bar=not self.args.disable_tqdm))
+
+    def training_step(self, model, *args, **kwargs):
+        """A micro-batch forward and backward; with the last one of a step, through the prefix network too."""
+        loss = super().training_step(model, *args, **kwargs)
+        if self.once_per_step is not None and self.accelerator.sync_gradients:
+            self.once_per_step.backward()
+        return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Scalar loss of a batch from `collate`; fine-tuning always takes the token mean."""
@@ -91,7 +103,8 @@ class PrefixTrainer(Trainer):
         elif self.distillation is not None and model.training:
             loss = self.distillation.row_losses(model(input_ids), inputs).mean()
         else:
-            nll, rows = model(input_ids, labels, inputs.get("source"), inputs.get("source_mask"))
+            source = inputs.get("source"), inputs.get("source_mask")
+            nll, rows = model(input_ids, labels, *source, attention_mask=inputs["attention_mask"])
             is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)
             loss = row_losses(nll, rows, labels, is_text.sum(dim=1), self.objective_mode).mean()
             if self.objective_mode == 0 and model.training:

@@ -15,7 +15,7 @@ from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.prefix_io import load_prefix, save_prefix
 from gpt2.train_control import FAMILY, PrefixLM, make_prefix
 from prefixlib import adapters, attention, checkpoint, files, layers
-from prefixlib.base_model import OWN_MODEL, load_config, load_model, save_whole
+from prefixlib.base_model import OWN_MODEL, dropout_settings, load_config, load_model, save_whole
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ def load_base(name: str, args: argparse.Namespace) -> nn.Module:
         dropout = {"resid_pdrop": args.dropout}
     if args.tuning_mode == "prefixtune" and args.gradient_checkpointing == "yes" and args.use_dropout == "no":
         # layers are checkpointed in train mode only, so there the dropout has to be taken out of the model
-        settings = load_config(name, **hub).to_dict()
-        dropout = {key: 0.0 for key, value in settings.items() if "drop" in key and isinstance(value, float)}
+        dropout = dict.fromkeys(dropout_settings(load_config(name, **hub)), 0.0)
     return load_model(name, FAMILY, **hub, dtype=dtype, **dropout)
 
 

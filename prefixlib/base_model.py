@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.activations import NewGELUActivation
 
 from prefixlib import adapters
 from prefixlib.errors import UserError
@@ -75,6 +76,11 @@ def load_config(name: str, *, revision: str | None = None, cache_dir: str | None
     return _fetch(AutoConfig.from_pretrained, name, revision=revision, cache_dir=cache_dir)
 
 
+def dropout_settings(config) -> dict[str, float]:
+    """The model's dropout probabilities that are not 0, under their names in its configuration."""
+    return {name: p for name, p in config.to_dict().items() if "drop" in name and isinstance(p, float) and p > 0}
+
+
 def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | None = None):
     """The base model's tokenizer. Raises UserError if it can't be had."""
     tokenizer = _fetch(AutoTokenizer.from_pretrained, name, revision=revision, cache_dir=cache_dir)
@@ -113,7 +119,16 @@ def load_model(
     odd = sorted(key for key in (*loading["missing_keys"], *loading["unexpected_keys"]) if adapters.NAME in key)
     if odd:  # those of the original code have names of their own
         raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
+    fuse_gelu(model)
     return model.eval()
+
+
+def fuse_gelu(model: torch.nn.Module) -> None:
+    """GPT-2's GELU as torch's one kernel instead of eight: the same formula, in a quarter of the memory."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
 def save_whole(directory: Path, model: torch.nn.Module, tokenizer) -> None:

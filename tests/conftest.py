@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2.train_control import PrefixConfig, PrefixLM, PrefixTuning
+from prefixlib.base_model import fuse_gelu
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -40,6 +41,7 @@ def golden_gpt2():
     assert missing in ([], ["lm_head.weight"])
     assert not unexpected
     base.tie_weights()
+    fuse_gelu(base)  # as load_model does
     arrays = load_file(GOLDEN / "gpt2_prefix.safetensors")
     prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=5, mid_dim=16, **SETTINGS))
     prefix.load_state_dict(

@@ -11,6 +11,7 @@ from gpt2.dataset import Encoded, collate
 from gpt2.decoding import CausalSteps
 from gpt2.train_control import PrefixLM, split_layers
 from gpt2.trainer_prefix import PrefixTrainer, row_losses
+from prefixlib.base_model import dropout_settings
 from prefixlib.beam_search import DecodingRule, beam_search, sample
 from tests.conftest import GOLDEN, close
 
@@ -25,16 +26,22 @@ def test_past_and_logits(golden_gpt2):
     assert close(PrefixLM(base, prefix)(arrays["batch.input_ids"]), arrays["logits"])
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_losses_of_all_modes_and_gradients(golden_gpt2, checkpointing):
+def test_losses_of_all_modes_and_gradients(golden_gpt2, checkpointing, packed):
     base, prefix, arrays = golden_gpt2
     if checkpointing:
         for module in base.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+        for name in dropout_settings(base.config):
+            setattr(base.config, name, 0.0)
     model = PrefixLM(base, prefix, train_base=checkpointing, checkpointing=checkpointing).train()
     input_ids, labels = arrays["batch.input_ids"], arrays["batch.labels"]
-    nll, rows = model(input_ids, labels)
+    shapes = []
+    base.transformer.register_forward_pre_hook(lambda m, a, k: shapes.append(k["input_ids"].shape), with_kwargs=True)
+    nll, rows = model(input_ids, labels, attention_mask=input_ids.ne(100) if packed else None)
+    assert shapes == [(1, 44) if packed else (3, 20)]  # of 15, 9 and 20 tokens
     # the original counts padding as text in mode 4, and looks for GPT-2's own eos (repaired in the trainer)
     every_token = torch.full((3,), input_ids.shape[1])
     not_eos = input_ids.ne(99).sum(dim=1)

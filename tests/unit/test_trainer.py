@@ -154,6 +154,24 @@ def test_a_dev_loss_from_before_a_resumption_still_counts(tiny_lm, tmp_path):
     assert (tmp_path / "best").is_dir()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_the_network_runs_once_a_step_and_changes_nothing(tiny_lm, tmp_path, dropout):
+    """30 examples in 10 batches, 4 a step and 2 in the last of each epoch: as many runs as steps, the same weights."""
+    tiny_lm.prefix.dropout.p = dropout
+    apart, runs = copy.deepcopy(tiny_lm), []
+    settings = {"gradient_accumulation_steps": 4, "save_strategy": "no"}
+    trainer = make_trainer(apart, tmp_path / "apart", **settings)
+    trainer.once_per_step = apart.prefix.once_per_step = None
+    trainer.train()
+    tiny_lm.prefix.control_trans.register_forward_hook(lambda *_: runs.append(1))
+    shared = make_trainer(tiny_lm, tmp_path / "shared", **settings)
+    shared.train()
+    assert len(runs) == shared.state.global_step == 6
+    assert losses(shared) == pytest.approx(losses(trainer), abs=1e-4)
+    for name, tensor in apart.state_dict().items():
+        assert (tiny_lm.state_dict()[name] - tensor).abs().max() < 1e-4, name
+
+
 def test_two_half_batches_accumulated_equal_one_batch(tiny_lm, tmp_path):
     other = copy.deepcopy(tiny_lm)
     make_trainer(tiny_lm, tmp_path / "a", per_device_train_batch_size=6).train()
