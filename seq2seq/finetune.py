@@ -34,12 +34,12 @@ from seq2seq.utils import (
     find_file,
     find_lengths,
     load_examples,
-    sequence_loss,
 )
 
 logger = logging.getLogger("seq2seq.finetune")
 
 DEFAULT_MODEL = "bart-large"
+INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 
 
@@ -50,13 +50,9 @@ class SummarizationModule(BaseModule):
         super().__init__(lm, args, total_steps)
         self.tokenizer, self.rule = tokenizer, rule
 
-    def _losses(self, batch: dict[str, Any], smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.lm(batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"])
-        return sequence_loss(logits, batch["labels"], self.lm.base.config.pad_token_id, smoothing)
-
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """The mean over the tokens of the global batch; each process holds a part of them."""
-        total, count = self._losses(batch, self.args.label_smoothing)
+        total, count = self.lm.loss(*(batch[name] for name in INPUTS), smoothing=self.args.label_smoothing)
         sums = self._over_processes(torch.stack([total.detach(), count.to(total.dtype)]))
         # DDP divides the sum of the processes' gradients by their number
         loss = total * self.world / sums[1]
@@ -69,7 +65,7 @@ class SummarizationModule(BaseModule):
         self.sums = torch.zeros(7, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        total, count = self._losses(batch, smoothing=0.0)
+        total, count = self.lm.loss(*(batch[name] for name in INPUTS))
         best = generation.decode_batch(
             self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, self.frozen_prefix
         )

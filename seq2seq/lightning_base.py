@@ -54,7 +54,10 @@ class BaseModule(LightningModule):
         return {name: parameter for name, parameter in self.lm.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW as in the original: no weight decay on biases and LayerNorm weights, linear decay to 0."""
+        """AdamW as in the original: no weight decay on biases and LayerNorm weights, linear decay to 0.
+
+        One pass over the parameters, a prefix network being as large as a small model (fused).
+        """
         parameters = self.trainable()
         plain = {name for name in parameters if "bias" in name or "LayerNorm.weight" in name}
         optimizer = torch.optim.AdamW(
@@ -68,6 +71,7 @@ class BaseModule(LightningModule):
             lr=self.args.learning_rate,
             betas=(0.9, 0.999),
             eps=1e-8,
+            fused=self.args.fp16 == "no",  # with loss scaling it would unscale by itself, which rules out clipping
         )
         schedule = get_scheduler(self.args.lr_scheduler, optimizer, self.args.warmup_steps, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,6 +1,7 @@
 """The method: a frozen encoder-decoder steered by three trained prefixes of keys and values (paper section 4).
 
-Legend: B batch, S source tokens, T target tokens, P prefix length, L layers, H heads, D head size, E = H*D, M mid_dim.
+Legend: B batch, S source tokens, T target tokens, V vocabulary, P prefix length, L layers, H heads, D head size,
+E = H*D, M mid_dim.
 
 Every layer attends to P more keys and values at each of three sites, which share nothing: the encoder's self-attention,
 the decoder's cross-attention and the decoder's self-attention. Positions stay the model's own, 0 for the first token.
@@ -19,6 +20,7 @@ from transformers import PreTrainedConfig
 from prefixlib import attention
 from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
+from prefixlib.head import token_nll
 
 logger = logging.getLogger(__name__)
 
@@ -184,15 +186,44 @@ class PrefixLM(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Logits (B, T, V) for source (B, S) and decoder input (B, T), both right-padded; teacher forcing."""
+        return self._logits(self._hidden_states(input_ids, attention_mask, decoder_input_ids))
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        decoder_input_ids: Tensor,
+        labels: Tensor,
+        smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy summed over the labels (B, T) that are not padding, and their number; no logits of the others.
+
+        With smoothing e: (1-e)·NLL + e/V · sum over the vocabulary of -log p, as in the original, which never divided
+        the sum by the number of tokens; the trainer here does.
+        """
+        real = labels.ne(self.base.config.pad_token_id)
+        hidden, targets = self._hidden_states(input_ids, attention_mask, decoder_input_ids)[real], labels[real]
+        if smoothing:
+            logits = self._logits(hidden).float()
+            total = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        else:
+            total = token_nll(hidden, targets, self.base.get_output_embeddings(), self.base.final_logits_bias).sum()
+        return total, real.sum()
+
+    def _hidden_states(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        """The decoder's last hidden states (B, T, E)."""
         prefix = self.prefix(input_ids.shape[0]) if self.prefix is not None else {}
         with attend_to(self.base, prefix):
-            return self.base(
+            return self.base.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 decoder_input_ids=decoder_input_ids,
                 decoder_attention_mask=self._real_tokens(decoder_input_ids),
                 use_cache=False,
-            ).logits
+            ).last_hidden_state
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self.base.get_output_embeddings()(hidden) + self.base.final_logits_bias
 
     def _real_tokens(self, decoder_input_ids: Tensor) -> Tensor:
         """Mask (B, T) of what is not padding; the start token counts, even where padding's id is used for it."""

@@ -1,6 +1,6 @@
-"""Data of this tree: reading, batching in an order that can be resumed, tokenising, and the loss.
+"""Data of this tree: reading, batching in an order that can be resumed, tokenising.
 
-Legend: B batch, S source tokens, T target tokens, V vocabulary.
+Legend: B batch, S source tokens, T target tokens.
 """
 
 import argparse
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prefixlib import readers
@@ -232,14 +231,3 @@ class Collator:
 def count_cut(encoded) -> int:
     """How many of the tokenizer's outputs lost tokens to truncation."""
     return sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
-
-
-def sequence_loss(logits: Tensor, labels: Tensor, padding: int, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the tokens that are not padding, and their number; (B, T, V) and (B, T).
-
-    With smoothing e: (1-e)·NLL + e/V · sum over the vocabulary of -log p, as in the original, which never divided the
-    sum by the number of tokens; the trainer here does.
-    """
-    real = labels.ne(padding)
-    loss = nn.functional.cross_entropy(logits[real].float(), labels[real], reduction="sum", label_smoothing=smoothing)
-    return loss, real.sum()
