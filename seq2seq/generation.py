@@ -1,7 +1,7 @@
 """Decoding sources in batches with an encoder-decoder, with or without a prefix; from tokens back to text.
 
-Legend: N sources of a batch, S tokens of the longest source, R rows now (alive sources x beams), P prefix length,
-V vocabulary.
+Legend: N sources of a batch, K beams, S tokens of the longest source, P prefix length, W tokens of all beams of a
+source, V vocabulary.
 """
 
 import argparse
@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search
+from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.text import clean_up
 from seq2seq.flags import MODES
@@ -23,65 +24,63 @@ from seq2seq.prefixTuning import Layers, attend_to
 class Seq2SeqSteps:
     """An encoder-decoder over a batch of sources: the stepwise model that prefixlib.beam_search asks for.
 
-    The beams of a source share its cross-attention keys and values, which hold the prefix already joined; the decoder's
-    own cache has one row per beam. The base model must be installed in prefixlib.attention and in eval mode.
+    The beams of a source share its row of both caches (prefixlib.beam_tree), which start with the prefix; the positions
+    of the text are its own. The base model must be installed in prefixlib.attention and in eval mode.
     """
 
     def __init__(self, base: nn.Module, input_ids: Tensor, attention_mask: Tensor, prefix: Mapping[str, Layers]):
-        self.base, self.input_ids, self.mask = base, input_ids, attention_mask
-        self.prefix = prefix
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        self.owner = torch.arange(len(input_ids), device=input_ids.device)  # row -> place of its source in the cache
+        self.base, self.input_ids, self.prefix = base, input_ids, prefix
+        self.cache = EncoderDecoderCache(growing_cache(), DynamicCache())
+        own = self._seed(self.cache.self_attention_cache, prefix.get("self", ()))
+        cross = self._seed(self.cache.cross_attention_cache, prefix.get("encoder_decoder", ()))
+        self.tree = BeamTree(attention_mask.new_ones(len(input_ids), own + 1))  # the start token is one more
+        self.mask = attention_mask.bool()
+        self.visible = nn.functional.pad(self.mask, (cross, 0), value=True)[:, None, None, :]  # (N, 1, 1, P+S)
+        self.position = 0  # of the decoder's next tokens
+
+    def _seed(self, cache: Cache, layers: Layers | tuple[()]) -> int:
+        """Put a prefix into a row per source of `cache`; returns its length P."""
+        for index, layer in enumerate(layers):
+            cache.update(*(s.to(self.base.dtype).expand(len(self.input_ids), -1, -1, -1) for s in layer), index)
+        return cache.get_seq_length()
 
     def prefill(self) -> Tensor:
+        with attend_to(self.base, {site: layers for site, layers in self.prefix.items() if site == "encoder"}):
+            encoded = self.base.get_encoder()(input_ids=self.input_ids, attention_mask=self.mask).last_hidden_state
         start = self.input_ids.new_full((len(self.input_ids), 1), self.base.config.decoder_start_token_id)
-        with attend_to(self.base, self.prefix):
-            logits = self.base(
-                input_ids=self.input_ids,
-                attention_mask=self.mask,
-                decoder_input_ids=start,
-                past_key_values=self.cache,
-                use_cache=True,
-            ).logits[:, -1]
-        if "encoder_decoder" in self.prefix:
-            layers = self.prefix["encoder_decoder"]
-            for cached, (keys, values) in zip(self.cache.cross_attention_cache.layers, layers, strict=True):
-                cached.keys = _join(keys, cached.keys)
-                cached.values = _join(values, cached.values)
-            self.mask = torch.cat([self.mask.new_ones(len(self.mask), layers[0][0].shape[2]), self.mask], dim=1)
+        logits = self._forward(start, encoded)
+        self.encoded = encoded[..., :0]  # its keys and values are cached; transformers asks that it be there
         return logits
 
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        if len(rows) != len(self.owner) or not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
-            self.cache.self_attention_cache.reorder_cache(rows)
-            self._keep_sources(self.owner[rows])
-        mask = self.mask[self.owner]  # (R, P+S)
-        encoded = torch.empty(*mask.shape, 0, dtype=self.base.dtype, device=mask.device)  # read already: shape only
-        with attend_to(self.base, {site: self.prefix[site] for site in self.prefix if site == "self"}):
-            return self.base(
+        staying = self.tree.advance(rows)
+        if staying is not None:
+            self.visible = self.visible[staying]
+            for layer in self.cache.self_attention_cache.layers:
+                layer.keep(staying)
+            self.cache.cross_attention_cache.batch_select_indices(staying)
+        self.position += 1
+        beams = self.tree.visible.shape[:2]
+        return self._forward(tokens.view(beams).to(self.input_ids.device), self.encoded)
+
+    def _forward(self, tokens: Tensor, encoded: Tensor) -> Tensor:
+        """Next-token logits (N*K, V) of one token for each beam (N, K), all at the same position."""
+        place = torch.full((tokens.shape[1],), self.position, device=tokens.device)
+        hook = self.base.get_decoder().embed_positions.register_forward_pre_hook(
+            lambda _module, args, kwargs: (args, {**kwargs, "position_ids": place}), with_kwargs=True
+        )  # the decoder would count the cached keys, prefix and other beams included
+        try:
+            hidden = self.base.base_model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
-                attention_mask=mask,
-                decoder_input_ids=tokens.unsqueeze(1),
+                attention_mask=self.visible.expand(-1, -1, tokens.shape[1], -1),
+                decoder_input_ids=tokens,
+                decoder_attention_mask=self.tree.visible.unsqueeze(1),  # (N, 1, K, P+W)
                 past_key_values=self.cache,
                 use_cache=True,
-            ).logits[:, -1]
-
-    def _keep_sources(self, owner: Tensor) -> None:
-        """Drop the sources that no row in `owner` (R,) belongs to any more; each must have the same number of rows."""
-        alive, self.owner = torch.unique_consecutive(owner, return_inverse=True)
-        if len(owner) % len(alive) or not torch.equal(
-            self.owner, torch.arange(len(alive), device=owner.device).repeat_interleave(len(owner) // len(alive))
-        ):
-            raise ValueError("the rows of a source must lie side by side, equally many for every source")
-        if len(alive) < len(self.mask):
-            self.mask = self.mask[alive]
-            for cached in self.cache.cross_attention_cache.layers:
-                cached.keys, cached.values = cached.keys[alive], cached.values[alive]
-
-
-def _join(prefix: Tensor, own: Tensor) -> Tensor:
-    """(1, H, P, D) and (N, H, S, D) -> (N, H, P+S, D)."""
-    return torch.cat([prefix.to(own.dtype).expand(len(own), -1, -1, -1), own], dim=2)
+            ).last_hidden_state
+        finally:
+            hook.remove()
+        return self.base.get_output_embeddings()(hidden.flatten(0, 1)) + self.base.final_logits_bias
 
 
 @torch.no_grad()
