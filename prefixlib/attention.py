@@ -125,25 +125,7 @@ def prefix_sdpa(
         attention_mask = _widen_mask(attention_mask, prefix, query, key.shape[2], causal)
         key = torch.cat([_rows(prefix.keys, key), key], dim=2)  # (B,G,P+S,D)
         value = torch.cat([_rows(prefix.values, value), value], dim=2)
-    if key.shape[0] != query.shape[0]:
-        return _shared_keys(module, query, key, value, attention_mask, **kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-
-def _shared_keys(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
-) -> tuple[Tensor, None]:
-    """Beams that share their input's cross-attention keys: query (N*K,H,1,D); key, value (N,G,S,D) -> (N*K,1,H,D).
-
-    No query of cross-attention sees another, so the K beams of an input pass as its K queries.
-    """
-    inputs, beams = key.shape[0], query.shape[0] // key.shape[0]
-    folded = query.reshape(inputs, beams, *query.shape[1:2], -1).transpose(1, 2)  # (N,H,K,D)
-    if attention_mask is not None:
-        attention_mask = attention_mask[::beams]  # equal for the beams of an input
-    kwargs["is_causal"] = False
-    output, _ = sdpa_attention_forward(module, folded, key, value, attention_mask, **kwargs)  # (N,K,H,D)
-    return output.reshape(inputs * beams, 1, *output.shape[2:]), None
 
 
 def _rows(prefix: Tensor, own: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ the decoder's cross-attention and the decoder's self-attention. Positions stay t
 """
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -181,6 +182,7 @@ class PrefixLM(nn.Module):
         self.base = base
         self.prefix = prefix
         attention.install(base)
+        attention_sites(base)  # refuse another kind of model before the first epoch, not after it
         for parameter in base.parameters() if prefix is not None and freeze else ():
             parameter.requires_grad_(False)
 
@@ -236,6 +238,8 @@ def attention_sites(base: nn.Module) -> dict[str, list[nn.Module]]:
     """Site -> the attention module of each layer. Raises UserError for an encoder-decoder built otherwise."""
     encoder, decoder = base.get_encoder(), base.get_decoder()
     try:
+        if "position_ids" not in inspect.signature(decoder.embed_positions.forward).parameters:
+            raise AttributeError("its decoder cannot be told the positions of the beams")
         return {
             "self": [layer.self_attn for layer in decoder.layers],
             "encoder_decoder": [layer.encoder_attn for layer in decoder.layers],

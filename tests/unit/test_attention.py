@@ -224,20 +224,6 @@ def test_checkpointing_changes_no_gradient(family, request):
         assert torch.equal(one, other)
 
 
-def test_beams_share_cross_attention_keys():
-    """One query per beam over keys held once per input: equal to the keys repeated for every beam."""
-    torch.manual_seed(0)
-    query, key, value = torch.randn(6, 3, 1, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
-    seen = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
-    module = nn.Module()
-    module.is_causal = False
-    repeated = [t.repeat_interleave(3, dim=0) for t in (key, value, seen[:, None, None, :])]
-    expected, _ = attention.prefix_sdpa(module, query, *repeated)
-    found, _ = attention.prefix_sdpa(module, query, key, value, repeated[2])
-    assert found.shape == (6, 1, 3, 8)
-    assert (found - expected).abs().max() < TOLERANCE
-
-
 def test_generate_is_unmodified_and_contexts_nest(gpt2):
     prefix, other, ids = random_prefix(gpt2, 5), random_prefix(gpt2, 2, seed=9), tokens(1, 4)
     with attention.prefix_attention(prefix):

@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
+import transformers
 from transformers import BartForConditionalGeneration
 
 from prefixlib import attention, checkpoint
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
-from seq2seq.generation import decode
+from seq2seq.generation import Seq2SeqSteps, decode
 from seq2seq.prefix_io import load_prefix, save_prefix
 from seq2seq.prefixTuning import (
     BRANCHES,
@@ -154,6 +155,44 @@ def test_decoding_keeps_file_order_and_ignores_the_batch(bart):
     assert len(outputs[0]) == 7
     assert len({tuple(tokens) for tokens in outputs[0]}) > 1
     assert all(output == outputs[0] for output in outputs[1:])
+
+
+@pytest.mark.parametrize("family", ["Bart", "MBart", "Pegasus"])
+@torch.no_grad()
+def test_beams_on_one_row_of_the_cache_equal_each_output_read_alone(family):
+    """Beams split and die, a source leaves the batch: every step's logits are those of teacher forcing."""
+    torch.manual_seed(0)
+    sides = {"layers": 2, "attention_heads": 2, "ffn_dim": 24}
+    shape = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=90, d_model=16, max_position_embeddings=64, init_std=0.3, decoder_start_token_id=2, **shape
+    )
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
+    model.final_logits_bias.copy_(torch.randn(1, 90))
+    lm = PrefixLM(model, make_prefix(model)).eval()
+    ids, mask = tokens(3, 9) % 90, torch.ones(3, 9, dtype=torch.long)
+    mask[1, 6:] = 0
+    ids[1, 6:] = config.pad_token_id
+    steps = Seq2SeqSteps(model, ids, mask, lm.prefix(1))
+    found, outputs, sources = steps.prefill(), [[2]] * 3, [0, 1, 2]
+    moves = [[0, 0, 0, 1, 1, 1, 2, 2, 2], [1, 0, 1, 5, 5, 3, 6, 7, 8], [3, 4, 4, 8, 6, 6], [2, 1, 0, 3, 3, 3]]
+    for step, rows in enumerate([*moves, None]):
+        whole = lm(ids[sources], mask[sources], torch.tensor(outputs))[:, -1]
+        assert (found - whole).abs().max() < TOLERANCE, step
+        if rows is not None:
+            chosen = [(7 * step + 5 * n) % 80 + 5 for n in range(len(rows))]
+            outputs = [[*outputs[row], token] for row, token in zip(rows, chosen, strict=True)]
+            sources = [sources[row] for row in rows]
+            found = steps.advance(torch.tensor(rows), torch.tensor(chosen))
+
+
+def test_a_model_whose_decoder_counts_its_positions_itself_is_refused():
+    """Its beams could not share a row; told when the model is wrapped, not when the first epoch is validated."""
+    config = transformers.M2M100Config(vocab_size=90, d_model=16, encoder_layers=1, decoder_layers=1)
+    with torch.device("meta"):
+        model = transformers.M2M100ForConditionalGeneration(config)
+    with pytest.raises(UserError, match="M2M100ForConditionalGeneration is not built like BART"):
+        PrefixLM(model, None)
 
 
 def test_dropout_is_drawn_for_every_row_after_the_expansion(bart):
