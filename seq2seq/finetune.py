@@ -24,9 +24,10 @@ from prefixlib.launch import Parser, explicit_flags, tuning_settings
 from prefixlib.text import text_or_file
 from seq2seq import flags, generation, predict, rouge
 from seq2seq.callbacks import Checkpoints, LogLines
+from seq2seq.initialise import start_from_text
 from seq2seq.lightning_base import RESUME, BaseModule, check_precision, find_resume, generic_train
 from seq2seq.prefix_io import load_prefix, save_prefix
-from seq2seq.prefixTuning import FAMILY, PrefixConfig, PrefixLM, PrefixTuning, start_from_text
+from seq2seq.prefixTuning import FAMILY, PrefixConfig, PrefixLM, PrefixTuning
 from seq2seq.utils import (
     Collator,
     EpochBatches,

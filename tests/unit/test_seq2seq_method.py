@@ -11,6 +11,7 @@ from prefixlib import attention, checkpoint
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
 from seq2seq.generation import Seq2SeqSteps, decode
+from seq2seq.initialise import key_values_of_text, start_from_text
 from seq2seq.prefix_io import load_prefix, save_prefix
 from seq2seq.prefixTuning import (
     BRANCHES,
@@ -19,9 +20,7 @@ from seq2seq.prefixTuning import (
     PrefixTuning,
     attend_to,
     attention_sites,
-    key_values_of_text,
     split_layers,
-    start_from_text,
 )
 from tests.seq2seq_tiny import make_bart
 
