@@ -35,6 +35,7 @@ from seq2seq.utils import (
     find_file,
     find_lengths,
     load_examples,
+    source_lengths,
 )
 
 logger = logging.getLogger("seq2seq.finetune")
@@ -264,7 +265,8 @@ def build_loaders(args, examples, tokenizer, config, lengths) -> tuple[Resumable
     collate = functools.partial(
         Collator, tokenizer, config.pad_token_id, config.decoder_start_token_id, lengths["source"]
     )
-    train = EpochBatches(len(examples["train"]), args.bsz, args.seed, rank, world)
+    sizes = source_lengths(examples["train"]) if args.group_by_length == "yes" else None
+    train = EpochBatches(len(examples["train"]), args.bsz, args.seed, rank, world, sizes)
     validation = EpochBatches(len(examples["eval"]), args.eval_batch_size * world, None, rank, world)
     return (
         ResumableLoader(examples["train"], train, collate(lengths["target"]), args.num_workers),

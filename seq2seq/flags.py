@@ -123,6 +123,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="batches whose gradients are averaged into one step",
     )
+    add_yes_no(
+        group,
+        "--group_by_length",
+        "no",
+        "batches of sources of similar length: less padding, faster; `no` as published",
+    )
     group.add_argument("--epoch", type=int, default=5, help="passes over the training set")
     group.add_argument("--max_steps", type=int, default=-1, help="stop after this many steps (-1: --epoch decides)")
     group.add_argument("--learning_rate", type=float, default=5e-5, help="peak rate")

@@ -4,6 +4,7 @@ Legend: B batch, S source tokens, T target tokens.
 """
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,10 @@ class Lines:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def lengths(self) -> list[int]:
+        """Bytes of each line, without reading them."""
+        return [end - start for start, end in itertools.pairwise(self.offsets)]
 
     def __getitem__(self, index: int) -> str:
         with open(self.path, "rb") as file:  # opened anew: worker processes must not share a position
@@ -115,6 +120,13 @@ def load_examples(mode: str, split: str, path: Path, first: int = -1) -> Sequenc
     return examples if first < 0 else examples[:first]
 
 
+def source_lengths(examples: Sequence[Example]) -> list[int]:
+    """How long each source is, in bytes or characters: good enough to tell which have about as many tokens."""
+    if isinstance(examples, Summaries):
+        return examples.sources.lengths()[: len(examples)]
+    return [len(example.source) for example in examples]
+
+
 def find_lengths(args: argparse.Namespace, config) -> dict[str, int]:
     """Tokens kept per kind of text: the flag's, else the mode's. Raises UserError if the model has fewer positions."""
     lengths = {}
@@ -126,15 +138,28 @@ def find_lengths(args: argparse.Namespace, config) -> dict[str, int]:
     return lengths
 
 
+POOL = 50  # batches that are sorted by length together: enough to leave little padding, few enough to stay random
+
+
 class EpochBatches(Sampler):
     """Lists of indices: every epoch all examples once, in an order that depends on seed and epoch alone.
 
     Each of `world` processes gets its part of the same global batches of `batch` examples, so the split changes
     nothing. A process without a row in a short last batch gets one filler: the index's complement, a negative number.
+    With `lengths`, one per example, a batch holds examples of similar length; the batches come in random order.
     """
 
-    def __init__(self, size: int, batch: int, seed: int | None, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        size: int,
+        batch: int,
+        seed: int | None,
+        rank: int = 0,
+        world: int = 1,
+        lengths: Sequence[int] | None = None,
+    ):
         self.size, self.batch, self.seed, self.rank, self.world = size, batch, seed, rank, world
+        self.lengths = lengths
         self.epoch = self.skip = 0  # the epoch that the next iteration yields, and how many of its batches are done
 
     def __len__(self) -> int:
@@ -145,10 +170,25 @@ class EpochBatches(Sampler):
         epoch, skip, self.skip = self.epoch, self.skip, 0
         order = list(range(self.size))
         if self.seed is not None:
-            order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(self.size, generator=generator).tolist()
+            if self.lengths is not None:
+                order = self._by_length(order, generator)
         for number in range(skip, len(self)):
             together = order[number * self.batch : (number + 1) * self.batch]
             yield together[self.rank :: self.world] or [~together[0]]
+
+    def _by_length(self, order: list[int], generator: torch.Generator) -> list[int]:
+        """The order with every pool sorted by length and then cut into batches, shuffled; a short one stays last."""
+        pool = POOL * self.batch
+        pools = [
+            sorted(order[start : start + pool], key=self.lengths.__getitem__) for start in range(0, len(order), pool)
+        ]
+        order = list(itertools.chain.from_iterable(pools))
+        full = len(order) // self.batch
+        shuffled = torch.randperm(full, generator=generator).tolist()
+        batches = [order[number * self.batch : (number + 1) * self.batch] for number in shuffled]
+        return [*itertools.chain.from_iterable(batches), *order[full * self.batch :]]
 
 
 class ResumableLoader(DataLoader):

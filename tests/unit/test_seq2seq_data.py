@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, BartConfig
 
 from prefixlib.errors import UserError
 from seq2seq import finetune, flags, generation, rouge
-from seq2seq.utils import Collator, EpochBatches, Example, find_file, load_examples
+from seq2seq.utils import Collator, EpochBatches, Example, find_file, load_examples, source_lengths
 from tests.seq2seq_tiny import make_bart, make_summaries
 
 BOS, PAD, EOS = 0, 1, 2
@@ -60,6 +60,50 @@ def test_every_epoch_has_every_example_once_in_its_own_order():
     assert [index for batch in batches for index in batch] == orders[1][16:]
     batches.epoch = 1
     assert [index for batch in batches for index in batch] == orders[1]  # the place counts once
+
+
+def epochs_by_length(lengths, batch=4, **place):
+    batches, found = EpochBatches(len(lengths), batch, seed=7, lengths=lengths, **place), []
+    for epoch in range(3):
+        batches.epoch = epoch
+        found.append(list(batches))
+    return found
+
+
+def test_batches_by_length_hold_everything_once_in_an_order_of_their_own():
+    lengths = [(n * 37) % 100 for n in range(503)]
+    epochs = epochs_by_length(lengths)
+    assert epochs == epochs_by_length(lengths)
+    for batches in epochs:
+        assert [len(batch) for batch in batches] == [4] * 125 + [3]
+        assert sorted(index for batch in batches for index in batch) == list(range(503))
+    assert len({str(batches) for batches in epochs}) == 3
+    means = [sum(lengths[index] for index in batch) for batch in epochs[0]]
+    assert means != sorted(means)  # short and long ones in turn, not one after the other
+    again = EpochBatches(503, 4, seed=7, lengths=lengths)
+    again.epoch, again.skip = 2, 100
+    assert list(again) == epochs[2][100:]
+    parts = [epochs_by_length(lengths, rank=rank, world=2)[1] for rank in (0, 1)]
+    for batch, one, two in zip(epochs[1], *parts, strict=True):
+        assert sorted(one + two) == sorted(batch)
+
+
+def test_batches_by_length_are_padded_less():
+    """Nine short texts to a long one: padding falls from most of what is computed to next to none."""
+    lengths = [100 if n % 10 == 0 else 10 for n in range(800)]
+
+    def computed(batches):
+        return sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
+
+    assert computed(epochs_by_length(lengths)[0]) < 1.1 * sum(lengths)
+    assert computed(EpochBatches(800, 4, seed=7)) > 2 * sum(lengths)
+
+
+def test_lengths_of_sources_are_known_without_reading_them(tmp_path):
+    path = make_summaries(tmp_path / "xsum") / "train.source"
+    examples = load_examples("xsum", "train", path, first=7)
+    assert source_lengths(examples) == [len(line) + 1 for line in path.read_text().split("\n")[:7]]  # with the newline
+    assert source_lengths([Example("ab", ("x",)), Example("abcd", ("x",))]) == [2, 4]
 
 
 def test_processes_share_the_global_batches():

@@ -93,6 +93,20 @@ def test_resumed_with_workers_equals_uninterrupted_without(place, whole_run, tmp
     assert equal(weights, whole_run[0])
 
 
+def test_resumed_with_batches_by_length_equals_uninterrupted(place, tmp_path, monkeypatch):
+    settings = {"group_by_length": "yes", "save_steps": 1}
+    whole = train(place, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        kill_at(patch, Checkpoints, "on_train_batch_end", 9)
+        with pytest.raises(Killed):
+            train(place, tmp_path / "killed", **settings)
+    with pytest.raises(UserError, match=r"--group_by_length no contradicts .*resume.ckpt"):
+        train(place, tmp_path / "killed", resume="yes")
+    weights, results = train(place, tmp_path / "killed", resume="yes", **settings)
+    assert equal(weights, whole[0])
+    assert results["train"]["curves"] == whole[1]["train"]["curves"]
+
+
 def test_half_written_checkpoint_is_never_seen(place, tmp_path, monkeypatch):
     """A run killed while it writes its second checkpoint leaves the first one whole."""
     saved = lightning_base.files.sync_file
