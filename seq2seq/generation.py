@@ -40,8 +40,10 @@ class Seq2SeqSteps:
 
     def _seed(self, cache: Cache, layers: Layers | tuple[()]) -> int:
         """Put a prefix into a row per source of `cache`; returns its length P."""
+        kind = self.input_ids.device.type  # under autocast (validation) the model's own keys are not of its own dtype
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.base.dtype
         for index, layer in enumerate(layers):
-            cache.update(*(s.to(self.base.dtype).expand(len(self.input_ids), -1, -1, -1) for s in layer), index)
+            cache.update(*(states.to(dtype).expand(len(self.input_ids), -1, -1, -1) for states in layer), index)
         return cache.get_seq_length()
 
     def prefill(self) -> Tensor:

@@ -185,6 +185,23 @@ def test_beams_on_one_row_of_the_cache_equal_each_output_read_alone(family):
             found = steps.advance(torch.tensor(rows), torch.tensor(chosen))
 
 
+@torch.no_grad()
+def test_under_autocast_the_cache_holds_what_the_model_computes_in(bart):
+    """Validation of a bfloat16 run: a prefix in float32 would make the whole cache so, converted anew at every step."""
+    ids = tokens(2, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        steps = Seq2SeqSteps(bart, ids, torch.ones_like(ids), make_prefix(bart)(1))
+        steps.prefill()
+        steps.advance(torch.tensor([0, 0, 1, 1]), torch.tensor([5, 6, 7, 8]))
+    layers = [
+        layer
+        for cache in (steps.cache.self_attention_cache, steps.cache.cross_attention_cache)
+        for layer in cache.layers
+    ]
+    assert len(layers) == 4
+    assert {states.dtype for layer in layers for states in (layer.keys, layer.values)} == {torch.bfloat16}
+
+
 def test_a_model_whose_decoder_counts_its_positions_itself_is_refused():
     """Its beams could not share a row; told when the model is wrapped, not when the first epoch is validated."""
     config = transformers.M2M100Config(vocab_size=90, d_model=16, encoder_layers=1, decoder_layers=1)
