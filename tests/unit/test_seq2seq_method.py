@@ -170,8 +170,7 @@ def test_beams_on_one_row_of_the_cache_equal_each_output_read_alone(family):
     model.final_logits_bias.copy_(torch.randn(1, 90))
     lm = PrefixLM(model, make_prefix(model)).eval()
     ids, mask = tokens(3, 9) % 90, torch.ones(3, 9, dtype=torch.long)
-    mask[1, 6:] = 0
-    ids[1, 6:] = config.pad_token_id
+    mask[1, 6:], ids[1, 6:] = 0, config.pad_token_id
     steps = Seq2SeqSteps(model, ids, mask, lm.prefix(1))
     found, outputs, sources = steps.prefill(), [[2]] * 3, [0, 1, 2]
     moves = [[0, 0, 0, 1, 1, 1, 2, 2, 2], [1, 0, 1, 5, 5, 3, 6, 7, 8], [3, 4, 4, 8, 6, 6], [2, 1, 0, 3, 3, 3]]
@@ -193,11 +192,7 @@ def test_under_autocast_the_cache_holds_what_the_model_computes_in(bart):
         steps = Seq2SeqSteps(bart, ids, torch.ones_like(ids), make_prefix(bart)(1))
         steps.prefill()
         steps.advance(torch.tensor([0, 0, 1, 1]), torch.tensor([5, 6, 7, 8]))
-    layers = [
-        layer
-        for cache in (steps.cache.self_attention_cache, steps.cache.cross_attention_cache)
-        for layer in cache.layers
-    ]
+    layers = [*steps.cache.self_attention_cache.layers, *steps.cache.cross_attention_cache.layers]
     assert len(layers) == 4
     assert {states.dtype for layer in layers for states in (layer.keys, layer.values)} == {torch.bfloat16}
 

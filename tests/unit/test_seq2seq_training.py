@@ -223,6 +223,14 @@ def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumu
     assert shapes == [(3, 16)] * 3 * (steps + 2 + 1 + flattened)
 
 
+@pytest.mark.parametrize(("fp16", "fused"), [("no", True), ("yes", False)])
+def test_optimiser_is_fused_but_not_where_that_rules_out_clipping(place, fp16, fused):
+    args, _ = finetune.parse_args(training_flags(place / "bart", place / "data", place, fp16=fp16))
+    lm = finetune.build_lm(args, {"name": str(place / "bart"), "revision": None}, tokenizer=None)
+    optimizer = lightning_base.BaseModule(lm, args, total_steps=10).configure_optimizers()["optimizer"]
+    assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_accumulated_batches_may_share_a_run_of_the_network(place, tmp_path, monkeypatch, dropout):
     """The same losses as with a run per batch, on four batches a step and on the two left over."""
