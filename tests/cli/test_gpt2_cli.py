@@ -155,12 +155,24 @@ def test_ctrl_c_is_one_line_and_names_the_checkpoint(data, tmp_path):
 
 
 def test_two_processes_equal_one_with_the_same_global_batch(run, data, tmp_path):
-    output = tmp_path / "two"
+    compare_processes(data, tmp_path / "two", run[0])
+
+
+def test_two_processes_equal_one_when_steps_share_a_run_of_the_network(data, tmp_path):
+    accumulated = ("--gradient_accumulation_steps", "2")
     result = run_command(
-        *training_command(data, output, "--epoch", "2", "--skip_decode", "yes", "--num_processes", "2")
+        *training_command(data, tmp_path / "one", "--epoch", "2", "--skip_decode", "yes", *accumulated)
     )
     assert result.returncode == 0, result.stderr
-    for name, tensor in weights(run[0]).items():
+    compare_processes(data, tmp_path / "two", tmp_path / "one", *accumulated)
+
+
+def compare_processes(data, output, single, *flags):
+    """Train with two processes and hold the weights to those of the run in `single`."""
+    two = ("--epoch", "2", "--skip_decode", "yes", "--num_processes", "2", *flags)
+    result = run_command(*training_command(data, output, *two))
+    assert result.returncode == 0, result.stderr
+    for name, tensor in weights(single).items():
         assert (weights(output)[name] - tensor).abs().max() < 1e-3, name
 
 

@@ -168,3 +168,14 @@ def test_finished_sentences_leave_the_batch(model):
     assert set(beams) == {2}
     assert list(rows) == sorted(rows, reverse=True)
     assert rows[-1] < 5
+
+
+def test_a_sentence_stops_by_the_length_before_the_step():
+    """transformers 3.2 compares with best / cur_len, where cur_len has not counted the step's token yet.
+
+    One beam, a prompt of one token: eos at .5 is kept with ln .5 / 1, which is as good as the best candidate over 1.
+    Over 2 it would not be, and "1" then eos, ln(.4 * .98) / 2 = -.47 against -.69, would win.
+    """
+    table = {(): [0.5, 0.4, 0.1], (1,): [0.98, 0.01, 0.01]}
+    found = beam_search(Script(table), [[5]], DecodingRule(eos_token_id=0, max_new_tokens=4, num_beams=1))[0]
+    assert [h.tokens for h in found] == [[]]
