@@ -7,7 +7,7 @@ recipe      the WebNLG recipe's sizes on a GPU      table    the target figures 
 record-lengths  token lengths of a data file, for data/lengths/
 
 Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
-ratios are medians over the rounds. Rows of the same method must have equal losses and equal tokens, else there is no ratio.
+ratios are medians over the rounds. Rows of the same method must have equal losses and tokens, else there is no ratio.
 Peers need `pip install -e .[peers]`. Results go to results/benchmark_WHAT_SHAPE_DEVICE.json.
 """
 

@@ -20,6 +20,7 @@ from benchmark_steps import now, timed
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from gpt2 import decoding, run_language_modeling
@@ -63,6 +64,7 @@ def make_examples(args: argparse.Namespace, count: int) -> list[Encoded]:
 def our_trainer(args: argparse.Namespace, output: Path, model: nn.Module, examples, epochs: int, every: int):
     """PrefixTrainer from the entry's own function, without evaluation, saving and TensorBoard."""
     settings = {"bsz": args.bsz, "epoch": epochs, "learning_rate": LEARNING_RATE, "logging_steps": every}
+    settings["objective_mode"] = 0  # the token mean, which the stock Trainer takes too
     words = ["--mode", "webnlg", "--model_name_or_path", args.shape, "--output_dir", str(output)]
     words += ["--disable_tqdm", "yes", "--seed", str(args.seed)]
     words += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
@@ -97,7 +99,9 @@ def stock_trainer(args: argparse.Namespace, output: Path, model: nn.Module, exam
         dataloader_pin_memory=args.device == "cuda",
     )
     pad = functools.partial(collate, pad_token_id=model.config.eos_token_id)
-    return Trainer(model=model, args=settings, train_dataset=examples, data_collator=pad)
+    trainer = Trainer(model=model, args=settings, train_dataset=examples, data_collator=pad)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def check_device(args: argparse.Namespace) -> None:
