@@ -27,6 +27,7 @@ import benchmark_steps
 import benchmark_tables
 import torch
 from benchmark_models import ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
+from transformers.utils import logging
 
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
@@ -120,6 +121,7 @@ def settings_of(args: argparse.Namespace) -> dict:
         "decode": ("preseqlen", "mid_dim", *benchmark_decode.SETTINGS, "seed"),
         "recipe": (*SETTINGS, "batches", "train_lengths", *benchmark_decode.SETTINGS, "seed"),
         "startup": (),
+        "scaling": (*SETTINGS, *benchmark_decode.SETTINGS, "points", "seed"),
     }.get(args.what, SETTINGS)
     given = {"lengths_from": args.lengths_from.name} if args.lengths_from else {}
     return {name: getattr(args, name) for name in ("shape", "bf16", "rounds", *names)} | given
@@ -164,6 +166,7 @@ def record_lengths(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    logging.set_verbosity_error()  # the peers' hints on flags
     if args.what == "memory-of":
         print(json.dumps(benchmark_steps.peak_of_three_steps(args, args.row)))
         return 0

@@ -63,18 +63,20 @@ def make_work(args: argparse.Namespace) -> Work:
 
 
 def sharpen(base: nn.Module) -> nn.Module:
-    """Give a random model the peaked distributions of a trained one, and an eos that never comes by itself."""
-    width, eos = base.get_input_embeddings().weight.shape[1], base.config.eos_token_id
-    scale = SPREAD / (base.config.init_std if hasattr(base.config, "init_std") else base.config.initializer_range)
+    """Give a random model the peaked distributions of a trained one, and an eos that never comes by itself.
+
+    Its output layer gets weights of its own: tied to the input's, a random model would say the last token again.
+    """
+    head, eos = base.get_output_embeddings(), base.config.eos_token_id
+    torch.manual_seed(3)
     with torch.no_grad():
+        head.weight = nn.Parameter(torch.empty_like(head.weight).normal_(std=SPREAD / head.in_features**0.5))
         if base.config.is_encoder_decoder:
-            base.get_decoder().layers[-1].final_layer_norm.weight.mul_(scale / width**0.5)
             base.final_logits_bias[0, eos] = NEVER
-        else:  # one dimension is kept for the eos; no prompt contains it
+        else:  # one dimension of the last hidden state is kept for the eos
             norm = base.base_model.ln_f
-            norm.weight.mul_(scale / width**0.5)
             norm.weight[0], norm.bias[0] = 0.0, 1.0
-            base.get_input_embeddings().weight[eos, 0] = NEVER
+            head.weight[eos, 0] = NEVER
     return base
 
 

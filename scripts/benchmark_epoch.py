@@ -7,6 +7,7 @@ examples in the same order, padded by the same collator.
 import argparse
 import functools
 import logging
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,9 +71,10 @@ def our_trainer(args: argparse.Namespace, output: Path, model: nn.Module, exampl
     words += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     tokenizer = SimpleNamespace(eos_token_id=model.config.eos_token_id)
     data = {"train": examples, "valid": examples}
-    trainer = run_language_modeling.make_trainer(
-        run_language_modeling.parse_args(words), output, model, tokenizer, data, lambda *_: None, None
-    )
+    with mock.patch.dict(os.environ):  # it names a folder for TensorBoard there
+        trainer = run_language_modeling.make_trainer(
+            run_language_modeling.parse_args(words), output, model, tokenizer, data, lambda *_: None, None
+        )
     trainer.args.eval_strategy, trainer.args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
     trainer.remove_callback(TensorBoardCallback)
     return trainer

@@ -22,7 +22,7 @@ from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
 
 STEP_ROWS = ("prefix", "peft", "finetune")
-PROCESS_STEPS = 30  # of the demo, in the sweep over processes
+PROCESS_STEPS, PROCESS_BSZ = 30, 64  # of the demo, in the sweep over processes
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,14 @@ def at_processes(args: argparse.Namespace) -> dict[str, dict]:
     """Tokens per second of the demo's training, through the launcher; the global batch stays the same."""
     with tempfile.TemporaryDirectory() as folder:
         script, output = REPOSITORY / "gpt2" / "train_e2e.py", Path(folder) / "run"
-        flags = {"demo": "yes", "max_steps": PROCESS_STEPS, "skip_decode": "yes", "disable_tqdm": "yes"}
-        flags |= {"num_processes": args.num_processes, "logging_steps": PROCESS_STEPS // 3, "eval_steps": 10**6}
+        flags = {
+            "demo": "yes",
+            "bsz": PROCESS_BSZ,
+            "max_steps": PROCESS_STEPS,
+            "skip_decode": "yes",
+            "disable_tqdm": "yes",
+        }
+        flags |= {"num_processes": args.num_processes, "logging_steps": PROCESS_STEPS, "eval_steps": 10**6}
         flags |= {"save_steps": 10**6, "output_dir": output}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         child = subprocess.run(
@@ -135,7 +141,9 @@ def title(args: argparse.Namespace, sweep: Sweep) -> str:
         "processes": {},
     }[sweep.kind]
     swept = {"bsz": "B", "tokens": "T", "preseqlen": "P", "batch_size": "batch", "beams": "beams"}.get(sweep.setting)
-    what = {"step": "training step", "decode": "decoding", "processes": "demo training, batch of 16"}[sweep.kind]
+    what = {"step": "training step", "decode": "decoding", "processes": f"demo training, batch of {PROCESS_BSZ}"}[
+        sweep.kind
+    ]
     sizes = ", ".join(f"{name} {value}" for name, value in fixed.items() if name != swept)
     shape = "" if sweep.kind == "processes" else f"{args.shape}, "
     return f"{shape}{what}, {args.device}" + (f", {sizes}" if sizes else "")
