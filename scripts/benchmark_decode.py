@@ -29,6 +29,9 @@ from seq2seq.prefixTuning import attend_to
 DEFAULTS = {"gpt2": (32, 32, 5, 100, 6, "webnlg_dev"), "bart": (12, 12, 6, 62, 3, "xsum_test")}
 SETTINGS = ("sentences", "batch_size", "beams", "max_new_tokens", "alone", "lengths")
 SPREAD = 4.4  # standard deviation of the logits, so that the best token has a probability of a few tenths
+# gains of attention's weights, and standard deviations of GPT-2's embeddings, in a random model that listens
+PEAKED = {**dict.fromkeys(("attn.c_attn", "q_proj", "k_proj", "v_proj"), 2.0), "attn.c_proj": 0.3, "out_proj": 0.5}
+EMBEDDINGS = {"wte": 1.0, "wpe": 0.5}
 NEVER = -100.0  # the logit of an eos that does not come by itself
 ONE_BY_ONE = ("prefix-alone", "original-style")
 
@@ -63,13 +66,19 @@ def make_work(args: argparse.Namespace) -> Work:
 
 
 def sharpen(base: nn.Module) -> nn.Module:
-    """Give a random model the peaked distributions of a trained one, and an eos that never comes by itself.
+    """Make a random model say varied things that depend on what it reads, and never an eos by itself.
 
-    Its output layer gets weights of its own: tied to the input's, a random model would say the last token again.
+    As transformers draws them, random weights look at everything alike and repeat the last token: equal tokens would
+    then show little. Here attention picks few positions, and the output layer is not tied to the input's.
     """
     head, eos = base.get_output_embeddings(), base.config.eos_token_id
+    spread = {name: wanted / head.in_features**0.5 for name, wanted in PEAKED.items()} | EMBEDDINGS
     torch.manual_seed(3)
     with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            for ending_in, std in spread.items():
+                if name.endswith(f"{ending_in}.weight"):
+                    parameter.normal_(std=std)
         head.weight = nn.Parameter(torch.empty_like(head.weight).normal_(std=SPREAD / head.in_features**0.5))
         if base.config.is_encoder_decoder:
             base.final_logits_bias[0, eos] = NEVER

@@ -35,6 +35,7 @@ POSITIONS = 1024
 DEFAULTS = {"gpt2": (5, 0, 80, 5, 512), "bart": (5, 256, 40, 200, 800)}
 SETTINGS = ("bsz", "source", "tokens", "preseqlen", "mid_dim")
 LORA_RANK = 8
+LOUDER = 8.0  # factor on the random prefix, so that leaving it out or changing it would be seen in loss and tokens
 
 Batch = dict[str, Tensor]
 Case = tuple[nn.Module, Callable[[Batch], Tensor]]  # a model, and its loss on a batch
@@ -96,6 +97,10 @@ def our_prefix(args: argparse.Namespace, base: nn.Module) -> nn.Module:
     else:
         named = {"prefix_mode": "activation", "format_mode": "cat"}
         prefix = gpt2.PrefixTuning(gpt2.PrefixConfig.for_model(base.config, **settings, **named))
+    with torch.no_grad():
+        for network in prefix.children():
+            if isinstance(network, nn.Sequential):
+                network[-1].weight.mul_(LOUDER)
     return prefix.to(args.device)
 
 
