@@ -64,10 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
     sizes.add_argument("--preseqlen", type=int, help="prefix length (default: 5; BART 200)")
     sizes.add_argument("--mid_dim", type=int, help="width of the reparametrisation (default: 512; BART 800)")
     sizes.add_argument("--batches", type=int, help="epoch: training batches (default: 8; recipe 3605)")
-    sizes.add_argument("--sentences", type=int, help="decode: sentences (default: 32; BART 12; recipe 1862)")
+    sizes.add_argument(
+        "--sentences", type=int, help="decode: sentences (default: 32; BART 12; scaling 16; recipe 1862)"
+    )
     sizes.add_argument("--batch_size", type=int, help="decode: sentences together (default: 32; BART 12)")
     sizes.add_argument("--beams", type=int, help="decode: beams (default: 5; BART 6)")
-    sizes.add_argument("--max_new_tokens", type=int, help="decode: longest output (default: 100; BART 62)")
+    sizes.add_argument("--max_new_tokens", type=int, help="decode: longest output (default: 100; BART 62; scaling 50)")
     sizes.add_argument(
         "--alone", type=int, help="decode: sentences for rows of one at a time (default: 6; BART 3; 0 all)"
     )
@@ -100,9 +102,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     args.rounds = args.rounds or (3 if args.what == "scaling" else 7)
-    if args.what == "recipe":
-        for name, value in benchmark_epoch.RECIPE_SIZES.items():
-            setattr(args, name, getattr(args, name) or value)
+    own_sizes = {"recipe": benchmark_epoch.RECIPE_SIZES, "scaling": benchmark_scaling.SIZES}.get(args.what, {})
+    for name, value in own_sizes.items():
+        setattr(args, name, getattr(args, name) or value)
     args.batches = args.batches or 8
     args.train_lengths = args.lengths or ("xsum_train" if is_bart(args) else "webnlg_train")
     fill_defaults(args)

@@ -153,10 +153,15 @@ def epoch(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def recipe(args: argparse.Namespace) -> dict[str, dict]:
-    """The WebNLG recipe on random weights and ids of real lengths: 5 epochs of training, then the test set decoded."""
+    """The WebNLG recipe's sizes on a GPU."""
     if args.device != "cuda":
         raise UserError("recipe would take hours on a CPU: run it with --device cuda")
     check_device(args)
+    return train_and_decode(args)
+
+
+def train_and_decode(args: argparse.Namespace) -> dict[str, dict]:
+    """Random weights and ids of real lengths: 5 epochs of training, then the test inputs decoded."""
     model = our_model(args)
     watch = train(args, our_trainer, model, make_examples(args, args.batches * args.bsz), RECIPE["epochs"], every=50)
     work = make_work(args)

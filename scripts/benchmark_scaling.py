@@ -22,6 +22,7 @@ from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
 
 STEP_ROWS = ("prefix", "peft", "finetune")
+SIZES = {"sentences": 16, "max_new_tokens": 50}  # where the command line says nothing: minutes on two CPU cores
 PROCESS_STEPS, PROCESS_BSZ = 30, 64  # of the demo, in the sweep over processes
 
 
@@ -39,8 +40,8 @@ SWEEPS = {
     "prefix_length": Sweep("preseqlen", "prefix length P (positions)", (1, 5, 20, 100, 200, 500)),
     "tokens": Sweep("tokens", "tokens per row T", (20, 40, 80, 160, 320)),
     "batch": Sweep("bsz", "training batch B (rows)", (1, 2, 4, 8, 16)),
-    "decode_batch": Sweep("batch_size", "decoding batch (sentences)", (1, 2, 4, 8, 16, 32), "decode"),
-    "beams": Sweep("beams", "beams", (1, 2, 5, 10), "decode"),
+    "decode_batch": Sweep("batch_size", "decoding batch (sentences)", (1, 2, 4, 8, 16), "decode"),
+    "beams": Sweep("beams", "beams", (1, 2, 5, 8), "decode"),
     "processes": Sweep("num_processes", "training processes, one thread each", (1, 2), "processes"),
 }
 

@@ -5,6 +5,7 @@ import json
 
 import benchmark
 import benchmark_decode
+import benchmark_epoch
 import benchmark_lengths
 import benchmark_models
 import benchmark_scaling
@@ -67,6 +68,15 @@ def test_an_epoch_through_both_trainers(tmp_path):
     assert list(rows) == ["prefix", "peft", "finetune"]
     for number in ("first_loss", "last_loss"):  # the last one only agrees if both took the same batches
         assert rows["peft"][number] == pytest.approx(rows["prefix"][number], abs=1e-4)
+
+
+def test_the_recipe_in_small():
+    words = ["recipe", "--shape", "gpt2-tiny", "--device", "cpu", "--batches", "1", *FEW]
+    rows = benchmark_epoch.train_and_decode(benchmark.parse_args(words))
+    numbers = rows["prefix"]
+    assert (numbers["examples"], numbers["epochs"], numbers["sources"]) == (5, 5, 3)
+    assert numbers["seconds"] == numbers["training_seconds"] + numbers["decoding_seconds"]
+    assert benchmark.parse_args(["recipe", "--device", "cpu"]).batches * 5 == 18_025
 
 
 @pytest.mark.parametrize(
