@@ -1,0 +1,150 @@
+"""Curves of time and memory against the sizes that matter, as JSON and PNG (scripts/benchmark.py scaling).
+
+By default on gpt2-mini, 4 layers of width 256, which a CPU measures in minutes.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmark_decode import decode
+from benchmark_models import is_bart
+from benchmark_plots import Panel, plot
+from benchmark_steps import peak_memory, step_times
+
+from prefixlib.errors import UserError
+from prefixlib.launch import REPOSITORY
+
+STEP_ROWS = ("prefix", "peft", "finetune")
+SIZES = {"sentences": 16, "max_new_tokens": 50}  # where the command line says nothing: minutes on two CPU cores
+PROCESS_STEPS, PROCESS_BSZ = 30, 64  # of the demo, in the sweep over processes
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One size, the values it takes, and what is measured at each."""
+
+    setting: str
+    axis: str
+    values: tuple[int, ...]
+    kind: str = "step"  # or "decode", "processes"
+
+
+SWEEPS = {
+    "prefix_length": Sweep("preseqlen", "prefix length P (positions)", (1, 5, 20, 100, 200, 500)),
+    "tokens": Sweep("tokens", "tokens per row T", (20, 40, 80, 160, 320)),
+    "batch": Sweep("bsz", "training batch B (rows)", (1, 2, 4, 8, 16)),
+    "decode_batch": Sweep("batch_size", "decoding batch (sentences)", (1, 2, 4, 8, 16), "decode"),
+    "beams": Sweep("beams", "beams", (1, 2, 5, 8), "decode"),
+    "processes": Sweep("num_processes", "training processes, one thread each", (1, 2), "processes"),
+}
+
+
+def thin(values: Sequence[int], most: int | None) -> list[int]:
+    """At most `most` of the values, first and last among them."""
+    if most is None or most >= len(values):
+        return list(values)
+    if most < 2:
+        return [values[0]]
+    return [values[round(n * (len(values) - 1) / (most - 1))] for n in range(most)]
+
+
+def at_step(args: argparse.Namespace) -> dict[str, dict]:
+    """Step time, and unless --no_memory peak memory, per row."""
+    table = step_times(args)
+    for row in args.rows:
+        numbers = {"step time, s": table[row]["seconds"], "time ratio": table[row]["time_ratio"]}
+        table[row] = numbers if args.no_memory else {**numbers, "peak memory, MiB": peak_memory(args, row) / 2**20}
+    return table
+
+
+def at_decode(args: argparse.Namespace) -> dict[str, dict]:
+    """Sentences per second, per row."""
+    return {
+        row: {"sentences/s": numbers["sentences_per_second"], "speed ratio": numbers["speed_ratio"]}
+        for row, numbers in decode(args).items()
+        if row != "prefix-alone"
+    }
+
+
+def at_processes(args: argparse.Namespace) -> dict[str, dict]:
+    """Tokens per second of the demo's training, through the launcher; the global batch stays the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        script, output = REPOSITORY / "gpt2" / "train_e2e.py", Path(folder) / "run"
+        flags = {
+            "demo": "yes",
+            "bsz": PROCESS_BSZ,
+            "max_steps": PROCESS_STEPS,
+            "skip_decode": "yes",
+            "disable_tqdm": "yes",
+        }
+        flags |= {"num_processes": args.num_processes, "logging_steps": PROCESS_STEPS, "eval_steps": 10**6}
+        flags |= {"save_steps": 10**6, "output_dir": output}
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        child = subprocess.run(
+            [sys.executable, str(script), *words],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        if child.returncode:
+            raise UserError(f"training with {args.num_processes} processes failed: {child.stderr.splitlines()[-1]}")
+        training = json.loads((output / "results.json").read_text(encoding="utf-8"))["training"]
+    return {"prefix": {"tokens/s": training["tokens_seen"] / training["seconds"]}}
+
+
+MEASURES = {"step": at_step, "decode": at_decode, "processes": at_processes}
+# measured numbers -> the panel's title
+RATIOS = {"time ratio": "time: prefix / row (below 1: prefix faster)", "speed ratio": "sentences/s: prefix / row"}
+
+
+def scaling(args: argparse.Namespace) -> dict[str, dict]:
+    """Every sweep's points; writes a PNG per sweep beside the JSON."""
+    names = args.sweeps.split(",") if args.sweeps else list(SWEEPS)
+    if is_bart(args) or not set(names) <= set(SWEEPS):
+        raise UserError(f"scaling is for GPT-2's shapes and sweeps {', '.join(SWEEPS)}: {args.shape}, {args.sweeps}")
+    results = {}
+    for name in names:
+        sweep, points = SWEEPS[name], {}
+        for value in thin(sweep.values, args.points):
+            rows = ["prefix", *(row for row in STEP_ROWS[1:] if row in args.rows)]
+            changed = {"rows": rows, "alone": 0, sweep.setting: value}
+            points[value] = MEASURES[sweep.kind](argparse.Namespace(**{**vars(args), **changed}))
+            print(f"{name} {value}: {points[value]}", file=sys.stderr)
+        results[name] = {"axis": sweep.axis, "points": points}
+        plot(Path(f"{args.plots}_{name}.png"), panels(points), sweep.axis, title(args, sweep))
+    return results
+
+
+def panels(points: dict[int, dict[str, dict]]) -> list[Panel]:
+    """One panel per kind of number, each with a curve per row; a ratio's panel leaves out the prefix's own, 1."""
+    found: dict[str, Panel] = {}
+    for value, table in points.items():
+        for row, numbers in table.items():
+            for kind, number in numbers.items():
+                if kind in RATIOS and row == "prefix":
+                    continue
+                panel = found.setdefault(kind, Panel(RATIOS.get(kind, kind), {}, is_ratio=kind in RATIOS))
+                panel.curves.setdefault(row, []).append((value, number))
+    return list(found.values())
+
+
+def title(args: argparse.Namespace, sweep: Sweep) -> str:
+    fixed = {
+        "step": {"B": args.bsz, "T": args.tokens, "P": args.preseqlen},
+        "decode": {"batch": args.batch_size, "beams": args.beams, "P": args.preseqlen},
+        "processes": {},
+    }[sweep.kind]
+    swept = {"bsz": "B", "tokens": "T", "preseqlen": "P", "batch_size": "batch", "beams": "beams"}.get(sweep.setting)
+    what = {"step": "training step", "decode": "decoding", "processes": f"demo training, batch of {PROCESS_BSZ}"}[
+        sweep.kind
+    ]
+    sizes = ", ".join(f"{name} {value}" for name, value in fixed.items() if name != swept)
+    shape = "" if sweep.kind == "processes" else f"{args.shape}, "
+    return f"{shape}{what}, {args.device}" + (f", {sizes}" if sizes else "")

@@ -1,0 +1,124 @@
+"""Time and peak memory of one optimiser step, row by row (scripts/benchmark.py train-step, memory)."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from benchmark_models import ROWS, SETTINGS, check_equal_losses, make_batch
+from torch import nn
+
+from prefixlib import record
+from prefixlib.errors import UserError
+
+COMMAND = Path(__file__).with_name("benchmark.py")
+WARM_UP = 2
+
+
+def now(device: str) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def make_step(args: argparse.Namespace, row: str) -> tuple[Callable[[], float], float]:
+    """A function that takes one optimiser step and returns its seconds; and the loss before any step."""
+    model, loss_of = ROWS[row](args)
+    batch = make_batch(args)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-6)
+
+    def step() -> float:
+        started = now(args.device)
+        optimizer.zero_grad()
+        loss_of(batch).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        return now(args.device) - started
+
+    with torch.no_grad():
+        first_loss = loss_of(batch).item()
+    return step, first_loss
+
+
+def take_turns(steps: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Each row's seconds in every round; a machine's drift meets all rows of a round alike."""
+    seconds: dict[str, list[float]] = {row: [] for row in steps}
+    for _ in range(rounds):
+        for row, step in steps.items():
+            seconds[row].append(step())
+    return seconds
+
+
+def pairwise_ratio(first: Sequence[float], other: Sequence[float]) -> float:
+    """The median over the rounds of first / other."""
+    return statistics.median(a / b for a, b in zip(first, other, strict=True))
+
+
+def timed(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict]:
+    """Median seconds per row, and the first row's time divided by it."""
+    first = next(iter(seconds.values()))
+    return {
+        row: {
+            "seconds": statistics.median(times),
+            "time_ratio": pairwise_ratio(first, times),
+            "all_seconds": [round(value, 5) for value in times],
+        }
+        for row, times in seconds.items()
+    }
+
+
+def step_times(args: argparse.Namespace) -> dict[str, dict]:
+    """All rows in turn for `rounds` rounds. Raises UserError where losses that must agree do not."""
+    steps, losses = {}, {}
+    for row in args.rows:
+        steps[row], losses[row] = make_step(args, row)
+    check_equal_losses(args, losses)
+    take_turns(steps, WARM_UP)
+    table = timed(take_turns(steps, args.rounds))
+    for row, numbers in table.items():
+        numbers["first_loss"] = losses[row]
+        numbers["tokens_per_second"] = args.bsz * (args.source + args.tokens) / numbers["seconds"]
+    return table
+
+
+def peak_of_three_steps(args: argparse.Namespace, row: str) -> dict[str, int]:
+    """What this process has needed at most after three steps of `row`; for a process that does nothing else."""
+    step, _ = make_step(args, row)
+    for _ in range(3):
+        step()
+    return record.peak_memory_bytes()
+
+
+def peak_memory(args: argparse.Namespace, row: str) -> int:
+    """Bytes at the peak of a fresh process that runs `row` alone (GPU memory on a GPU)."""
+    named = {name: getattr(args, name) for name in ("shape", "device", *SETTINGS)}
+    words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, str(COMMAND), "memory-of", "--row", row, *words, *(["--bf16"] if args.bf16 else [])]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise UserError(f"measuring the memory of {row!r} failed: {(result.stderr.strip() or '?').splitlines()[-1]}")
+    peak = json.loads(result.stdout.splitlines()[-1])
+    return peak["gpu"] if args.device == "cuda" else peak["host"]
+
+
+def memory(args: argparse.Namespace) -> dict[str, dict]:
+    """Peak memory per row, and the first row's peak divided by it."""
+    peaks = {row: peak_memory(args, row) for row in args.rows}
+    first = peaks[args.rows[0]]
+    return {row: {"peak_memory_bytes": peak, "memory_ratio": first / peak} for row, peak in peaks.items()}
+
+
+def train_step(args: argparse.Namespace) -> dict[str, dict]:
+    """Times, and unless --no_memory peak memory too."""
+    table = step_times(args)
+    if not args.no_memory:
+        for row, numbers in memory(args).items():
+            table[row].update(numbers)
+    return table

@@ -1,0 +1,150 @@
+"""Markdown of one benchmark's rows, and of the target figures from all stored results."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefixlib.errors import UserError
+
+# number in a row -> column, and how it is written
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "seconds": ("seconds", lambda value: f"{value:.3g}"),
+    "training_seconds": ("training, s", lambda value: f"{value:,.0f}"),
+    "decoding_seconds": ("decoding, s", lambda value: f"{value:,.0f}"),
+    "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
+    "sentences_per_second": ("sentences/s", lambda value: f"{value:.3g}"),
+    "time_ratio": ("time: prefix / row", lambda value: f"{value:.2f}"),
+    "speed_ratio": ("sentences/s: prefix / row", lambda value: f"{value:.2f}"),
+    "sentences_that_differ": ("sentences that differ", str),
+    "peak_memory_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.0f}"),
+    "memory_ratio": ("memory: prefix / row", lambda value: f"{value:.2f}"),
+}
+
+
+def as_markdown(result: Mapping) -> str:
+    """The rows of one result; scaling's points one line each."""
+    if result["what"] == "scaling":
+        return _sweeps(result["rows"])
+    rows = result["rows"]
+    used = [name for name in COLUMNS if any(name in numbers for numbers in rows.values())]
+    lines = ["| row | " + " | ".join(COLUMNS[name][0] for name in used) + " |", "|---" * (len(used) + 1) + "|"]
+    for row, numbers in rows.items():
+        cells = [COLUMNS[name][1](numbers[name]) if name in numbers else "" for name in used]
+        lines.append(f"| {result['labels'].get(row, row)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _sweeps(sweeps: Mapping) -> str:
+    lines = ["| sweep | value | row | numbers |", "|---|---|---|---|"]
+    for name, sweep in sweeps.items():
+        for value, table in sweep["points"].items():
+            for row, numbers in table.items():
+                shown = ", ".join(f"{kind} {number:.3g}" for kind, number in numbers.items())
+                lines.append(f"| {name} | {value} | {row} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number that is aimed at: where it stands in the stored results."""
+
+    text: str
+    what: str
+    shape: str
+    row: str
+    number: str
+    devices: str = "cpu cuda"
+    over: str = ""  # divide this row's number by that of another
+
+    def value(self, rows: Mapping[str, Mapping]) -> float | None:
+        if self.row not in rows or self.number not in rows[self.row] or (self.over and self.over not in rows):
+            return None
+        value = rows[self.row][self.number]
+        return value / rows[self.over][self.number] if self.over else value
+
+
+STEP = "step, B 5, T 80, P 5: time / "
+FIGURES = (
+    Figure("gpt2-small " + STEP + "PEFT prefix with MLP", "train-step", "gpt2-small", "peft", "time_ratio"),
+    Figure("gpt2-small " + STEP + "full fine-tuning", "train-step", "gpt2-small", "finetune", "time_ratio"),
+    Figure(
+        "WebNLG epoch on real lengths, bsz 5: time / PEFT with the stock Trainer",
+        *("epoch", "gpt2-small", "peft", "time_ratio"),
+    ),
+    Figure(
+        "bart-base step, S 256, T 40, P 200, mid 800: time / original-style",
+        *("train-step", "bart-base", "original-style", "time_ratio"),
+    ),
+    Figure("the same / full fine-tuning", "train-step", "bart-base", "finetune", "time_ratio"),
+    Figure(
+        "decode, 5 beams, WebNLG dev prompts: sentences/s / PEFT `generate`, same batch",
+        *("decode", "gpt2-small", "peft", "speed_ratio"),
+    ),
+    Figure("the same / one sentence at a time", "decode", "gpt2-small", "original-style", "speed_ratio"),
+    Figure(
+        "seq2seq decode, 6 beams, XSum lengths, P 200: documents/s / original-style",
+        *("decode", "bart-base", "original-style", "speed_ratio"),
+    ),
+    Figure(
+        "peak training memory, gpt2-small / full fine-tuning",
+        *("train-step", "gpt2-small", "finetune", "memory_ratio"),
+    ),
+    Figure(
+        "the same, with activation checkpointing",
+        *("train-step", "gpt2-small", "checkpointing", "peak_memory_bytes"),
+        over="finetune",
+    ),
+    Figure(
+        "peak training memory, bart-base / full fine-tuning",
+        *("train-step", "bart-base", "finetune", "memory_ratio"),
+    ),
+    Figure(
+        "the same, with activation checkpointing",
+        *("train-step", "bart-base", "checkpointing", "peak_memory_bytes"),
+        over="finetune",
+    ),
+    *(
+        Figure(f"{script}, seconds", "startup", "", f"{script} --help", "seconds")
+        for script in ("gpt2/train_e2e.py", "seq2seq/train_bart.py", "gpt2/gen.py")
+    ),
+    *(
+        Figure(f"{script}: first training step of the demo, seconds", "startup", "", f"{script}, first step", "seconds")
+        for script in ("gpt2/train_e2e.py", "seq2seq/train_bart.py")
+    ),
+    Figure("WebNLG recipe, gpt2-medium, seconds", "recipe", "gpt2-medium", "prefix", "seconds"),
+    Figure(
+        "bart-large decode, P 200, XSum lengths, bf16: documents/s / original-style",
+        *("decode", "bart-large-bf16", "original-style", "speed_ratio"),
+        devices="cuda",
+    ),
+)
+
+
+def figures(folder: Path) -> str:
+    """Every figure for which a result is stored, in order, and what made it."""
+    if not any(folder.glob("benchmark_*.json")):
+        raise UserError(f"{folder}: no benchmark_*.json there")
+    lines = ["| figure | measured | on | made by |", "|---|---|---|---|"]
+    for figure in FIGURES:
+        for device in figure.devices.split():
+            paths = [folder / f"benchmark_{figure.what}_{figure.shape}{bf16}_{device}.json" for bf16 in ("", "-bf16")]
+            if not figure.shape:
+                paths = [folder / f"benchmark_{figure.what}_{device}.json"]
+            for path in filter(Path.is_file, paths):
+                result = json.loads(path.read_text(encoding="utf-8"))
+                value = figure.value(result["rows"])
+                if value is not None:
+                    run = result["run"]
+                    where = run["device"] + (f", {run['threads']} threads" if device == "cpu" else "")
+                    lines.append(f"| {figure.text} | {value:.2f} | {where} | {_command(result)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _command(result: Mapping) -> str:
+    """The command line of a result; sizes are in its file."""
+    settings = result["settings"]
+    shape = f" --shape {settings['shape']}" if result["what"] != "startup" else ""
+    bf16 = " --bf16" if settings["bf16"] else ""
+    return f"`benchmark.py {result['what']}{shape}{bf16} --rounds {settings['rounds']}`"

@@ -1,0 +1,217 @@
+"""scripts/benchmark.py on shapes of two layers: every measurement, equal work checked, recorded lengths."""
+
+import argparse
+import json
+
+import benchmark
+import benchmark_decode
+import benchmark_epoch
+import benchmark_lengths
+import benchmark_models
+import benchmark_scaling
+import benchmark_startup
+import pytest
+
+from prefixlib.errors import UserError
+from tests.conftest import ROOT, run_command
+
+pytest.importorskip("peft")
+
+FEW = ["--sentences", "3", "--alone", "2", "--max_new_tokens", "12"]
+# texts, mean and range of source and target, as counted when the files were read
+RECORDED = {
+    "webnlg_train": (18025, (50.63, 29.67), ((9, 186), (6, 107))),
+    "webnlg_dev": (871, (50.85, 30.34), ((9, 168), (7, 103))),
+    "e2e_train": (42061, (29.49, 26.84), ((14, 45), (4, 79))),
+    "e2e_dev": (547, (34.07, 30.18), ((16, 42), (13, 66))),
+    "xsum_train": (2000, (438.06, 28.1), ((38, 1024), (6, 60))),
+    "xsum_test": (250, (440.22, 27.93), ((55, 1024), (11, 63))),
+}
+
+
+def measure(folder, what, *more):
+    output = folder / f"{what}.json"
+    assert benchmark.main([what, "--device", "cpu", "--rounds", "1", "--output", str(output), *more]) == 0
+    return json.loads(output.read_text())
+
+
+def test_a_training_step_of_every_row(tmp_path, capsys):
+    result = measure(tmp_path, "train-step", "--shape", "gpt2-tiny", "--no_memory")
+    assert list(result["rows"]) == ["prefix", "checkpointing", "peft", "lora", "finetune", "original-style"]
+    losses = {row: numbers["first_loss"] for row, numbers in result["rows"].items()}
+    for row in ("checkpointing", "peft", "original-style"):
+        assert losses[row] == pytest.approx(losses["prefix"], abs=1e-4)
+    assert losses["finetune"] != pytest.approx(losses["prefix"], abs=1e-4)  # it has no prefix
+    wanted = {"shape": "gpt2-tiny", "bsz": 5, "tokens": 80, "preseqlen": 5, "mid_dim": 512, "bf16": False}
+    assert wanted.items() <= result["settings"].items()
+    assert {"device", "threads", "torch", "transformers", "peft"} <= set(result["run"])
+    assert "| PEFT LoRA, rank 8 (another method) |" in capsys.readouterr().out
+
+
+def test_a_training_step_of_bart(tmp_path):
+    sizes = ["--source", "16", "--tokens", "8", "--preseqlen", "7", "--bsz", "2", "--no_memory"]
+    result = measure(tmp_path, "train-step", "--shape", "bart-tiny", *sizes)
+    losses = {row: numbers["first_loss"] for row, numbers in result["rows"].items()}
+    for row in ("checkpointing", "original-style"):
+        assert losses[row] == pytest.approx(losses["prefix"], abs=1e-4)
+    assert "another function" in result["labels"]["peft"]
+
+
+def test_memory_in_processes_of_their_own(tmp_path):
+    rows = measure(tmp_path, "memory", "--shape", "gpt2-tiny", "--vs", "finetune")["rows"]
+    assert rows["prefix"]["memory_ratio"] == 1
+    assert rows["finetune"]["peak_memory_bytes"] > 100 * 2**20  # torch alone takes more
+
+
+def test_an_epoch_through_both_trainers(tmp_path):
+    rows = measure(tmp_path, "epoch", "--shape", "gpt2-tiny", "--batches", "2", "--vs", "peft,finetune")["rows"]
+    assert list(rows) == ["prefix", "peft", "finetune"]
+    for number in ("first_loss", "last_loss"):  # the last one only agrees if both took the same batches
+        assert rows["peft"][number] == pytest.approx(rows["prefix"][number], abs=1e-4)
+
+
+def test_the_recipe_in_small():
+    words = ["recipe", "--shape", "gpt2-tiny", "--device", "cpu", "--batches", "1", *FEW]
+    rows = benchmark_epoch.train_and_decode(benchmark.parse_args(words))
+    numbers = rows["prefix"]
+    assert (numbers["examples"], numbers["epochs"], numbers["sources"]) == (5, 5, 3)
+    assert numbers["seconds"] == numbers["training_seconds"] + numbers["decoding_seconds"]
+    assert benchmark.parse_args(["recipe", "--device", "cpu"]).batches * 5 == 18_025
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"),
+    [
+        ("gpt2-tiny", ["prefix", "prefix-alone", "peft", "original-style"]),
+        ("bart-tiny", ["prefix", "prefix-alone", "original-style"]),
+    ],
+)
+def test_decoding_gives_the_same_tokens(tmp_path, shape, rows):
+    result = measure(tmp_path, "decode", "--shape", shape, *FEW)
+    assert list(result["rows"]) == rows
+    assert [numbers["sentences_that_differ"] for numbers in result["rows"].values()] == [0] * len(rows)
+    assert [numbers["sentences_decoded"] for numbers in result["rows"].values()][:2] == [3, 2]
+
+
+@pytest.mark.parametrize("shape", ["gpt2-tiny", "bart-tiny"])
+def test_decoded_sentences_end_where_they_should_and_are_not_all_alike(shape):
+    args = benchmark.parse_args(["decode", "--shape", shape, "--device", "cpu", "--sentences", "4"])
+    work = benchmark_decode.make_work(args)
+    found = benchmark_decode.our_decoder(args, work)(range(4))
+    assert [len(tokens) for tokens in found] == work.ends
+    assert len(set(work.ends)) > 1
+    assert len({token for tokens in found for token in tokens}) > 20
+
+
+def test_start_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_startup, "HELP", ("gpt2/gen.py",))
+    monkeypatch.setattr(benchmark_startup, "FIRST_STEP", ("gpt2/train_e2e.py",))
+    rows = measure(tmp_path, "startup")["rows"]
+    assert list(rows) == ["gpt2/gen.py --help", "gpt2/train_e2e.py, first step"]
+    assert 0 < rows["gpt2/gen.py --help"]["seconds"] < rows["gpt2/train_e2e.py, first step"]["seconds"]
+
+
+def test_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_scaling, "PROCESS_STEPS", 2)
+    less = ["--sweeps", "tokens,beams,processes", "--points", "1", "--no_memory", "--shape", "gpt2-tiny"]
+    rows = measure(tmp_path, "scaling", *less, "--sentences", "2", "--max_new_tokens", "5")["rows"]
+    assert list(rows) == ["tokens", "beams", "processes"]
+    assert list(rows["tokens"]["points"]["20"]) == ["prefix", "peft", "finetune"]
+    for name in rows:
+        assert (tmp_path / f"scaling_{name}.png").stat().st_size > 5000
+
+
+def test_thinned_points_keep_both_ends():
+    assert benchmark_scaling.thin((1, 5, 20, 100, 200, 500), 3) == [1, 20, 500]
+    assert benchmark_scaling.thin((1, 2), None) == [1, 2]
+
+
+def test_rows_of_unequal_loss_are_refused(tmp_path, monkeypatch):
+    right = benchmark_models.OriginalStyle.forward
+    monkeypatch.setattr(benchmark_models.OriginalStyle, "forward", lambda self, batch: right(self, batch) + 3e-4)
+    with pytest.raises(UserError, match="do not compute the same loss"):
+        measure(tmp_path, "train-step", "--shape", "gpt2-tiny", "--vs", "original-style", "--no_memory")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_unequal_tokens_are_refused(tmp_path, monkeypatch):
+    right = benchmark_decode.generate
+
+    def one_wrong(model, args, work, members, *rest, **inputs):
+        first, *others = right(model, args, work, members, *rest, **inputs)
+        return [[*first[:-1], first[-1] + 1], *others]
+
+    monkeypatch.setattr(benchmark_decode, "generate", one_wrong)
+    command = ["--shape", "gpt2-tiny", "--vs", "peft", *FEW]
+    with pytest.raises(UserError, match=r"do not decode the same tokens.* 'peft': 1\} of 3"):
+        measure(tmp_path, "decode", *command)
+    rows = measure(tmp_path, "decode", *command, "--allow_ties", "1")["rows"]
+    assert rows["peft"]["sentences_that_differ"] == 1
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_lengths(name):
+    texts, means, ranges = RECORDED[name]
+    path = benchmark_lengths.RECORDED / f"{name}.json"
+    assert path.stat().st_size < 30_000
+    args = argparse.Namespace(lengths_from=None)
+    drawn = benchmark_lengths.draw(benchmark_lengths.load_lengths(args, name), 20_000, seed=1)
+    assert sum(count for *_, count in json.loads(path.read_text())["bins"]) == texts
+    for side, mean, (lowest, highest) in zip(zip(*drawn, strict=True), means, ranges, strict=True):
+        assert sum(side) / len(side) == pytest.approx(mean, rel=0.02)
+        assert lowest <= min(side) <= max(side) <= highest
+    assert benchmark_lengths.draw([[1, 2, 3], [4, 5, 6]], 9, 7) == benchmark_lengths.draw([[1, 2, 3], [4, 5, 6]], 9, 7)
+
+
+def test_lengths_that_are_recorded_are_those_of_the_files(data_dir, tmp_path):
+    """The histogram in the repository is what the command writes."""
+    words = ["--lengths", "webnlg_dev", "--lengths_from", str(data_dir / "webnlg_challenge_2017" / "dev.json")]
+    words += ["--tokenizer", str(data_dir / "tokenizers" / "gpt2")]
+    benchmark.main(["record-lengths", *words, "--output", str(tmp_path / "again.json")])
+    assert (tmp_path / "again.json").read_text() == (benchmark_lengths.RECORDED / "webnlg_dev.json").read_text()
+
+
+def test_bins_are_merged_at_their_mean():
+    pairs = [(n, 2 * n) for n in range(100)]
+    bins = benchmark_lengths.to_bins(pairs, most=20)
+    assert len(bins) <= 20
+    assert sum(count for *_, count in bins) == 100
+    assert sum(source * count for source, _, count in bins) == pytest.approx(sum(range(100)), abs=50)
+
+
+def test_the_table_of_stored_results(tmp_path, capsys):
+    output = tmp_path / "benchmark_train-step_gpt2-small_cpu.json"
+    rows = {"prefix": {}, "peft": {"time_ratio": 0.5}, "finetune": {"time_ratio": 0.25, "memory_ratio": 0.4}}
+    settings = {"shape": "gpt2-small", "bf16": False, "rounds": 7}
+    run = {"device": "cpu (x86_64, 2 cores)", "threads": 2}
+    output.write_text(json.dumps({"what": "train-step", "settings": settings, "run": run, "rows": rows}))
+    assert benchmark.main(["table", "--output", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    made = "cpu (x86_64, 2 cores), 2 threads | `benchmark.py train-step --shape gpt2-small --rounds 7` |"
+    assert lines[2:5] == [
+        f"| gpt2-small step, B 5, T 80, P 5: time / PEFT prefix with MLP | 0.50 | {made}",
+        f"| gpt2-small step, B 5, T 80, P 5: time / full fine-tuning | 0.25 | {made}",
+        f"| peak training memory, gpt2-small / full fine-tuning | 0.40 | {made}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["recipe", "--device", "cpu"], "recipe would take hours on a CPU"),
+        (["train-step", "--vs", "nothing"], "--vs nothing: choose from checkpointing, peft, lora, finetune"),
+        (["epoch", "--device", "cpu", "--shape", "bart-tiny"], "epoch is for GPT-2's shapes"),
+        (["decode", "--rounds", "0"], "--rounds 0: must be above 0"),
+        (["decode", "--shape", "gpt2-tiny", "--lengths", "nowhere"], "no such histogram; there are e2e_dev"),
+        (["record-lengths"], "record-lengths needs --lengths"),
+    ],
+)
+def test_what_cannot_be_meant_is_said_in_one_line(words, said):
+    with pytest.raises(UserError, match=said):
+        benchmark.main(words)
+
+
+def test_the_command_line_itself():
+    result = run_command(ROOT / "scripts" / "benchmark.py", "train-step", "--bsz", "0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: --bsz 0: must be above 0\n"
