@@ -19,7 +19,7 @@ from prefixlib import attention
 from prefixlib.base_model import fuse_gelu
 from prefixlib.errors import UserError
 from seq2seq import prefixTuning as bart
-from seq2seq.utils import sequence_loss
+from seq2seq.finetune import INPUTS
 
 SHAPES = {  # layers (of each side), heads, width
     "gpt2-tiny": (2, 2, 64),
@@ -126,8 +126,7 @@ def prefix_row(args: argparse.Namespace, checkpointing: bool = False) -> Case:
         return row_losses(nll, rows, batch["labels"], torch.ones(1), mode=0).mean()
 
     def bart_loss(batch: Batch) -> Tensor:
-        logits = model(batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"])
-        total, count = sequence_loss(logits, batch["labels"], model.base.config.pad_token_id)
+        total, count = model.loss(*(batch[name] for name in INPUTS))
         return total / count
 
     return model, bart_loss if is_bart(args) else loss
