@@ -6,7 +6,7 @@ Legend: S scored tokens, E hidden size, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-CHUNK = 256  # tokens whose logits exist at the same time
+CHUNK = 128  # tokens whose logits exist at the same time
 
 
 def token_nll(hidden: Tensor, targets: Tensor, head: nn.Linear, bias: Tensor | None = None) -> Tensor:

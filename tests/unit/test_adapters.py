@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from prefixlib import adapters, attention
-from prefixlib.base_model import load_model
+from prefixlib.base_model import fuse_gelu, load_model
 from prefixlib.errors import UserError
 
 IDS = torch.tensor([[5, 9, 2, 33, 17], [1, 2, 3, 4, 5]])
@@ -175,6 +175,7 @@ def test_only_adapters_move_and_all_of_them(family, design):
 def test_copies_keep_their_adapters(family, design, tmp_path):
     """save_pretrained and back, deepcopy, pickle: the same logits, and adapters of their own."""
     model = adapted(MODELS[family](), design)
+    fuse_gelu(model)  # as load_model does
     logits = model(input_ids=IDS).logits
     model.save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path), "encoder-decoder" if family == "bart" else "decoder-only")
