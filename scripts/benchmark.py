@@ -1,6 +1,6 @@
 """Speed and memory, side by side with its peers: python scripts/benchmark.py WHAT --shape SHAPE
 
-train-step  one optimiser step                      memory   its peak memory alone
+train-step  one optimiser step                      memory   its peak memory, a process for each row
 epoch       batches of real lengths, real loops     decode   beam search to real lengths, sentences per second
 startup     --help, and the first training step     scaling  curves against P, T, batch, beams and processes
 recipe      the WebNLG recipe's sizes on a GPU      table    the target figures of all stored results
@@ -12,7 +12,6 @@ Peers need `pip install -e .[peers]`. Results go to results/benchmark_WHAT_SHAPE
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -48,7 +47,7 @@ SHAPELESS = ("startup",)
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*MEASURE, "table", "record-lengths", "memory-of"), metavar="WHAT")
+    parser.add_argument("what", choices=(*MEASURE, "table", "record-lengths"), metavar="WHAT")
     which = parser.add_argument_group("what is compared")
     which.add_argument("--shape", choices=tuple(SHAPES), help="(default: gpt2-small; scaling gpt2-mini)")
     which.add_argument("--vs", default=",".join(PEERS), help="rows beside prefix, by commas (default: %(default)s)")
@@ -76,13 +75,12 @@ def make_parser() -> argparse.ArgumentParser:
     sizes.add_argument("--allow_ties", type=int, help="decode: sentences that may differ (default: 0; --bf16 all)")
     sizes.add_argument("--points", type=int, help="scaling: at most so many points of a curve (default: all)")
     sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(benchmark_scaling.SWEEPS)}")
-    sizes.add_argument("--no_memory", action="store_true", help="train-step, scaling: time alone")
+    sizes.add_argument("--no_memory", action="store_true", help="scaling: time alone")
     lengths = parser.add_argument_group("lengths")
     lengths.add_argument("--lengths", help=f"of {', '.join(benchmark_lengths.SETS)} (decode: webnlg_dev, xsum_test)")
     lengths.add_argument("--lengths_from", type=Path, help="read them from this data file instead")
     lengths.add_argument("--tokenizer", type=Path, help="folder of the real vocabulary, for --lengths_from")
     parser.add_argument("--output", type=Path, help="the JSON file; record-lengths, table: file or folder of results")
-    parser.add_argument("--row", help=argparse.SUPPRESS)  # memory-of: the row that this process runs alone
     return parser
 
 
@@ -169,9 +167,6 @@ def record_lengths(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.set_verbosity_error()  # the peers' hints on flags
-    if args.what == "memory-of":
-        print(json.dumps(benchmark_steps.peak_of_three_steps(args, args.row)))
-        return 0
     if args.what == "table":
         print(benchmark_tables.figures(args.output or REPOSITORY / "results"))
         return 0

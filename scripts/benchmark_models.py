@@ -19,7 +19,6 @@ from prefixlib import attention
 from prefixlib.base_model import fuse_gelu
 from prefixlib.errors import UserError
 from seq2seq import prefixTuning as bart
-from seq2seq.finetune import INPUTS
 
 SHAPES = {  # layers (of each side), heads, width
     "gpt2-tiny": (2, 2, 64),
@@ -126,7 +125,7 @@ def prefix_row(args: argparse.Namespace, checkpointing: bool = False) -> Case:
         return row_losses(nll, rows, batch["labels"], torch.ones(1), mode=0).mean()
 
     def bart_loss(batch: Batch) -> Tensor:
-        total, count = model.loss(*(batch[name] for name in INPUTS))
+        total, count = model.loss(**batch)
         return total / count
 
     return model, bart_loss if is_bart(args) else loss

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmark_decode import decode
 from benchmark_models import is_bart
 from benchmark_plots import Panel, plot
-from benchmark_steps import peak_memory, step_times
+from benchmark_steps import memory, train_step
 
 from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
@@ -57,10 +57,10 @@ def thin(values: Sequence[int], most: int | None) -> list[int]:
 
 def at_step(args: argparse.Namespace) -> dict[str, dict]:
     """Step time, and unless --no_memory peak memory, per row."""
-    table = step_times(args)
-    for row in args.rows:
-        numbers = {"step time, s": table[row]["seconds"], "time ratio": table[row]["time_ratio"]}
-        table[row] = numbers if args.no_memory else {**numbers, "peak memory, MiB": peak_memory(args, row) / 2**20}
+    times, peaks = train_step(args), {} if args.no_memory else memory(args)
+    table = {row: {"step time, s": times[row]["seconds"], "time ratio": times[row]["time_ratio"]} for row in args.rows}
+    for row, peak in peaks.items():
+        table[row]["peak memory without libraries, MiB"] = peak["own_memory_bytes"] / 2**20
     return table
 
 

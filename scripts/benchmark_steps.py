@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from benchmark_models import ROWS, SETTINGS, check_equal_losses, make_batch
@@ -16,7 +15,6 @@ from torch import nn
 from prefixlib import record
 from prefixlib.errors import UserError
 
-COMMAND = Path(__file__).with_name("benchmark.py")
 WARM_UP = 2
 
 
@@ -74,7 +72,7 @@ def timed(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict]:
     }
 
 
-def step_times(args: argparse.Namespace) -> dict[str, dict]:
+def train_step(args: argparse.Namespace) -> dict[str, dict]:
     """All rows in turn for `rounds` rounds. Raises UserError where losses that must agree do not."""
     steps, losses = {}, {}
     for row in args.rows:
@@ -89,36 +87,36 @@ def step_times(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def peak_of_three_steps(args: argparse.Namespace, row: str) -> dict[str, int]:
-    """What this process has needed at most after three steps of `row`; for a process that does nothing else."""
+    """What this process needed at most in three steps of `row`, and before them; for one that does nothing else."""
+    before = record.peak_memory_bytes()["host"]
     step, _ = make_step(args, row)
     for _ in range(3):
         step()
-    return record.peak_memory_bytes()
+    return {**record.peak_memory_bytes(), "libraries": before}
 
 
-def peak_memory(args: argparse.Namespace, row: str) -> int:
-    """Bytes at the peak of a fresh process that runs `row` alone (GPU memory on a GPU)."""
-    named = {name: getattr(args, name) for name in ("shape", "device", *SETTINGS)}
-    words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(COMMAND), "memory-of", "--row", row, *words, *(["--bf16"] if args.bf16 else [])]
+def peak_memory(args: argparse.Namespace, row: str) -> dict[str, int]:
+    """Bytes of a fresh process that runs `row` alone: `host`, of which `libraries` before the model; `gpu` on a GPU."""
+    settings = {name: getattr(args, name) for name in ("shape", "device", "bf16", *SETTINGS)}
+    command = [sys.executable, __file__, row, json.dumps(settings)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise UserError(f"measuring the memory of {row!r} failed: {(result.stderr.strip() or '?').splitlines()[-1]}")
-    peak = json.loads(result.stdout.splitlines()[-1])
-    return peak["gpu"] if args.device == "cuda" else peak["host"]
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def memory(args: argparse.Namespace) -> dict[str, dict]:
-    """Peak memory per row, and the first row's peak divided by it."""
-    peaks = {row: peak_memory(args, row) for row in args.rows}
-    first = peaks[args.rows[0]]
-    return {row: {"peak_memory_bytes": peak, "memory_ratio": first / peak} for row, peak in peaks.items()}
-
-
-def train_step(args: argparse.Namespace) -> dict[str, dict]:
-    """Times, and unless --no_memory peak memory too."""
-    table = step_times(args)
-    if not args.no_memory:
-        for row, numbers in memory(args).items():
-            table[row].update(numbers)
+    """Peak memory per row, and the first row's peak divided by it: whole, and without the libraries."""
+    table, first = {}, None
+    for row in args.rows:
+        found = peak_memory(args, row)
+        whole = found["gpu"] if args.device == "cuda" else found["host"]
+        own = whole if args.device == "cuda" else whole - found["libraries"]
+        first = first or (whole, own)
+        table[row] = {"peak_memory_bytes": whole, "memory_ratio": first[0] / whole}
+        table[row] |= {"own_memory_bytes": own, "own_memory_ratio": first[1] / own}
     return table
+
+
+if __name__ == "__main__":  # the process that `peak_memory` starts
+    print(json.dumps(peak_of_three_steps(argparse.Namespace(**json.loads(sys.argv[2])), sys.argv[1])))

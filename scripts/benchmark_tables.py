@@ -20,6 +20,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "sentences_that_differ": ("sentences that differ", str),
     "peak_memory_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.0f}"),
     "memory_ratio": ("memory: prefix / row", lambda value: f"{value:.2f}"),
+    "own_memory_bytes": ("without libraries, MiB", lambda value: f"{value / 2**20:,.0f}"),
+    "own_memory_ratio": ("without: prefix / row", lambda value: f"{value:.2f}"),
 }
 
 
@@ -74,7 +76,7 @@ FIGURES = (
         *("epoch", "gpt2-small", "peft", "time_ratio"),
     ),
     Figure(
-        "bart-base step, S 256, T 40, P 200, mid 800: time / original-style",
+        "bart-base step, B 5, S 256, T 40, P 200, mid 800: time / original-style",
         *("train-step", "bart-base", "original-style", "time_ratio"),
     ),
     Figure("the same / full fine-tuning", "train-step", "bart-base", "finetune", "time_ratio"),
@@ -87,23 +89,14 @@ FIGURES = (
         "seq2seq decode, 6 beams, XSum lengths, P 200: documents/s / original-style",
         *("decode", "bart-base", "original-style", "speed_ratio"),
     ),
-    Figure(
-        "peak training memory, gpt2-small / full fine-tuning",
-        *("train-step", "gpt2-small", "finetune", "memory_ratio"),
-    ),
-    Figure(
-        "the same, with activation checkpointing",
-        *("train-step", "gpt2-small", "checkpointing", "peak_memory_bytes"),
-        over="finetune",
-    ),
-    Figure(
-        "peak training memory, bart-base / full fine-tuning",
-        *("train-step", "bart-base", "finetune", "memory_ratio"),
-    ),
-    Figure(
-        "the same, with activation checkpointing",
-        *("train-step", "bart-base", "checkpointing", "peak_memory_bytes"),
-        over="finetune",
+    *(
+        Figure(text, "memory", shape, row, number, over=over)
+        for shape in ("gpt2-small", "gpt2-medium", "bart-base")
+        for text, row, number, over in (
+            (f"peak training memory, {shape} / full fine-tuning", "finetune", "memory_ratio", ""),
+            ("the same, with activation checkpointing", "checkpointing", "peak_memory_bytes", "finetune"),
+            ("the same, without what the libraries take", "checkpointing", "own_memory_bytes", "finetune"),
+        )
     ),
     *(
         Figure(f"{script}, seconds", "startup", "", f"{script} --help", "seconds")
