@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     cuda = torch.cuda.is_available()
     which.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     which.add_argument("--bf16", action="store_true", help="the base model's weights in bfloat16, in every row")
-    which.add_argument("--rounds", type=int, help="timed turns of every row (default: 7; scaling 3)")
+    which.add_argument("--rounds", type=int, help="timed turns of every row (default: 7)")
     which.add_argument("--seed", type=int, default=101, help="of the drawn lengths and ids")
     sizes = parser.add_argument_group("sizes")
     sizes.add_argument("--bsz", type=int, help="rows of a training batch (default: 5)")
@@ -99,7 +99,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name in ("rounds", "batches", "sentences", "batch_size", "beams", "bsz", "tokens", "preseqlen", "mid_dim"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
-    args.rounds = args.rounds or (3 if args.what == "scaling" else 7)
+    args.rounds = args.rounds or 7
     own_sizes = {"recipe": benchmark_epoch.RECIPE_SIZES, "scaling": benchmark_scaling.SIZES}.get(args.what, {})
     for name, value in own_sizes.items():
         setattr(args, name, getattr(args, name) or value)

@@ -253,7 +253,7 @@ DECODERS: dict[str, Callable[[argparse.Namespace, Work], Decoder]] = {
 def decoding_rows(args: argparse.Namespace) -> list[str]:
     """The rows of --vs that decode: a fine-tuned model without a prefix is no other way of decoding."""
     wanted = [row for row in ("peft", "original-style") if row in args.rows and not (is_bart(args) and row == "peft")]
-    return ["prefix", "prefix-alone", *wanted]
+    return ["prefix", *(["prefix-alone"] if "original-style" in args.rows else []), *wanted]
 
 
 def check_equal_tokens(args: argparse.Namespace, outputs: dict[str, dict[int, list[int]]]) -> dict[str, int]:

@@ -69,7 +69,6 @@ def at_decode(args: argparse.Namespace) -> dict[str, dict]:
     return {
         row: {"sentences/s": numbers["sentences_per_second"], "speed ratio": numbers["speed_ratio"]}
         for row, numbers in decode(args).items()
-        if row != "prefix-alone"
     }
 
 
