@@ -22,7 +22,11 @@ from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
 
 STEP_ROWS = ("prefix", "peft", "finetune")
-SIZES = {"sentences": 16, "batch_size": 16, "max_new_tokens": 50}  # where the command line says nothing: minutes on two CPU cores
+SIZES = {
+    "sentences": 16,
+    "batch_size": 16,
+    "max_new_tokens": 50,
+}  # where the command line says nothing: minutes on two CPU cores
 PROCESS_STEPS, PROCESS_BSZ = 30, 64  # of the demo, in the sweep over processes
 
 

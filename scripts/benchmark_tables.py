@@ -99,7 +99,7 @@ FIGURES = (
         )
     ),
     *(
-        Figure(f"{script}, seconds", "startup", "", f"{script} --help", "seconds")
+        Figure(f"{script} --help, seconds", "startup", "", f"{script} --help", "seconds")
         for script in ("gpt2/train_e2e.py", "seq2seq/train_bart.py", "gpt2/gen.py")
     ),
     *(
@@ -116,10 +116,10 @@ FIGURES = (
 
 
 def figures(folder: Path) -> str:
-    """Every figure for which a result is stored, in order, and what made it."""
+    """Every figure for which a result is stored, in order, and what made it: a table per machine."""
     if not any(folder.glob("benchmark_*.json")):
         raise UserError(f"{folder}: no benchmark_*.json there")
-    lines = ["| figure | measured | on | made by |", "|---|---|---|---|"]
+    tables: dict[str, list[str]] = {}
     for figure in FIGURES:
         for device in figure.devices.split():
             paths = [folder / f"benchmark_{figure.what}_{figure.shape}{bf16}_{device}.json" for bf16 in ("", "-bf16")]
@@ -131,8 +131,10 @@ def figures(folder: Path) -> str:
                 if value is not None:
                     run = result["run"]
                     where = run["device"] + (f", {run['threads']} threads" if device == "cpu" else "")
-                    lines.append(f"| {figure.text} | {value:.2f} | {where} | {_command(result)} |")
-    return "\n".join(lines) + "\n"
+                    line = f"| {figure.text} | {value:.2f} | {_command(result)} |"
+                    tables.setdefault(where, []).append(line)
+    head = "| figure | measured | made by `benchmark.py` with |\n|---|---|---|\n"
+    return "\n".join(f"On {where}:\n\n{head}" + "\n".join(lines) + "\n" for where, lines in tables.items())
 
 
 def _command(result: Mapping) -> str:
@@ -140,4 +142,4 @@ def _command(result: Mapping) -> str:
     settings = result["settings"]
     shape = f" --shape {settings['shape']}" if result["what"] != "startup" else ""
     bf16 = " --bf16" if settings["bf16"] else ""
-    return f"`benchmark.py {result['what']}{shape}{bf16} --rounds {settings['rounds']}`"
+    return f"`{result['what']}{shape}{bf16}`"
