@@ -111,11 +111,11 @@ def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: De
     logits = model.prefill()
     for generated in range(rule.max_new_tokens):
         states = [(sentences[n].prompt, beam) for n in alive for beam in sentences[n].beams]
-        allowed, normaliser = _allowed_logits(logits, states, rule, generated)
+        allowed = _allowed(logits, states, rule, generated)
         beams_now, wide = len(sentences[alive[0]].beams), min(2 * width, allowed.shape[1])
         # the best 2K of a sentence are among the best 2K of each of its beams, so no (R, V) sum is ever made
         values, token_ids = allowed.topk(wide, dim=1)  # (R, 2K)
-        totals = (values - normaliser).view(len(alive), beams_now, wide)
+        totals = values.view(len(alive), beams_now, wide)
         totals = (totals + log_probabilities.to(totals.device).unsqueeze(-1)).flatten(1)  # (sentences, K * 2K)
         best, flat = totals.topk(wide, dim=1)  # sorted, best first
         best, from_beams = best.tolist(), flat.div(wide, rounding_mode="floor").tolist()
@@ -176,14 +176,14 @@ def sample(
     logits = model.prefill()
     for generated in range(rule.max_new_tokens):
         states = [(prompts[n], results[n].tokens) for n in alive]
-        allowed, normaliser = _allowed_logits(logits, states, rule, generated)
+        allowed = _allowed(logits, states, rule, generated)
         if generators is None:
             picked = allowed.argmax(dim=-1)
         else:
             nucleus = _nucleus(allowed, rule).cpu()
             drawn = [torch.multinomial(nucleus[row], 1, generator=generators[n]) for row, n in enumerate(alive)]
             picked = torch.cat(drawn).to(allowed.device)
-        gained = (allowed.gather(1, picked.unsqueeze(1)) - normaliser).squeeze(1).tolist()
+        gained = allowed.gather(1, picked.unsqueeze(1)).squeeze(1).tolist()
         rows, next_alive = [], []
         for row, (n, token) in enumerate(zip(alive, picked.tolist(), strict=True)):
             results[n].score += gained[row]
@@ -208,11 +208,10 @@ def _nucleus(allowed: Tensor, rule: DecodingRule) -> Tensor:
     return torch.zeros_like(allowed).scatter(1, order, probabilities)
 
 
-def _allowed_logits(logits: Tensor, states: list, rule: DecodingRule, generated: int) -> tuple[Tensor, Tensor]:
-    """Logits (R, V) in float32 with what the rule forbids at -inf, and their log-sum-exp (R, 1) before that.
+def _allowed(logits: Tensor, states: list, rule: DecodingRule, generated: int) -> Tensor:
+    """Log-probabilities (R, V) in float32 with what the rule forbids at -inf, which does not raise the others'.
 
-    Their difference is the log-probability: forbidding a token does not raise the others'. `states` holds (prompt,
-    generated tokens) per row.
+    `states` holds (prompt, generated tokens) per row.
     """
     logits = logits.float()
     forced = None
@@ -224,17 +223,17 @@ def _allowed_logits(logits: Tensor, states: list, rule: DecodingRule, generated:
         only = torch.full_like(logits, float("-inf"))
         only[:, forced] = logits[:, forced]
         logits = only
-    normaliser = logits.logsumexp(dim=-1, keepdim=True)
+    allowed = logits.log_softmax(dim=-1)
     if rule.banned_token_ids:
-        logits[:, list(rule.banned_token_ids)] = float("-inf")
+        allowed[:, list(rule.banned_token_ids)] = float("-inf")
     for row, (prompt, tokens) in enumerate(states):
         if len(prompt) + len(tokens) < rule.min_length:
-            logits[row, rule.eos_token_id] = float("-inf")
+            allowed[row, rule.eos_token_id] = float("-inf")
         if rule.no_repeat_ngram_size:
             repeats = _repeated_ngram_tokens([*prompt, *tokens], rule.no_repeat_ngram_size)
             if repeats:
-                logits[row, repeats] = float("-inf")
-    return logits, normaliser
+                allowed[row, repeats] = float("-inf")
+    return allowed
 
 
 def _repeated_ngram_tokens(tokens: list[int], size: int) -> list[int]:

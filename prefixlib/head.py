@@ -35,11 +35,10 @@ class _FrozenHeadNLL(torch.autograd.Function):
         losses, gradient = [], torch.empty_like(hidden)
         weight = head.weight
         for h, t, g in zip(hidden.split(CHUNK), targets.split(CHUNK), gradient.split(CHUNK), strict=True):
-            logits = _logits(h, head, bias)  # (chunk, V)
+            log_probabilities = _logits(h, head, bias).log_softmax(dim=1)  # (chunk, V)
             rows = torch.arange(len(t), device=t.device)
-            normaliser = logits.logsumexp(dim=1)
-            losses.append(normaliser - logits[rows, t])
-            slope = logits.sub_(normaliser.unsqueeze(1)).exp_()  # d nll / d logits = softmax - onehot
+            losses.append(-log_probabilities[rows, t])
+            slope = log_probabilities.exp_()  # d nll / d logits = softmax - onehot
             slope[rows, t] -= 1
             g.copy_(slope.to(weight.dtype) @ weight)
         ctx.save_for_backward(gradient)
