@@ -25,14 +25,14 @@ import benchmark_startup
 import benchmark_steps
 import benchmark_tables
 import torch
-from benchmark_models import ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
+from benchmark_models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
 from transformers.utils import logging
 
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY
 
-PEERS = tuple(row for row in ROWS if row != "prefix")
+PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))
 MEASURE = {  # what -> rows of numbers
     "train-step": benchmark_steps.train_step,
     "memory": benchmark_steps.memory,

@@ -16,10 +16,10 @@ from unittest import mock
 import torch
 from benchmark_decode import ending, make_work, rule_of, sharpen
 from benchmark_lengths import draw, load_lengths
-from benchmark_models import POSITIONS, STOCK, check_equal_losses, is_bart, our_model
-from benchmark_steps import now, timed
+from benchmark_models import GROUPED, POSITIONS, STOCK, Batch, check_equal_losses, is_bart, our_model
+from benchmark_steps import in_turn, now, timed
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import BartConfig, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -27,6 +27,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from gpt2 import decoding, run_language_modeling
 from gpt2.dataset import Encoded, collate
 from prefixlib.errors import UserError
+from seq2seq.utils import EpochBatches
 
 LEARNING_RATE = 5e-5
 RECIPE = {"epochs": 5}
@@ -129,6 +130,8 @@ def train(args: argparse.Namespace, make_trainer, model: nn.Module, examples, ep
 
 def epoch(args: argparse.Namespace) -> dict[str, dict]:
     """Seconds of `--batches` batches per row, in turn; the first step's losses must agree."""
+    if is_bart(args):
+        return bart_epoch(args)
     check_device(args)
     examples = make_examples(args, args.batches * args.bsz)
     models = {"prefix": our_model(args), **{row: STOCK[row](args) for row in args.rows if row in STOCK}}
@@ -150,6 +153,36 @@ def epoch(args: argparse.Namespace) -> dict[str, dict]:
         numbers["tokens_per_second"] = real / numbers["seconds"]
         numbers["first_loss"], numbers["last_loss"] = losses[row][0], losses[row][-1]
     return table
+
+
+def bart_epoch(args: argparse.Namespace) -> dict[str, dict]:
+    """BART's rows on padded batches of XSum's lengths, without the loops around them; and grouped by length."""
+    count = args.batches * args.bsz
+    pairs = draw(load_lengths(args, args.train_lengths), count, args.seed)
+    plain = EpochBatches(count, args.bsz, args.seed)
+    grouped = EpochBatches(count, args.bsz, args.seed, lengths=[source for source, _ in pairs])
+    batches = {row: [padded(args, pairs, members) for members in plain] for row in args.rows}
+    batches[GROUPED] = [padded(args, pairs, members) for members in grouped]
+    table = in_turn(args, batches)
+    for numbers in table.values():
+        numbers["tokens_per_second"] = sum(map(sum, pairs)) / numbers["seconds"]
+    return table
+
+
+def padded(args: argparse.Namespace, pairs: list[tuple[int, int]], members: list[int]) -> Batch:
+    """Random ids of these examples' lengths, the same for an example in whichever batch, padded on the right."""
+    sources, targets = [], []
+    for n in members:
+        generator = torch.Generator().manual_seed(args.seed + n)
+        for side, length in zip((sources, targets), pairs[n], strict=True):
+            side.append(torch.randint(4, 50_000, (length,), generator=generator))
+    pad, start = BartConfig().pad_token_id, BartConfig().decoder_start_token_id
+    input_ids, labels = (
+        nn.utils.rnn.pad_sequence(side, batch_first=True, padding_value=pad) for side in (sources, targets)
+    )
+    decoder_input_ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+    batch = {"input_ids": input_ids, "attention_mask": input_ids.ne(pad).long(), "labels": labels}
+    return {name: ids.to(args.device) for name, ids in {**batch, "decoder_input_ids": decoder_input_ids}.items()}
 
 
 def recipe(args: argparse.Namespace) -> dict[str, dict]:

@@ -26,6 +26,7 @@ SHAPES = {  # layers (of each side), heads, width
     "gpt2-small": (12, 12, 768),
     "gpt2-medium": (24, 16, 1024),
     "bart-tiny": (2, 2, 64),
+    "bart-mini": (2, 4, 256),
     "bart-base": (6, 12, 768),
     "bart-large": (12, 16, 1024),
 }
@@ -178,8 +179,14 @@ def stock_row(make: Callable[[argparse.Namespace], nn.Module]) -> Callable[[argp
 
     def row(args: argparse.Namespace) -> Case:
         model = make(args).train()
-        wanted = ("input_ids", "attention_mask", "labels")
-        return model, lambda batch: model(**{name: batch[name] for name in wanted}).loss
+        padding = model.config.pad_token_id if is_bart(args) else None  # GPT-2's labels are marked as ignored already
+
+        def loss(batch: Batch) -> Tensor:
+            labels = batch["labels"]
+            labels = labels if padding is None else labels.masked_fill(labels.eq(padding), -100)
+            return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
+
+        return model, loss
 
     return row
 
@@ -239,13 +246,16 @@ def original_row(args: argparse.Namespace) -> Case:
     return model, model
 
 
+GROUPED = "grouped"  # BART's epoch alone: this package with --group_by_length yes
 ROWS: dict[str, Callable[[argparse.Namespace], Case]] = {
     "prefix": prefix_row,
+    GROUPED: prefix_row,
     "checkpointing": checkpointing_row,
     **{name: stock_row(make) for name, make in STOCK.items()},
     "original-style": original_row,
 }
 LABELS = {
+    GROUPED: "prefix, --group_by_length yes",
     "checkpointing": "prefix, activation checkpointing",
     "peft": "PEFT prefix tuning with MLP",
     "lora": f"PEFT LoRA, rank {LORA_RANK} (another method)",

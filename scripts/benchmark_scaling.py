@@ -1,11 +1,11 @@
 """Curves of time and memory against the sizes that matter, as JSON and PNG (scripts/benchmark.py scaling).
 
-By default on gpt2-mini, 4 layers of width 256, which a CPU measures in minutes.
+By default on gpt2-mini, 4 layers of width 256, which a CPU measures in minutes; for BART there is bart-mini, 2 and 2.
 """
 
 import argparse
-import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,7 @@ from benchmark_steps import memory, train_step
 from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
 
-STEP_ROWS = ("prefix", "peft", "finetune")
+ROWS = {"gpt2": ("prefix", "peft", "finetune"), "bart": ("prefix", "original-style", "finetune")}
 SIZES = {
     "sentences": 16,
     "batch_size": 16,
@@ -42,7 +42,8 @@ class Sweep:
 
 SWEEPS = {
     "prefix_length": Sweep("preseqlen", "prefix length P (positions)", (1, 5, 20, 100, 200, 500)),
-    "tokens": Sweep("tokens", "tokens per row T", (20, 40, 80, 160, 320)),
+    "source": Sweep("source", "source tokens per row S", (32, 64, 128, 256, 512)),  # BART's
+    "tokens": Sweep("tokens", "tokens per row T (BART: of the target)", (20, 40, 80, 160, 320)),
     "batch": Sweep("bsz", "training batch B (rows)", (1, 2, 4, 8, 16)),
     "decode_batch": Sweep("batch_size", "decoding batch (sentences)", (1, 2, 4, 8, 16), "decode"),
     "beams": Sweep("beams", "beams", (1, 2, 5, 8), "decode"),
@@ -79,14 +80,15 @@ def at_decode(args: argparse.Namespace) -> dict[str, dict]:
 def at_processes(args: argparse.Namespace) -> dict[str, dict]:
     """Tokens per second of the demo's training, through the launcher; the global batch stays the same."""
     with tempfile.TemporaryDirectory() as folder:
-        script, output = REPOSITORY / "gpt2" / "train_e2e.py", Path(folder) / "run"
+        name = "seq2seq/train_bart.py" if is_bart(args) else "gpt2/train_e2e.py"
+        script, output = REPOSITORY / name, Path(folder) / "run"
         flags = {
             "demo": "yes",
             "bsz": PROCESS_BSZ,
             "max_steps": PROCESS_STEPS,
-            "skip_decode": "yes",
             "disable_tqdm": "yes",
         }
+        flags |= {} if is_bart(args) else {"skip_decode": "yes"}
         flags |= {"num_processes": args.num_processes, "logging_steps": PROCESS_STEPS, "eval_steps": 10**6}
         flags |= {"save_steps": 10**6, "output_dir": output}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
@@ -98,8 +100,8 @@ def at_processes(args: argparse.Namespace) -> dict[str, dict]:
         )
         if child.returncode:
             raise UserError(f"training with {args.num_processes} processes failed: {child.stderr.splitlines()[-1]}")
-        training = json.loads((output / "results.json").read_text(encoding="utf-8"))["training"]
-    return {"prefix": {"tokens/s": training["tokens_seen"] / training["seconds"]}}
+    logged = re.findall(r"tokens/s ([\d,]+)", child.stderr)  # from the training's start to its last step
+    return {"prefix": {"tokens/s": int(logged[-1].replace(",", ""))}}
 
 
 MEASURES = {"step": at_step, "decode": at_decode, "processes": at_processes}
@@ -109,14 +111,16 @@ RATIOS = {"time ratio": "time: prefix / row (below 1: prefix faster)", "speed ra
 
 def scaling(args: argparse.Namespace) -> dict[str, dict]:
     """Every sweep's points; writes a PNG per sweep beside the JSON."""
-    names = args.sweeps.split(",") if args.sweeps else list(SWEEPS)
-    if is_bart(args) or not set(names) <= set(SWEEPS):
-        raise UserError(f"scaling is for GPT-2's shapes and sweeps {', '.join(SWEEPS)}: {args.shape}, {args.sweeps}")
+    there = [name for name in SWEEPS if is_bart(args) or name != "source"]
+    names = args.sweeps.split(",") if args.sweeps else there
+    if not set(names) <= set(there):
+        raise UserError(f"--sweeps {args.sweeps}: for {args.shape} choose from {', '.join(there)}")
+    tree = ROWS["bart" if is_bart(args) else "gpt2"]
     results = {}
     for name in names:
         sweep, points = SWEEPS[name], {}
         for value in thin(sweep.values, args.points):
-            rows = ["prefix", *(row for row in STEP_ROWS[1:] if row in args.rows)]
+            rows = [row for row in tree if row in args.rows]
             changed = {"rows": rows, "alone": 0, sweep.setting: value}
             points[value] = MEASURES[sweep.kind](argparse.Namespace(**{**vars(args), **changed}))
             print(f"{name} {value}: {points[value]}", file=sys.stderr)
@@ -140,14 +144,16 @@ def panels(points: dict[int, dict[str, dict]]) -> list[Panel]:
 
 def title(args: argparse.Namespace, sweep: Sweep) -> str:
     fixed = {
-        "step": {"B": args.bsz, "T": args.tokens, "P": args.preseqlen},
+        "step": {"B": args.bsz, "S": args.source, "T": args.tokens, "P": args.preseqlen},
         "decode": {"batch": args.batch_size, "beams": args.beams, "P": args.preseqlen},
         "processes": {},
     }[sweep.kind]
-    swept = {"bsz": "B", "tokens": "T", "preseqlen": "P", "batch_size": "batch", "beams": "beams"}.get(sweep.setting)
+    swept = {"bsz": "B", "source": "S", "tokens": "T", "preseqlen": "P", "batch_size": "batch", "beams": "beams"}.get(
+        sweep.setting
+    )
     what = {"step": "training step", "decode": "decoding", "processes": f"demo training, batch of {PROCESS_BSZ}"}[
         sweep.kind
     ]
-    sizes = ", ".join(f"{name} {value}" for name, value in fixed.items() if name != swept)
+    sizes = ", ".join(f"{name} {value}" for name, value in fixed.items() if name != swept and value)
     shape = "" if sweep.kind == "processes" else f"{args.shape}, "
     return f"{shape}{what}, {args.device}" + (f", {sizes}" if sizes else "")

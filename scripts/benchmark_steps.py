@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from benchmark_models import ROWS, SETTINGS, check_equal_losses, make_batch
+from benchmark_models import ROWS, SETTINGS, Batch, check_equal_losses, make_batch
 from torch import nn
 
 from prefixlib import record
@@ -25,23 +25,23 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def make_step(args: argparse.Namespace, row: str) -> tuple[Callable[[], float], float]:
-    """A function that takes one optimiser step and returns its seconds; and the loss before any step."""
+def make_step(args: argparse.Namespace, row: str, batches: Sequence[Batch]) -> tuple[Callable[[], float], float]:
+    """A function that takes one optimiser step per batch and returns their seconds; the first loss before any step."""
     model, loss_of = ROWS[row](args)
-    batch = make_batch(args)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)  # as Trainer and this package take it, in every row
 
     def step() -> float:
         started = now(args.device)
-        optimizer.zero_grad()
-        loss_of(batch).backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        for batch in batches:
+            optimizer.zero_grad()
+            loss_of(batch).backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
         return now(args.device) - started
 
     with torch.no_grad():
-        first_loss = loss_of(batch).item()
+        first_loss = loss_of(batches[0]).item()
     return step, first_loss
 
 
@@ -73,23 +73,31 @@ def timed(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict]:
 
 
 def train_step(args: argparse.Namespace) -> dict[str, dict]:
-    """All rows in turn for `rounds` rounds. Raises UserError where losses that must agree do not."""
+    """One step on a batch without padding, all rows in turn."""
+    batches = [make_batch(args)]
+    table = in_turn(args, {row: batches for row in args.rows})
+    for numbers in table.values():
+        numbers["tokens_per_second"] = args.bsz * (args.source + args.tokens) / numbers["seconds"]
+    return table
+
+
+def in_turn(args: argparse.Namespace, batches: Mapping[str, Sequence[Batch]]) -> dict[str, dict]:
+    """Each row trained on its batches for `rounds` rounds. Raises UserError where losses that must agree do not."""
     steps, losses = {}, {}
-    for row in args.rows:
-        steps[row], losses[row] = make_step(args, row)
+    for row, own in batches.items():
+        steps[row], losses[row] = make_step(args, row, own)
     check_equal_losses(args, losses)
     take_turns(steps, WARM_UP)
     table = timed(take_turns(steps, args.rounds))
     for row, numbers in table.items():
         numbers["first_loss"] = losses[row]
-        numbers["tokens_per_second"] = args.bsz * (args.source + args.tokens) / numbers["seconds"]
     return table
 
 
 def peak_of_three_steps(args: argparse.Namespace, row: str) -> dict[str, int]:
     """What this process needed at most in three steps of `row`, and before them; for one that does nothing else."""
     before = record.peak_memory_bytes()["host"]
-    step, _ = make_step(args, row)
+    step, _ = make_step(args, row, [make_batch(args)])
     for _ in range(3):
         step()
     return {**record.peak_memory_bytes(), "libraries": before}

@@ -57,6 +57,20 @@ def test_a_training_step_of_bart(tmp_path):
     assert "another function" in result["labels"]["peft"]
 
 
+def test_an_epoch_of_bart_on_padded_batches(tmp_path):
+    """The same loss in every row of the method, padding and all; grouped, the same examples in other batches."""
+    sizes = ["--preseqlen", "7", "--bsz", "2", "--batches", "3", "--vs", "finetune,original-style"]
+    rows = measure(tmp_path, "epoch", "--shape", "bart-tiny", *sizes)["rows"]
+    assert list(rows) == ["prefix", "finetune", "original-style", "grouped"]
+    assert rows["original-style"]["first_loss"] == pytest.approx(rows["prefix"]["first_loss"], abs=1e-4)
+    args = argparse.Namespace(seed=3, device="cpu")
+    batch = benchmark_epoch.padded(args, [(9, 4), (5, 7)], [1, 0])
+    assert batch["attention_mask"].sum(dim=1).tolist() == [5, 9]
+    assert batch["labels"].ne(1).sum(dim=1).tolist() == [7, 4]
+    alone = benchmark_epoch.padded(args, [(9, 4), (5, 7)], [0])
+    assert batch["input_ids"][1].tolist() == alone["input_ids"][0].tolist()
+
+
 def test_memory_in_processes_of_their_own(tmp_path):
     rows = measure(tmp_path, "memory", "--shape", "gpt2-tiny", "--vs", "finetune")["rows"]
     assert rows["prefix"]["memory_ratio"] == 1
@@ -120,6 +134,14 @@ def test_curves(tmp_path, monkeypatch):
     assert list(rows["tokens"]["points"]["20"]) == ["prefix", "peft", "finetune"]
     for name in rows:
         assert (tmp_path / f"scaling_{name}.png").stat().st_size > 5000
+
+
+def test_curves_of_bart(tmp_path):
+    less = ["--sweeps", "source", "--points", "1", "--no_memory", "--shape", "bart-tiny", "--preseqlen", "3"]
+    rows = measure(tmp_path, "scaling", *less)["rows"]
+    assert list(rows["source"]["points"]["32"]) == ["prefix", "original-style", "finetune"]
+    with pytest.raises(UserError, match="--sweeps source: for gpt2-tiny choose from prefix_length, tokens, batch"):
+        measure(tmp_path, "scaling", "--sweeps", "source", "--shape", "gpt2-tiny")
 
 
 def test_thinned_points_keep_both_ends():
@@ -213,7 +235,6 @@ def test_the_table_of_stored_results(tmp_path, capsys):
     [
         (["recipe", "--device", "cpu"], "recipe would take hours on a CPU"),
         (["train-step", "--vs", "nothing"], "--vs nothing: choose from checkpointing, peft, lora, finetune"),
-        (["epoch", "--device", "cpu", "--shape", "bart-tiny"], "epoch is for GPT-2's shapes"),
         (["decode", "--rounds", "0"], "--rounds 0: must be above 0"),
         (["decode", "--shape", "gpt2-tiny", "--lengths", "nowhere"], "no such histogram; there are e2e_dev"),
         (["record-lengths"], "record-lengths needs --lengths"),
