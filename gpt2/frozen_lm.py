@@ -26,15 +26,50 @@ def position_mask(config: PreTrainedConfig, seen: Tensor, queries: Tensor, keys:
     """A mask that transformers takes as it is, for texts that do not stand one after the other in a row.
 
     seen: bool (B, Q, W), what each query may look at; queries (B, Q) and keys (B, W): their positions, by which a
-    model with a sliding window hides what is far away. Returns (B, 1, Q, W), one for each kind of layer if they differ.
+    model with a sliding window hides what is far away. Returns (B, 1, Q, W), one for each kind of layer if they differ:
+    bool for torch's attention, numbers to add to the scores for a model that computes its own.
     """
+    adds = config._attn_implementation not in ("sdpa", attention.NAME)
+    dtype = config.dtype or torch.float32
+
+    def as_taken(mask: Tensor) -> Tensor:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min) if adds else mask
+
     seen = seen.unsqueeze(1)
     window = getattr(config, "sliding_window", None)
     if not window:
-        return seen
+        return as_taken(seen)
     near = seen & (queries[:, None, :, None] - keys[:, None, None, :] < window)
     kinds = set(getattr(config, "layer_types", None) or ())
-    return {kind: near if kind == "sliding_attention" else seen for kind in kinds} if kinds else near
+    if not kinds:
+        return as_taken(near)
+    return {kind: as_taken(near if kind == "sliding_attention" else seen) for kind in kinds}
+
+
+@torch.no_grad()
+def check_rows(base: nn.Module) -> None:
+    """Raise UserError unless texts that share a row under a mask give what each gives alone.
+
+    Decoding lays the beams of a sentence on one row, and training the texts of a batch.
+    """
+    refusal = UserError(f"a {base.config.model_type} model is not supported: texts cannot share a row in it")
+    if "local" in (getattr(base.config, "attention_layers", None) or ()):  # GPT-Neo's window counts columns
+        raise refusal
+    device = base.get_input_embeddings().weight.device
+    ids = torch.tensor([[2, 3, 1, 0, 1]], device=device)
+    text = torch.tensor([0, 0, 0, 1, 1], device=device)
+    positions = torch.tensor([[0, 1, 2, 0, 1]], device=device)
+    seen = (text.unsqueeze(1) == text) & torch.ones(5, 5, dtype=torch.bool, device=device).tril()
+    mask = position_mask(base.config, seen.unsqueeze(0), positions, positions)
+    with evaluating(base):
+        alone = base.base_model(input_ids=ids[:, 3:], use_cache=False).last_hidden_state
+        try:
+            shared = base.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise refusal from error
+    limit = 1e-3 if alone.dtype == torch.float32 else 5e-2
+    if (shared.last_hidden_state[:, 3:] - alone).abs().max() > limit * alone.abs().max():
+        raise refusal
 
 
 def key_values(
@@ -80,6 +115,7 @@ def check_shape(base: nn.Module, config: PrefixConfig) -> None:
         raise UserError(
             f"a {base.config.model_type} model takes no prefix: its layers' keys and values differ, {found}"
         )
+    check_rows(base)
 
 
 @contextlib.contextmanager

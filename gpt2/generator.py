@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gpt2 import flags
 from gpt2.dataset import Encoded, Format, pad_sources
+from gpt2.frozen_lm import check_rows
 from gpt2.prefix_config import max_positions
 from gpt2.prefix_io import load_prefix
 from gpt2.train_control import FAMILY, Past
@@ -83,6 +84,7 @@ def _load_finetuned(
     if model_name is not None:
         raise UserError(f"--model_name_or_path {model_name} contradicts {directory}, which is a whole model itself")
     model, task = load_tuned(directory, mode, cache_dir=cache_dir, dtype=dtype)
+    check_rows(model)
     tokenizer = load_tokenizer(str(directory), cache_dir=cache_dir)
     return Generator.of(_to_device(model), tokenizer, None, {**task, "mode": mode})
 

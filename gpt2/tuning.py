@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpt2.frozen_lm import check_shape
+from gpt2.frozen_lm import check_rows, check_shape
 from gpt2.initialise import given_text, start_from_text, text_ids
 from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.prefix_io import load_prefix, save_prefix
@@ -52,6 +52,7 @@ def make_model(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: b
         prefix = make_start(args, base, tokenizer, resuming)
         train_base = both or args.use_dropout == "yes" or checkpointing
         return PrefixLM(base, prefix, train_base=train_base, checkpointing=checkpointing, freeze=not both)
+    check_rows(base)  # before the training, not when its result is to be decoded
     if args.tuning_mode == "finetune-top":
         layers.train_top(base, args.top_layers, embeddings=args.top_embeddings == "yes")
     elif args.tuning_mode == "adaptertune":

@@ -21,12 +21,20 @@ class OncePerStep:
         """What `make` returns, computed once until the next `backward`."""
         if not self.leaves:
             self.made = make()
-            self.leaves = {name: tensor.detach().requires_grad_() for name, tensor in self.made.items()}
+            # float32 under autocast too: many micro-batches' gradients add up here
+            self.leaves = {name: _wide(tensor).requires_grad_() for name, tensor in self.made.items()}
         return self.leaves
 
     def backward(self) -> None:
         """Hand the gradients so far on to what made the tensors, and forget them. To be called before the step."""
         reached = [name for name, leaf in self.leaves.items() if leaf.grad is not None]
         if reached:
-            torch.autograd.backward([self.made[n] for n in reached], [self.leaves[n].grad for n in reached])
+            made = [self.made[name] for name in reached]
+            sums = [self.leaves[name].grad.to(self.made[name].dtype) for name in reached]
+            torch.autograd.backward(made, sums)
         self.made, self.leaves = {}, {}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Without its history, in at least float32."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

@@ -35,3 +35,13 @@ def test_a_tensor_that_no_loss_reached_is_left_alone():
     once.backward()
     assert used.grad.tolist() == [2.0, 2.0]
     assert unused.grad is None
+
+
+def test_gradients_add_up_in_float32_under_autocast():
+    """1024 parts of 1/256: bfloat16, with its 8 bits, would stop adding at a sum of 1."""
+    once, weight = OncePerStep(), torch.ones(3, requires_grad=True)
+    for _ in range(1024):
+        shared = once(lambda: {"flat": (weight * 1).bfloat16()})["flat"]
+        (shared * (1 / 256)).sum().backward()
+    once.backward()
+    assert weight.grad.tolist() == [4.0, 4.0, 4.0]

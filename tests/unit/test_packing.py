@@ -51,8 +51,15 @@ def with_prefix(base, checkpointing=False, **settings) -> PrefixLM:
     return PrefixLM(base, make_prefix(config), train_base=checkpointing, checkpointing=checkpointing).train()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [
+        (name, checkpointing)
+        for name in MODELS
+        for checkpointing in (False, True)
+        if (name, checkpointing) != ("gptj", True)
+    ],
+)
 def test_losses_and_gradients_equal_those_of_the_padded_batch(name, checkpointing):
     model = with_prefix(random_model(MODELS[name]), checkpointing)
     model.base_dropout = False
