@@ -61,8 +61,8 @@ class PrefixTuning(nn.Module):
 
     def forward(self, batch_size: int) -> Layers:
         """Keys and values per layer, each (B, H, P, D). Dropout is drawn for every row of the batch on its own."""
-        shared = self.once_per_step is not None and torch.is_grad_enabled()
-        flat = self.once_per_step(lambda: {"prefix": self.flat()})["prefix"] if shared else self.flat()
+        once = self.once_per_step
+        flat = once(lambda: {"prefix": self.flat()})["prefix"] if once is not None else self.flat()
         return split_layers(flat, self.config, batch_size, self.dropout)
 
     def past(self, base: nn.Module, batch_size: int, source: Tensor | None = None, source_mask=None, positions=None):

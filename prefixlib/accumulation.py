@@ -18,7 +18,9 @@ class OncePerStep:
         self.leaves: dict[str, Tensor] = {}
 
     def __call__(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `make` returns, computed once until the next `backward`."""
+        """What `make` returns, computed once until the next `backward`; anew where no gradient is taken."""
+        if not torch.is_grad_enabled():
+            return make()
         if not self.leaves:
             self.made = make()
             # float32 under autocast too: many micro-batches' gradients add up here

@@ -16,7 +16,16 @@ from unittest import mock
 import torch
 from benchmark_decode import ending, make_work, rule_of, sharpen
 from benchmark_lengths import draw, load_lengths
-from benchmark_models import GROUPED, POSITIONS, STOCK, Batch, check_equal_losses, is_bart, our_model
+from benchmark_models import (
+    GROUPED,
+    POSITIONS,
+    STOCK,
+    Batch,
+    check_equal_losses,
+    decoder_inputs,
+    is_bart,
+    our_model,
+)
 from benchmark_steps import in_turn, now, timed
 from torch import nn
 from transformers import BartConfig, Trainer, TrainerCallback, TrainingArguments
@@ -176,13 +185,13 @@ def padded(args: argparse.Namespace, pairs: list[tuple[int, int]], members: list
         generator = torch.Generator().manual_seed(args.seed + n)
         for side, length in zip((sources, targets), pairs[n], strict=True):
             side.append(torch.randint(4, 50_000, (length,), generator=generator))
-    pad, start = BartConfig().pad_token_id, BartConfig().decoder_start_token_id
+    pad = BartConfig().pad_token_id
     input_ids, labels = (
         nn.utils.rnn.pad_sequence(side, batch_first=True, padding_value=pad) for side in (sources, targets)
     )
-    decoder_input_ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
     batch = {"input_ids": input_ids, "attention_mask": input_ids.ne(pad).long(), "labels": labels}
-    return {name: ids.to(args.device) for name, ids in {**batch, "decoder_input_ids": decoder_input_ids}.items()}
+    batch["decoder_input_ids"] = decoder_inputs(labels)
+    return {name: ids.to(args.device) for name, ids in batch.items()}
 
 
 def recipe(args: argparse.Namespace) -> dict[str, dict]:

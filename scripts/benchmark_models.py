@@ -71,14 +71,18 @@ def make_base(args: argparse.Namespace) -> nn.Module:
     return base.eval()
 
 
+def decoder_inputs(labels: Tensor) -> Tensor:
+    """BART's labels (B, T), moved on by one behind its start token."""
+    return torch.cat([torch.full_like(labels[:, :1], BartConfig().decoder_start_token_id), labels[:, :-1]], dim=1)
+
+
 def make_batch(args: argparse.Namespace) -> Batch:
     """Random ids without padding: half of every GPT-2 row is scored, as in table-to-text; all of BART's target is."""
     torch.manual_seed(1)
     labels = torch.randint(4, 50_000, (args.bsz, args.tokens))
     if is_bart(args):
         input_ids = torch.randint(4, 50_000, (args.bsz, args.source))
-        start = torch.full_like(labels[:, :1], 2)
-        batch = {"input_ids": input_ids, "labels": labels, "decoder_input_ids": torch.cat([start, labels[:, :-1]], 1)}
+        batch = {"input_ids": input_ids, "labels": labels, "decoder_input_ids": decoder_inputs(labels)}
     else:
         batch = {"input_ids": labels.clone(), "labels": labels}
         labels[:, : args.tokens // 2] = -100

@@ -136,8 +136,7 @@ class PrefixTuning(nn.Module):
         """
         dropping = self.training and self.config.prefix_dropout > 0
         rows, dropout = (batch_size, self.dropout) if dropping else (1, None)
-        shared = self.once_per_step is not None and torch.is_grad_enabled()
-        flat = self.once_per_step(self.flat) if shared else self.flat()
+        flat = self.once_per_step(self.flat) if self.once_per_step is not None else self.flat()
         return {site: split_layers(states, self.config, site, rows, dropout) for site, states in flat.items()}
 
 
