@@ -100,7 +100,10 @@ def decode(
 
     `layers` is a prefix that all prompts share; `past` gives the prefixes of the prompts with the numbers it is asked
     for, where each has its own. Batches are made of prompts of similar length; results do not depend on `batch_size`.
+    Raises ValueError for a prompt without tokens: there is nothing whose next token could be predicted.
     """
+    if not all(map(len, prompts)):
+        raise ValueError("a prompt needs at least one token")
     order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))  # longest first: memory trouble shows at once
     results: list[Hypothesis | None] = [None] * len(prompts)
     with tqdm(total=len(prompts), desc="decoding", unit=" sentences", disable=not progress, leave=False) as bar:

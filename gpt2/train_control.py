@@ -12,13 +12,14 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from gpt2.dataset import IGNORED
 from gpt2.frozen_lm import Layers, attention_modules, count_positions, evaluating, key_values
-from gpt2.packing import Packed, pack
+from gpt2.packing import pack, packed_mask
 from gpt2.prefix_config import PrefixConfig
 from prefixlib import attention
 from prefixlib.accumulation import OncePerStep
 from prefixlib.base_model import dropout_settings
 from prefixlib.errors import UserError
 from prefixlib.head import token_nll
+from prefixlib.packing import Packed
 
 FAMILY = "decoder-only"
 
@@ -243,7 +244,7 @@ class PrefixLM(nn.Module):
         before = layers[0][0].shape[2]
         if packed is not None:
             positions = before + packed.positions
-            mask = packed.mask(self.config, 0 if self.checkpointing else before)
+            mask = packed_mask(packed, self.config, 0 if self.checkpointing else before)
         elif past.visible is None:
             mask = None
             positions = torch.arange(before, before + input_ids.shape[1], device=input_ids.device).unsqueeze(0)

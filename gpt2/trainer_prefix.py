@@ -77,8 +77,10 @@ class PrefixTrainer(Trainer):
         self.keep_best = keep_best
         self.distillation = distillation
         self.once_per_step, prefix = None, getattr(self.model, "prefix", None)
-        if self.args.gradient_accumulation_steps > 1 and isinstance(prefix, PrefixTuning):
-            self.once_per_step = prefix.once_per_step = OncePerStep()
+        if isinstance(prefix, PrefixTuning):
+            if self.args.gradient_accumulation_steps > 1:
+                self.once_per_step = OncePerStep()
+            prefix.once_per_step = self.once_per_step  # or None: nothing is left of an earlier trainer's
         if distillation is not None:
             distillation.teacher.to(self.args.device)
         # accumulation averages the micro-batches' losses, as the original does, instead of weighting them by tokens

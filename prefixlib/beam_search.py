@@ -213,17 +213,16 @@ def _allowed(logits: Tensor, states: list, rule: DecodingRule, generated: int) -
 
     `states` holds (prompt, generated tokens) per row.
     """
-    logits = logits.float()
     forced = None
     if generated == 0:
         forced = rule.forced_first_token_id
     if generated == rule.max_new_tokens - 1 and rule.forced_last_token_id is not None:
         forced = rule.forced_last_token_id
-    if forced is not None:  # before the sum, so that the forced token costs nothing
-        only = torch.full_like(logits, float("-inf"))
-        only[:, forced] = logits[:, forced]
-        logits = only
-    allowed = logits.log_softmax(dim=-1)
+    if forced is not None:  # costs nothing, and stands above the other rules
+        allowed = torch.full_like(logits, float("-inf"), dtype=torch.float32)
+        allowed[:, forced] = 0.0
+        return allowed
+    allowed = logits.float().log_softmax(dim=-1)
     if rule.banned_token_ids:
         allowed[:, list(rule.banned_token_ids)] = float("-inf")
     for row, (prompt, tokens) in enumerate(states):

@@ -18,7 +18,7 @@ from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.text import clean_up
 from seq2seq.flags import MODES
-from seq2seq.prefixTuning import Layers, attend_to
+from seq2seq.prefixTuning import Layers, at_positions, attend_to
 
 
 class Seq2SeqSteps:
@@ -67,11 +67,8 @@ class Seq2SeqSteps:
 
     def _forward(self, tokens: Tensor, encoded: Tensor) -> Tensor:
         """Next-token logits (N*K, V) of one token for each beam (N, K), all at the same position."""
-        place = torch.full((tokens.shape[1],), self.position, device=tokens.device)
-        hook = self.base.get_decoder().embed_positions.register_forward_pre_hook(
-            lambda _module, args, kwargs: (args, {**kwargs, "position_ids": place}), with_kwargs=True
-        )  # the decoder would count the cached keys, prefix and other beams included
-        try:
+        # told, for the decoder would count the cached keys, prefix and other beams included
+        with at_positions(self.base.get_decoder().embed_positions, torch.full_like(tokens, self.position)):
             hidden = self.base.base_model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
                 attention_mask=self.visible.expand(-1, -1, tokens.shape[1], -1),
@@ -80,8 +77,6 @@ class Seq2SeqSteps:
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
-        finally:
-            hook.remove()
         return self.base.get_output_embeddings()(hidden.flatten(0, 1)) + self.base.final_logits_bias
 
 

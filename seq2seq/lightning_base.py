@@ -43,8 +43,8 @@ class BaseModule(LightningModule):
         self.lm, self.args, self.total_steps = lm, args, total_steps
         self.validated_step = -1  # the optimiser step that the last validation was of
         self.validation_result: dict[str, float] = {}
-        if lm.prefix is not None and args.gradient_accumulation_steps > 1:
-            lm.prefix.once_per_step = OncePerStep()
+        if lm.prefix is not None:
+            lm.prefix.once_per_step = OncePerStep() if args.gradient_accumulation_steps > 1 else None
 
     @property
     def world(self) -> int:

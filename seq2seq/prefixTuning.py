@@ -21,6 +21,7 @@ from prefixlib import attention
 from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
 from prefixlib.head import token_nll
+from seq2seq.packing import PackedPair, pack
 
 FAMILY = "encoder-decoder"
 
@@ -120,6 +121,11 @@ class PrefixTuning(nn.Module):
         self.dropout = nn.Dropout(config.prefix_dropout)
         self.once_per_step: OncePerStep | None = None  # set by a trainer that accumulates gradients
 
+    @property
+    def drops(self) -> bool:
+        """Whether every row of a batch has a prefix of its own, by dropout."""
+        return self.training and self.config.prefix_dropout > 0
+
     def flat(self) -> dict[str, Tensor]:
         """Per site the prefix before it is cut into layers, (P, 2*L*H*D); each network runs on P rows, once."""
         if self.config.init_shallow:
@@ -134,8 +140,7 @@ class PrefixTuning(nn.Module):
 
         Dropout is drawn for every row of the batch on its own, as in the original.
         """
-        dropping = self.training and self.config.prefix_dropout > 0
-        rows, dropout = (batch_size, self.dropout) if dropping else (1, None)
+        rows, dropout = (batch_size, self.dropout) if self.drops else (1, None)
         flat = self.once_per_step(self.flat) if self.once_per_step is not None else self.flat()
         return {site: split_layers(states, self.config, site, rows, dropout) for site, states in flat.items()}
 
@@ -199,7 +204,11 @@ class PrefixLM(nn.Module):
         the sum by the number of tokens; the trainer here does.
         """
         real = labels.ne(self.base.config.pad_token_id)
-        hidden, targets = self._hidden_states(input_ids, attention_mask, decoder_input_ids)[real], labels[real]
+        packed, targets = self._pack(input_ids, attention_mask, decoder_input_ids, real), labels[real]
+        if packed is None:
+            hidden = self._hidden_states(input_ids, attention_mask, decoder_input_ids)[real]
+        else:
+            hidden = self._packed_hidden_states(packed)[packed.places_of(real)]
         if smoothing:
             logits = self._logits(hidden).float()
             total = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
@@ -218,6 +227,39 @@ class PrefixLM(nn.Module):
                 decoder_attention_mask=self._real_tokens(decoder_input_ids),
                 use_cache=False,
             ).last_hidden_state
+
+    def _pack(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, counted: Tensor):
+        """The batch packed, where that pays and a prefix is not drawn for every text on its own (dropout)."""
+        if self.prefix is not None and self.prefix.drops:
+            return None
+        return pack(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            counted,
+            padding=self.base.config.pad_token_id,
+            hidden_size=self.base.config.d_model,
+            prefix_length=self.prefix.config.preseqlen if self.prefix is not None else 0,
+        )
+
+    def _packed_hidden_states(self, packed: PackedPair) -> Tensor:
+        """The decoder's last hidden states (R*D, E) on the packed rows."""
+        base, prefix = self.base, self.prefix(len(packed.source.text)) if self.prefix is not None else {}
+        encoder, decoder = base.get_encoder(), base.get_decoder()
+        with (
+            attend_to(base, prefix),
+            at_positions(encoder.embed_positions, packed.source.positions),
+            at_positions(decoder.embed_positions, packed.target.positions),
+        ):
+            encoded = encoder(input_ids=packed.source.input_ids, attention_mask=packed.encoder_mask())
+            hidden = decoder(
+                input_ids=packed.target.input_ids,
+                attention_mask=packed.decoder_mask(),
+                encoder_hidden_states=encoded.last_hidden_state,
+                encoder_attention_mask=packed.cross_mask(),
+                use_cache=False,
+            ).last_hidden_state
+        return hidden.flatten(0, 1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.base.get_output_embeddings()(hidden) + self.base.final_logits_bias
@@ -255,3 +297,21 @@ def attend_to(base: nn.Module, prefix: Mapping[str, Layers]) -> Iterator[None]:
     }
     with attention.prefix_attention(modules):
         yield
+
+
+@contextlib.contextmanager
+def at_positions(embedding: nn.Module, positions: Tensor) -> Iterator[None]:
+    """While open, a model's position table gives the vectors of `positions` (B, T), whatever it is asked for."""
+
+    def ask(_module, args, kwargs):
+        return args, {**kwargs, "position_ids": positions.flatten()}
+
+    def answer(_module, _args, vectors: Tensor) -> Tensor:
+        return vectors.view(*positions.shape, -1)
+
+    hooks = embedding.register_forward_pre_hook(ask, with_kwargs=True), embedding.register_forward_hook(answer)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BartConfig, BartForConditionalGeneration
 
@@ -31,6 +32,18 @@ def make_bart(folder: Path, **settings) -> Path:
     config = BartConfig(vocab_size=len(tokens), **{**shape, **settings})
     BartForConditionalGeneration(config).save_pretrained(folder)
     return folder
+
+
+def random_model(family: str, **settings) -> torch.nn.Module:
+    """A lively random "Bart", "MBart" or "Pegasus" in eval mode: 2+2 layers, width 16, no dropout."""
+    torch.manual_seed(0)
+    sides = {"layers": 2, "attention_heads": 2, "ffn_dim": 24}
+    shape = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()}
+    shape |= {"vocab_size": 90, "d_model": 16, "max_position_embeddings": 64, "init_std": 0.3, "dropout": 0.0}
+    config = getattr(transformers, f"{family}Config")(**shape, decoder_start_token_id=2, **settings)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
+    model.final_logits_bias.copy_(torch.randn(1, 90))
+    return model
 
 
 def make_summaries(folder: Path, train: int = 23, rest: int = 5) -> Path:

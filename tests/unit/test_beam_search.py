@@ -67,6 +67,19 @@ def test_forced_tokens_cost_nothing():
     assert found[1].score == pytest.approx(torch.tensor(0.06).log().item() / 3, abs=1e-6)
 
 
+def test_a_forced_end_stands_above_the_minimum_length():
+    rule = DecodingRule(eos_token_id=0, max_new_tokens=3, num_beams=2, min_length=9, forced_last_token_id=0)
+    found = beam_search(Script(TABLE), [[5]], rule)[0]
+    assert [(h.tokens, h.finished) for h in found] == [([1, 1], True), ([1, 2], True)]
+    for hypothesis, probability in zip(found, (0.6 * 0.4, 0.6 * 0.3), strict=True):
+        assert hypothesis.score == pytest.approx(torch.tensor(probability).log().item() / 3, abs=1e-6)
+
+
+def test_an_empty_prompt_is_refused(model):
+    with pytest.raises(ValueError, match="at least one token"):
+        decode(model[0], [[], [5, 49]], DecodingRule(eos_token_id=49, max_new_tokens=3), progress=False)
+
+
 def test_minimum_length_counts_the_prompt():
     rule = DecodingRule(eos_token_id=0, max_new_tokens=4, num_beams=2, min_length=4)
     assert [len(h.tokens) for h in beam_search(Script(TABLE), [[5]], rule)[0]] == [3, 3]

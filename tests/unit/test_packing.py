@@ -8,10 +8,11 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, Qwen3Config
 
 from gpt2.dataset import Encoded, collate
-from gpt2.packing import best_layout, first_fit, pack
+from gpt2.packing import best_layout, pack
 from gpt2.prefix_config import PrefixConfig
 from gpt2.train_control import PrefixLM, make_prefix
 from prefixlib.head import token_nll
+from prefixlib.packing import first_fit, width_of
 from tests.conftest import SETTINGS, close
 from tests.unit.test_decoder_families import FAMILIES, GROUPED, random_model
 
@@ -99,16 +100,16 @@ def test_what_differs_from_row_to_row_is_not_packed(settings, train_base):
 
 def test_equal_lengths_are_left_alone():
     assert pack(torch.ones(5, 80, dtype=torch.long), torch.ones(5, 80, dtype=torch.long), 768) is None
-    assert best_layout([7], 768) == (7, [[0]])
+    assert best_layout([7], 768) == [[0]]
 
 
 def test_layouts_hold_every_text_once_and_never_cost_more():
     rng = random.Random(0)
     for _ in range(200):
         lengths = [rng.randint(1, 120) for _ in range(rng.randint(1, 40))]
-        width, rows = best_layout(lengths, 768)
+        rows = best_layout(lengths, 768)
+        width = width_of(lengths, rows)
         assert sorted(text for row in rows for text in row) == list(range(len(lengths)))
-        assert all(sum(lengths[text] for text in row) <= width for row in rows)
         padded = len(lengths) * max(lengths) * (6 * 768 + max(lengths))
         assert len(rows) * width * (6 * 768 + width) <= padded
 

@@ -22,7 +22,7 @@ from seq2seq.prefixTuning import (
     attention_sites,
     split_layers,
 )
-from tests.seq2seq_tiny import make_bart
+from tests.seq2seq_tiny import make_bart, random_model
 
 SETTINGS = {"mid_dim": 8, "prefix_dropout": 0.0, "use_deep": False, "init_shallow": False}
 SETTINGS |= {branch.switch: True for branch in BRANCHES}
@@ -160,17 +160,10 @@ def test_decoding_keeps_file_order_and_ignores_the_batch(bart):
 @torch.no_grad()
 def test_beams_on_one_row_of_the_cache_equal_each_output_read_alone(family):
     """Beams split and die, a source leaves the batch: every step's logits are those of teacher forcing."""
-    torch.manual_seed(0)
-    sides = {"layers": 2, "attention_heads": 2, "ffn_dim": 24}
-    shape = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in sides.items()}
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=90, d_model=16, max_position_embeddings=64, init_std=0.3, decoder_start_token_id=2, **shape
-    )
-    model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
-    model.final_logits_bias.copy_(torch.randn(1, 90))
+    model = random_model(family)
     lm = PrefixLM(model, make_prefix(model)).eval()
     ids, mask = tokens(3, 9) % 90, torch.ones(3, 9, dtype=torch.long)
-    mask[1, 6:], ids[1, 6:] = 0, config.pad_token_id
+    mask[1, 6:], ids[1, 6:] = 0, model.config.pad_token_id
     steps = Seq2SeqSteps(model, ids, mask, lm.prefix(1))
     found, outputs, sources = steps.prefill(), [[2]] * 3, [0, 1, 2]
     moves = [[0, 0, 0, 1, 1, 1, 2, 2, 2], [1, 0, 1, 5, 5, 3, 6, 7, 8], [3, 4, 4, 8, 6, 6], [2, 1, 0, 3, 3, 3]]

@@ -172,6 +172,12 @@ def test_the_network_runs_once_a_step_and_changes_nothing(tiny_lm, tmp_path, dro
         assert (tiny_lm.state_dict()[name] - tensor).abs().max() < 1e-4, name
 
 
+def test_a_trainer_without_accumulation_inherits_no_shared_run(tiny_lm, tmp_path):
+    make_trainer(tiny_lm, tmp_path / "a", gradient_accumulation_steps=4)
+    make_trainer(tiny_lm, tmp_path / "b")
+    assert tiny_lm.prefix.once_per_step is None
+
+
 def test_two_half_batches_accumulated_equal_one_batch(tiny_lm, tmp_path):
     other = copy.deepcopy(tiny_lm)
     make_trainer(tiny_lm, tmp_path / "a", per_device_train_batch_size=6).train()

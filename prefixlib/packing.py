@@ -1,0 +1,73 @@
+"""Texts of a padded batch laid one after the other on fewer rows, so that no computation is spent on padding.
+
+Which layout is the cheapest and who sees whom on a shared row depend on the model: gpt2/packing.py, seq2seq/packing.py.
+
+Legend: B texts, T tokens of the longest, N real tokens, R rows after packing, W their width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Rows = list[list[int]]  # per row the texts on it, from left to right
+
+
+@dataclass(frozen=True)
+class Packed:
+    """B texts on R rows."""
+
+    input_ids: Tensor  # (R, W)
+    positions: Tensor  # (R, W), from 0 in every text
+    text: Tensor  # (R, W): the number of the text, -1 where a row has room left
+    places: Tensor  # (N,): where on the flattened rows each real token stands, in the order of the padded batch
+
+
+def lay_out(input_ids: Tensor, real: Tensor, lengths: Sequence[int], rows: Rows) -> Packed:
+    """Lay `input_ids` (B, T), where `real` (B, T), out on `rows`; `lengths` are the B counts of real tokens."""
+    width = width_of(lengths, rows)
+    start = [0] * len(lengths)  # of each text, on the flattened rows
+    for row, members in enumerate(rows):
+        column = row * width
+        for text in members:
+            start[text] = column
+            column += lengths[text]
+    text, position = real.nonzero(as_tuple=True)  # (N,)
+    places = torch.tensor(start, device=text.device)[text] + position
+
+    def on_rows(values: Tensor, filler: int) -> Tensor:
+        return values.new_full((len(rows) * width,), filler).index_copy_(0, places, values).view(len(rows), width)
+
+    return Packed(
+        input_ids=on_rows(input_ids[text, position], filler=0),
+        positions=on_rows(position, filler=0),
+        text=on_rows(text, filler=-1),
+        places=places,
+    )
+
+
+def width_of(lengths: Sequence[int], rows: Rows) -> int:
+    """Tokens on the longest row."""
+    return max(sum(lengths[text] for text in members) for members in rows)
+
+
+def layouts(lengths: Sequence[int]) -> list[Rows]:
+    """One text a row; and what first fit makes of every width at which fewer rows could do."""
+    longest, total = max(lengths), sum(lengths)
+    widths = sorted({max(longest, -(-total // rows)) for rows in range(1, len(lengths))})
+    return [[[text] for text in range(len(lengths))], *(first_fit(lengths, width) for width in widths)]
+
+
+def first_fit(lengths: Sequence[int], width: int) -> Rows:
+    """Rows of at most `width` tokens, filled by first fit, the longest texts first."""
+    rows: Rows = []
+    room: list[int] = []
+    for text in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        row = next((n for n, left in enumerate(room) if left >= lengths[text]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(width)
+        rows[row].append(text)
+        room[row] -= lengths[text]
+    return rows
