@@ -16,7 +16,6 @@ from gpt2.packing import pack, packed_mask
 from gpt2.prefix_config import PrefixConfig
 from prefixlib import attention
 from prefixlib.accumulation import OncePerStep
-from prefixlib.base_model import dropout_settings
 from prefixlib.errors import UserError
 from prefixlib.head import token_nll
 from prefixlib.packing import Packed
@@ -204,7 +203,6 @@ class PrefixLM(nn.Module):
         self.prefix = prefix
         self.train_base = train_base
         self.checkpointing = checkpointing
-        self.base_dropout = bool(dropout_settings(base.config))
         self.positions = count_positions  # where each row's own prefix and text stand
         for parameter in base.parameters() if freeze else ():
             parameter.requires_grad_(False)
@@ -264,9 +262,9 @@ class PrefixLM(nn.Module):
         ).last_hidden_state
 
     def _pack(self, input_ids: Tensor, attention_mask: Tensor | None) -> Packed | None:
-        """The batch packed, where that pays and can change no result: one prefix for all, and nothing drawn per row."""
-        drops = (self.prefix.training and self.prefix.dropout.p > 0) or (self.base.training and self.base_dropout)
-        if attention_mask is None or self.prefix.config.needs_source or drops:
+        """The batch packed, where that pays and all texts have one prefix, not one by their source or by dropout."""
+        own = self.prefix.config.needs_source or (self.prefix.training and self.prefix.dropout.p > 0)
+        if attention_mask is None or own:
             return None
         return pack(input_ids, attention_mask, self.config.hidden_size)
 

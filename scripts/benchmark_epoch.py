@@ -165,7 +165,7 @@ def epoch(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def bart_epoch(args: argparse.Namespace) -> dict[str, dict]:
-    """BART's rows on padded batches of XSum's lengths, without the loops around them; and grouped by length."""
+    """BART's rows on batches of XSum's lengths, without the loops around them; and grouped by length."""
     count = args.batches * args.bsz
     pairs = draw(load_lengths(args, args.train_lengths), count, args.seed)
     plain = EpochBatches(count, args.bsz, args.seed)

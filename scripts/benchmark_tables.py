@@ -81,6 +81,11 @@ FIGURES = (
     ),
     Figure("the same / full fine-tuning", "train-step", "bart-base", "finetune", "time_ratio"),
     Figure(
+        "XSum batches of real lengths, bart-base, bsz 5: time / original-style",
+        *("epoch", "bart-base", "original-style", "time_ratio"),
+    ),
+    Figure("the same / full fine-tuning", "epoch", "bart-base", "finetune", "time_ratio"),
+    Figure(
         "decode, 5 beams, WebNLG dev prompts: sentences/s / PEFT `generate`, same batch",
         *("decode", "gpt2-small", "peft", "speed_ratio"),
     ),
