@@ -11,19 +11,19 @@ setup(
     install_requires=[
         "torch>=2.6",
         "transformers>=5.4",
-        "accelerate>=1.1",
-        "datasets>=3.0",
+        "accelerate>=1.7",  # before, a resumed run draws other numbers
+        "datasets>=4.0",
         "lightning>=2.5.5",
         "safetensors>=0.4.3",
-        "nltk>=3.9",
+        "nltk>=3.9.1",
         "sacrebleu>=2.4",
         "rouge-score>=0.1.2",
         "tqdm>=4.66",
         "tensorboard>=2.16",
-        "matplotlib>=3.8",
+        "matplotlib>=3.9",
     ],
     extras_require={
-        "peers": ["peft>=0.14"],  # only to compare with (scripts/benchmark.py), and to check what export.py writes
+        "peers": ["peft>=0.19"],  # only to compare with (scripts/benchmark.py), and to check what export.py writes
         "meteor": ["pycocoevalcap>=1.2"],  # the official METEOR 1.5 tables (and its jar)
         "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8"],
     },

@@ -110,8 +110,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         args.finetuned_model_path = str(Path(args.finetuned_model_path).expanduser().resolve())
     if not args.model_name_or_path:
         raise UserError("--model_name_or_path is missing (train_e2e.py fills it in)")
-    if args.fp16 == "yes" and not torch.cuda.is_available():
-        raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or nothing")
+    record.check_machine(fp16=args.fp16 == "yes")
     return args
 
 

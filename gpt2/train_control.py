@@ -286,10 +286,13 @@ class PrefixLM(nn.Module):
         if labels is None:
             return head(self.hidden_states(input_ids, source, source_mask))
         scored = nn.functional.pad(labels[:, 1:].ne(IGNORED), (0, 1))  # position t predicts the label at t + 1
+        rows, columns = scored.nonzero(as_tuple=True)  # (S,); before the forward, for it waits for a GPU's work
         packed = self._pack(input_ids, attention_mask)
         if packed is None:
-            hidden = self.hidden_states(input_ids, source, source_mask)[scored]  # (S, E)
+            places = rows * input_ids.shape[1] + columns
+            hidden = self.hidden_states(input_ids, source, source_mask)
         else:
             places = packed.places[scored[attention_mask.bool()]]
-            hidden = self.hidden_states(packed.input_ids, packed=packed).flatten(0, 1)[places]
-        return token_nll(hidden, labels[:, 1:][scored[:, :-1]], head), scored.nonzero()[:, 0]
+            hidden = self.hidden_states(packed.input_ids, packed=packed)
+        hidden = hidden.flatten(0, 1).index_select(0, places)  # (S, E)
+        return token_nll(hidden, labels[rows, columns + 1], head), rows

@@ -120,7 +120,16 @@ def load_model(
     if odd:  # those of the original code have names of their own
         raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
     fuse_gelu(model)
+    avoid_cudnn_attention()
     return model.eval()
+
+
+def avoid_cudnn_attention() -> None:
+    """Keep torch from cuDNN's attention (half precision on new GPUs): it plans anew for every shape, for tens of ms.
+
+    Packed batches and growing caches have another shape at nearly every call.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def fuse_gelu(model: torch.nn.Module) -> None:

@@ -148,7 +148,8 @@ def _choose(
     chosen = []
     for rank, (log_probability, beam, token) in enumerate(zip(scores, beams, tokens, strict=True)):
         if token == rule.eos_token_id:
-            if rank < rule.num_beams:  # an eos that would not have been in the beam is dropped
+            # an eos that would not have been in the beam is dropped, and one that another token was forced for
+            if rank < rule.num_beams and log_probability > float("-inf"):
                 sentence.keep(rule, sentence.beams[beam], log_probability, finished=True)
         else:
             chosen.append((beam, token, log_probability))
@@ -225,13 +226,16 @@ def _allowed(logits: Tensor, states: list, rule: DecodingRule, generated: int) -
     allowed = logits.float().log_softmax(dim=-1)
     if rule.banned_token_ids:
         allowed[:, list(rule.banned_token_ids)] = float("-inf")
+    forbidden = []  # (row, token)
     for row, (prompt, tokens) in enumerate(states):
         if len(prompt) + len(tokens) < rule.min_length:
-            allowed[row, rule.eos_token_id] = float("-inf")
+            forbidden.append((row, rule.eos_token_id))
         if rule.no_repeat_ngram_size:
             repeats = _repeated_ngram_tokens([*prompt, *tokens], rule.no_repeat_ngram_size)
-            if repeats:
-                allowed[row, repeats] = float("-inf")
+            forbidden += [(row, token) for token in repeats]
+    if forbidden:  # at once: on a GPU every assignment would wait for all work before it
+        rows, tokens = torch.tensor(forbidden).to(allowed.device).T
+        allowed[rows, tokens] = float("-inf")
     return allowed
 
 

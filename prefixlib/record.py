@@ -17,6 +17,7 @@ import torch
 from transformers import logging as transformers_logging
 
 from prefixlib import files
+from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
 
 PACKAGES = ("torch", "transformers", "accelerate", "lightning", "datasets", "safetensors", "sacrebleu", "rouge-score")
@@ -27,6 +28,15 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def check_machine(fp16: bool) -> None:
+    """Raise UserError where this machine lacks what the run is to use: a GPU for float16, a GPU for each process."""
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if fp16 and not gpus:
+        raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or neither")
+    if 0 < gpus < processes:
+        raise UserError(f"--num_processes {processes}: this machine has {gpus} GPU(s), and every process needs its own")
 
 
 def set_up_logging(verbose: bool = True) -> None:

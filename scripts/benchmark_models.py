@@ -16,7 +16,7 @@ from transformers import BartConfig, BartForConditionalGeneration, DynamicCache,
 from gpt2 import train_control as gpt2
 from gpt2.trainer_prefix import row_losses
 from prefixlib import attention
-from prefixlib.base_model import fuse_gelu
+from prefixlib.base_model import avoid_cudnn_attention, fuse_gelu
 from prefixlib.errors import UserError
 from seq2seq import prefixTuning as bart
 
@@ -66,6 +66,7 @@ def make_base(args: argparse.Namespace) -> nn.Module:
         off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
         config = GPT2Config(n_layer=layers, n_head=heads, n_embd=width, n_positions=POSITIONS, **off)
         base = GPT2LMHeadModel(config)
+    avoid_cudnn_attention()  # as load_model does; for every row
     base = base.to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
     base.generation_config.pad_token_id = base.config.eos_token_id if not is_bart(args) else base.config.pad_token_id
     return base.eval()

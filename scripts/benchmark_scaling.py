@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from benchmark_decode import decode
 from benchmark_models import is_bart
 from benchmark_plots import Panel, plot
@@ -96,7 +97,7 @@ def at_processes(args: argparse.Namespace) -> dict[str, dict]:
             [sys.executable, str(script), *words],
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {}),
         )
         if child.returncode:
             raise UserError(f"training with {args.num_processes} processes failed: {child.stderr.splitlines()[-1]}")
@@ -120,6 +121,9 @@ def scaling(args: argparse.Namespace) -> dict[str, dict]:
     for name in names:
         sweep, points = SWEEPS[name], {}
         for value in thin(sweep.values, args.points):
+            if sweep.kind == "processes" and args.device == "cuda" and value > torch.cuda.device_count():
+                print(f"{name} {value}: left out, a GPU for each is needed", file=sys.stderr)
+                continue
             rows = [row for row in tree if row in args.rows]
             changed = {"rows": rows, "alone": 0, sweep.setting: value}
             points[value] = MEASURES[sweep.kind](argparse.Namespace(**{**vars(args), **changed}))

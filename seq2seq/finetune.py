@@ -25,7 +25,7 @@ from prefixlib.text import text_or_file
 from seq2seq import flags, generation, predict, rouge
 from seq2seq.callbacks import Checkpoints, LogLines
 from seq2seq.initialise import start_from_text
-from seq2seq.lightning_base import RESUME, BaseModule, check_precision, find_resume, generic_train
+from seq2seq.lightning_base import RESUME, BaseModule, find_resume, generic_train
 from seq2seq.prefix_io import load_prefix, save_prefix
 from seq2seq.prefixTuning import FAMILY, PrefixConfig, PrefixLM, PrefixTuning
 from seq2seq.utils import (
@@ -110,6 +110,7 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, set[str]]:
     parser.add_argument("--output_dir", required=True, help="where the run is written")
     args, given = parser.parse_args(argv), explicit_flags(parser, argv)
     flags.check(args, given)
+    record.check_machine(fp16=args.fp16 == "yes")
     return args, given
 
 
@@ -122,7 +123,6 @@ def _quiet_libraries() -> None:
 
 def fit(args: argparse.Namespace, output: Path) -> None:
     """Train, and leave in `output` the last and the best checkpoint, results.json and the curves."""
-    check_precision(args)
     resume_from = find_resume(args=args, output=output)
     started = time.perf_counter()
     paths = {

@@ -71,10 +71,14 @@ class BaseModule(LightningModule):
             lr=self.args.learning_rate,
             betas=(0.9, 0.999),
             eps=1e-8,
-            fused=self.args.fp16 == "no",  # with loss scaling it would unscale by itself, which rules out clipping
+            fused=self._may_fuse(),
         )
         schedule = get_scheduler(self.args.lr_scheduler, optimizer, self.args.warmup_steps, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _may_fuse(self) -> bool:
+        """Not where Lightning refuses to clip: in mixed precision, under an optimiser that could unscale by itself."""
+        return self.args.fp16 == "no" and not (self.args.bf16 == "yes" and self.args.max_grad_norm)
 
     def on_fit_start(self) -> None:
         # Lightning keeps the modes that it finds, and from_pretrained leaves eval mode: without this the frozen model's
@@ -164,10 +168,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         files.sync_directory(path.parent)
 
 
-def check_precision(args: argparse.Namespace) -> str:
-    """Lightning's name for the precision asked for. Raises UserError where this machine has none of it."""
-    if args.fp16 == "yes" and not torch.cuda.is_available():
-        raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or neither")
+def precision(args: argparse.Namespace) -> str:
+    """Lightning's name for the precision asked for."""
     return "16-mixed" if args.fp16 == "yes" else "bf16-mixed" if args.bf16 == "yes" else "32-true"
 
 
@@ -186,7 +188,7 @@ def generic_train(
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
-        precision=check_precision(args),
+        precision=precision(args),
         max_epochs=args.epoch,
         max_steps=args.max_steps,
         accumulate_grad_batches=args.gradient_accumulation_steps,

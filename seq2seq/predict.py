@@ -14,7 +14,6 @@ from prefixlib.errors import UserError
 from prefixlib.metrics import score_task
 from seq2seq import flags, generation, rouge
 from seq2seq.generation import decoding_rule
-from seq2seq.lightning_base import check_precision
 from seq2seq.prefix_io import LoadedPrefix, load_prefix
 from seq2seq.prefixTuning import FAMILY, PrefixConfig
 from seq2seq.utils import count_cut, find_file, find_lengths, load_examples
@@ -100,7 +99,7 @@ def load_checkpoint(args: argparse.Namespace, given: set[str]) -> tuple[Any, Any
             )
         checkpoint.check_agrees(told, task, directory)
         name = str(directory.resolve())
-    dtype = {"32-true": torch.float32, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}[check_precision(args)]
+    dtype = torch.float16 if args.fp16 == "yes" else torch.bfloat16 if args.bf16 == "yes" else torch.float32
     model = load_model(name, FAMILY, revision=revision, cache_dir=args.cache_dir, dtype=dtype)
     tokenizer = load_tokenizer(name, revision=revision, cache_dir=args.cache_dir)
     if prefix is not None:

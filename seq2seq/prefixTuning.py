@@ -204,11 +204,14 @@ class PrefixLM(nn.Module):
         the sum by the number of tokens; the trainer here does.
         """
         real = labels.ne(self.base.config.pad_token_id)
-        packed, targets = self._pack(input_ids, attention_mask, decoder_input_ids, real), labels[real]
+        targets, packed = labels[real], self._pack(input_ids, attention_mask, decoder_input_ids, real)
         if packed is None:
-            hidden = self._hidden_states(input_ids, attention_mask, decoder_input_ids)[real]
+            places = real.flatten().nonzero().squeeze(1)
+            hidden = self._hidden_states(input_ids, attention_mask, decoder_input_ids)
         else:
-            hidden = self._packed_hidden_states(packed)[packed.places_of(real)]
+            places = packed.places_of(real)
+            hidden = self._packed_hidden_states(packed)
+        hidden = hidden.flatten(0, 1).index_select(0, places)  # (N, E)
         if smoothing:
             logits = self._logits(hidden).float()
             total = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
@@ -243,7 +246,7 @@ class PrefixLM(nn.Module):
         )
 
     def _packed_hidden_states(self, packed: PackedPair) -> Tensor:
-        """The decoder's last hidden states (R*D, E) on the packed rows."""
+        """The decoder's last hidden states (R, D, E) on the packed rows."""
         base, prefix = self.base, self.prefix(len(packed.source.text)) if self.prefix is not None else {}
         encoder, decoder = base.get_encoder(), base.get_decoder()
         with (
@@ -252,14 +255,13 @@ class PrefixLM(nn.Module):
             at_positions(decoder.embed_positions, packed.target.positions),
         ):
             encoded = encoder(input_ids=packed.source.input_ids, attention_mask=packed.encoder_mask())
-            hidden = decoder(
+            return decoder(
                 input_ids=packed.target.input_ids,
                 attention_mask=packed.decoder_mask(),
                 encoder_hidden_states=encoded.last_hidden_state,
                 encoder_attention_mask=packed.cross_mask(),
                 use_cache=False,
             ).last_hidden_state
-        return hidden.flatten(0, 1)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return self.base.get_output_embeddings()(hidden) + self.base.final_logits_bias

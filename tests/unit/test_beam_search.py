@@ -1,12 +1,14 @@
 """Decoding rules: independence of the batch, length normalisation, bans, forced tokens, n-grams, sampling."""
 
+import math
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2.decoding import CausalSteps, decode
 from gpt2.train_control import split_layers
-from prefixlib.beam_search import DecodingRule, beam_search, sample
+from prefixlib.beam_search import DecodingRule, _choose, _Sentence, beam_search, sample
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 49], [3, 49], [12, 13, 14, 49], [7, 7, 7, 7, 7, 49], [20, 49]]
 
@@ -65,6 +67,15 @@ def test_forced_tokens_cost_nothing():
     assert [(h.tokens, h.finished) for h in found] == [([2], True), ([2, 1], True)]
     assert found[0].score == pytest.approx(torch.tensor(0.9).log().item() / 2, abs=1e-6)
     assert found[1].score == pytest.approx(torch.tensor(0.06).log().item() / 3, abs=1e-6)
+
+
+def test_an_end_that_another_token_was_forced_for_is_no_hypothesis():
+    """Among candidates at -inf any may come first, and differs between devices: here eos is second of two beams."""
+    rule = DecodingRule(eos_token_id=0, max_new_tokens=3, num_beams=2, forced_first_token_id=2, early_stopping=True)
+    sentence = _Sentence([5], beams=[[]])
+    chosen = _choose(sentence, [0.0, -math.inf, -math.inf], [0, 0, 0], [2, 0, 1], rule, generated=0)
+    assert [token for _, token, _ in chosen] == [2, 1]
+    assert sentence.hypotheses == []
 
 
 def test_a_forced_end_stands_above_the_minimum_length():
@@ -174,7 +185,7 @@ def test_finished_sentences_leave_the_batch(model):
     sizes = []
     base.transformer.register_forward_pre_hook(lambda m, a, k: sizes.append(k["input_ids"].shape), with_kwargs=True)
     rule = DecodingRule(eos_token_id=49, max_new_tokens=20, num_beams=2)
-    base.lm_head.weight.data[49] *= 1.5  # eos now and then
+    base.lm_head.weight.data[49] *= 3  # eos now and then
     decode(base, PROMPTS, rule, layers=layers, batch_size=5, progress=False)
     assert sizes[:2] == [(5, 8), (5, 2)]  # the padded prompts once, then a token for each beam
     rows, beams = zip(*sizes[1:], strict=True)

@@ -223,12 +223,34 @@ def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumu
     assert shapes == [(3, 16)] * 3 * (steps + 2 + 1 + flattened)
 
 
-@pytest.mark.parametrize(("fp16", "fused"), [("no", True), ("yes", False)])
-def test_optimiser_is_fused_but_not_where_that_rules_out_clipping(place, fp16, fused):
-    args, _ = finetune.parse_args(training_flags(place / "bart", place / "data", place, fp16=fp16))
+@pytest.mark.parametrize(
+    ("settings", "fused"),
+    [
+        ({}, True),
+        ({"max_grad_norm": 1.0}, True),
+        ({"bf16": "yes"}, True),
+        ({"bf16": "yes", "max_grad_norm": 1.0}, False),
+        ({"fp16": "yes"}, False),
+    ],
+)
+def test_optimiser_is_fused_but_not_where_that_rules_out_clipping(place, settings, fused, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as if float16 could be had
+    args, _ = finetune.parse_args(training_flags(place / "bart", place / "data", place, **settings))
     lm = finetune.build_lm(args, {"name": str(place / "bart"), "revision": None}, tokenizer=None)
     optimizer = lightning_base.BaseModule(lm, args, total_steps=10).configure_optimizers()["optimizer"]
     assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]
+
+
+def test_bfloat16_with_clipping_trains(place, tmp_path):
+    curve = train(place, tmp_path, bf16="yes", max_grad_norm=1.0)[1]["train"]["curves"]["train"]
+    assert curve[-1][1] < curve[0][1]
+
+
+def test_every_process_needs_its_gpu(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"--num_processes 2: this machine has 1 GPU"):
+        finetune.parse_args(training_flags(place / "bart", place / "data", tmp_path))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
