@@ -23,7 +23,7 @@ from gpt2 import decoding
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
 from seq2seq import generation
-from seq2seq.prefixTuning import attend_to
+from seq2seq.frozen_lm import attend_to
 
 # sentences, batch, beams, new tokens, decoded one at a time, lengths from
 DEFAULTS = {"gpt2": (32, 32, 5, 100, 6, "webnlg_dev"), "bart": (12, 12, 6, 62, 3, "xsum_test")}

@@ -19,6 +19,7 @@ from prefixlib import attention
 from prefixlib.base_model import avoid_cudnn_attention, fuse_gelu
 from prefixlib.errors import UserError
 from seq2seq import prefixTuning as bart
+from seq2seq.frozen_lm import attend_to
 
 SHAPES = {  # layers (of each side), heads, width
     "gpt2-tiny": (2, 2, 64),
@@ -239,7 +240,7 @@ class OriginalStyle(nn.Module):
             logits, labels = logits[:, :-1].float(), batch["labels"][:, 1:]
             return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
         wanted = ("input_ids", "attention_mask", "decoder_input_ids")
-        with bart.attend_to(self.base, layers):
+        with attend_to(self.base, layers):
             logits = self.base(**{name: batch[name] for name in wanted}, use_cache=False).logits
         labels, padding = batch["labels"].flatten(), self.base.config.pad_token_id
         return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=padding)

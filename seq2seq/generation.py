@@ -18,7 +18,7 @@ from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.text import clean_up
 from seq2seq.flags import MODES
-from seq2seq.prefixTuning import Layers, at_positions, attend_to
+from seq2seq.frozen_lm import Layers, at_positions, attend_to
 
 
 class Seq2SeqSteps:

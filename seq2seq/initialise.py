@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prefixlib import attention
-from seq2seq.prefixTuning import PrefixTuning, attention_sites
+from seq2seq.frozen_lm import attention_sites
+from seq2seq.prefixTuning import PrefixTuning
 
 logger = logging.getLogger(__name__)
 

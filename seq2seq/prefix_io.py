@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prefixlib import checkpoint, record
 from prefixlib.errors import UserError
-from seq2seq.prefixTuning import BRANCHES, FAMILY, Layers, PrefixConfig, PrefixTuning, split_layers
+from seq2seq.frozen_lm import Layers
+from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning, split_layers
 
 # The original's checkpoints name no base model; its shape (layers, width) tells which one it was.
 ORIGINAL_BASES = {(6, 768): "facebook/bart-base", (12, 1024): "facebook/bart-large"}

@@ -10,6 +10,7 @@ from transformers import BartForConditionalGeneration
 from prefixlib import attention, checkpoint
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
+from seq2seq.frozen_lm import attend_to, attention_sites
 from seq2seq.generation import Seq2SeqSteps, decode
 from seq2seq.initialise import key_values_of_text, start_from_text
 from seq2seq.prefix_io import load_prefix, save_prefix
@@ -18,8 +19,6 @@ from seq2seq.prefixTuning import (
     PrefixConfig,
     PrefixLM,
     PrefixTuning,
-    attend_to,
-    attention_sites,
     split_layers,
 )
 from tests.seq2seq_tiny import make_bart, random_model
