@@ -19,6 +19,7 @@ from prefixlib.errors import UserError
 from prefixlib.text import clean_up
 from seq2seq.flags import MODES
 from seq2seq.frozen_lm import Layers, at_positions, attend_to
+from seq2seq.packing import encoder_mask, pack_sources
 
 
 class Seq2SeqSteps:
@@ -48,11 +49,28 @@ class Seq2SeqSteps:
 
     def prefill(self) -> Tensor:
         with attend_to(self.base, {site: layers for site, layers in self.prefix.items() if site == "encoder"}):
-            encoded = self.base.get_encoder()(input_ids=self.input_ids, attention_mask=self.mask).last_hidden_state
+            encoded = self._encode()
         start = self.input_ids.new_full((len(self.input_ids), 1), self.base.config.decoder_start_token_id)
         logits = self._forward(start, encoded)
         self.encoded = encoded[..., :0]  # its keys and values are cached; transformers asks that it be there
         return logits
+
+    def _encode(self) -> Tensor:
+        """The encoder's last hidden states (N, S, E), of sources packed on shared rows where that pays."""
+        encoder, layers = self.base.get_encoder(), self.prefix.get("encoder")
+        packed = pack_sources(
+            self.input_ids,
+            self.mask,
+            hidden_size=self.base.config.d_model,
+            prefix_length=layers[0][0].shape[2] if layers else 0,
+        )
+        if packed is None:
+            return encoder(input_ids=self.input_ids, attention_mask=self.mask).last_hidden_state
+        with at_positions(encoder.embed_positions, packed.positions):
+            hidden = encoder(input_ids=packed.input_ids, attention_mask=encoder_mask(packed)).last_hidden_state
+        encoded = hidden.new_zeros(*self.mask.shape, hidden.shape[2])
+        encoded[self.mask] = hidden.flatten(0, 1).index_select(0, packed.places)
+        return encoded
 
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
         staying = self.tree.advance(rows)

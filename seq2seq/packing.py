@@ -28,10 +28,6 @@ class PackedPair:
         """Where on the flattened target rows each position in `counted` (B, T) stands, in the batch's order."""
         return self.target.places[counted[self.needed]]
 
-    def encoder_mask(self) -> Tensor:
-        """(R, 1, W, W), True where a source token sees another; room left sees room left."""
-        return _same(self.source.text, self.source.text).unsqueeze(1)
-
     def decoder_mask(self) -> Tensor:
         """(R, 1, D, D), True where a target token sees an earlier one; a start token is seen whatever its id."""
         target = self.target
@@ -42,6 +38,11 @@ class PackedPair:
         """(R, 1, D, W), True where a target token sees its source; room left sees all, so that it sees something."""
         room = self.target.text.eq(-1).unsqueeze(2)
         return (_same(self.target.text, self.source.text) | room).unsqueeze(1)
+
+
+def encoder_mask(source: Packed) -> Tensor:
+    """(R, 1, W, W), True where a source token sees another; room left sees room left."""
+    return _same(source.text, source.text).unsqueeze(1)
 
 
 def _same(queries: Tensor, keys: Tensor) -> Tensor:
@@ -77,6 +78,13 @@ def pack(
         needed=needed,
         padding=padding,
     )
+
+
+def pack_sources(input_ids: Tensor, attention_mask: Tensor, *, hidden_size: int, prefix_length: int) -> Packed | None:
+    """Pack sources `input_ids` (B, S) of which `attention_mask` is real, for the encoder; None if it would not pay."""
+    sources = attention_mask.sum(dim=1).tolist()
+    rows = best_layout(sources, [0] * len(sources), hidden_size, prefix_length)
+    return lay_out(input_ids, attention_mask, sources, rows) if len(rows) < len(sources) else None
 
 
 def best_layout(sources: Sequence[int], targets: Sequence[int], hidden_size: int, prefix_length: int) -> Rows:

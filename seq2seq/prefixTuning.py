@@ -20,7 +20,7 @@ from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
 from prefixlib.head import token_nll
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, attention_sites
-from seq2seq.packing import PackedPair, pack
+from seq2seq.packing import PackedPair, encoder_mask, pack
 
 FAMILY = "encoder-decoder"
 
@@ -251,7 +251,7 @@ class PrefixLM(nn.Module):
             at_positions(encoder.embed_positions, packed.source.positions),
             at_positions(decoder.embed_positions, packed.target.positions),
         ):
-            encoded = encoder(input_ids=packed.source.input_ids, attention_mask=packed.encoder_mask())
+            encoded = encoder(input_ids=packed.source.input_ids, attention_mask=encoder_mask(packed.source))
             return decoder(
                 input_ids=packed.target.input_ids,
                 attention_mask=packed.decoder_mask(),

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from prefixlib import attention
+from prefixlib.beam_search import DecodingRule
 from prefixlib.packing import width_of
 from seq2seq import prefixTuning
-from seq2seq.packing import best_layout, pack
+from seq2seq.generation import decode_batch
+from seq2seq.packing import best_layout, encoder_mask, pack
 from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixLM, PrefixTuning
 from tests.seq2seq_tiny import random_model
 
@@ -126,8 +128,22 @@ def test_every_query_sees_something():
     counted = batch.pop("labels").ne(PAD)
     packed = pack(*batch.values(), counted, padding=PAD, hidden_size=16, prefix_length=0)
     assert (packed.source.text.eq(-1).any(), packed.target.text.eq(-1).any()) == (True, True)
-    for mask in (packed.encoder_mask(), packed.decoder_mask(), packed.cross_mask()):
+    for mask in (encoder_mask(packed.source), packed.decoder_mask(), packed.cross_mask()):
         assert mask.any(dim=-1).all()
+
+
+@pytest.mark.parametrize("family", ["Bart", "MBart", "Pegasus"])
+def test_decoding_packs_the_sources_and_says_the_same(family):
+    lm = with_prefix(random_model(family, pad_token_id=PAD)).eval()
+    batch, prefix, seen = make_batch(), lm.prefix(1), rows_seen(lm)
+    rule = DecodingRule(eos_token_id=2, max_new_tokens=8, num_beams=3)
+    ids, masks = batch["input_ids"], batch["attention_mask"]
+    together = decode_batch(lm.base, ids, masks, rule, prefix)
+    alone = [decode_batch(lm.base, ids[n : n + 1], masks[n : n + 1], rule, prefix)[0] for n in range(len(ids))]
+    assert seen == [2, 1, 1, 1, 1, 1]
+    assert [found.tokens for found in together] == [found.tokens for found in alone]
+    assert [found.score for found in together] == pytest.approx([found.score for found in alone], abs=1e-5)
+    assert len({round(found.score, 4) for found in together}) == 5
 
 
 def test_positions_are_the_model_s_own_again_afterwards():
