@@ -18,7 +18,7 @@ from gpt2 import decoding
 from gpt2.dataset import Encoded, encode, encode_inputs, truncate
 from gpt2.generator import Generator, load_generator
 from gpt2.tasks import DECODING, label_groups, read_openings
-from prefixlib import files, metrics, record
+from prefixlib import checkpoint, files, metrics, record
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import Parser, add_yes_no, refuse_together
@@ -246,12 +246,14 @@ def main(argv: list[str] | None = None) -> int:
     choose_strategy(args.mode, args)  # raises what it has against the flags before a model is loaded
     record.set_up_logging()
     directory = Path(args.checkpoint).expanduser().resolve()  # resolved: a trailing slash changes no name
+    if not args.output_dir and checkpoint.is_plain_model(directory):
+        raise UserError(f"{directory} is a model, not the folder of a run: say with --output_dir where the outputs go")
+    out = Path(args.output_dir).expanduser().resolve() if args.output_dir else directory
     path = Path(args.data_file) if args.data_file else data_file(args.mode, args.split, args.data_dir)
     if not path.is_file():
         read_groups(args.mode, path)  # raises the reader's own message before a model is loaded
     dtype = torch.bfloat16 if args.bf16 == "yes" else torch.float32
     generator = load_generator(directory, args.mode, args.model_name_or_path, args.cache_dir, dtype)
-    out = Path(args.output_dir).expanduser().resolve() if args.output_dir else directory
     result = decode_file(generator, args.mode, path, out / f"{directory.name}_{args.split}", args)
     known = record.read_results(out).get("decoding", {})
     record.update_results(out, {"decoding": {**known, args.split: result}})

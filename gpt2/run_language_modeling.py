@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2 import flags, run_generation
@@ -224,9 +224,21 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
         outputs = (f"{output.name}_{split}_*" for split in ("valid", "test"))
         own = ("checkpoint-*", "config.json", "model*.safetensors*", "trainer_state.json", "runs", *outputs)
         files.clear_run(output, (*checkpoint.RUN_FILES, *own))
+    ended = ended_run(resume_from)
+    if ended is not None:
+        logger.info(
+            "the run in %s was trained to its end, step %d: nothing is left to train", output, ended.global_step
+        )
+        trainer.load_model_from(resume_from)
+        trainer.state = ended
+        trained = record.read_results(output).get("training")
+        if trained is not None:
+            return trained
+        if not any(row["step"] == ended.global_step for row in ended.log_history if "eval_loss" in row):
+            trainer.evaluate()
     started = time.perf_counter()
     try:
-        outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        outcome = None if ended else trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     except KeyboardInterrupt:
         last = get_last_checkpoint(str(output)) if output.is_dir() else None
         logger.warning(
@@ -253,7 +265,7 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
     return {
         "seconds": round(seconds, 2),
         "steps": trainer.state.global_step,
-        "train_loss": outcome.training_loss,
+        "train_loss": outcome.training_loss if outcome else None,
         "dev_loss": curves["dev"][-1][1] if curves["dev"] else None,
         "first_train_loss": curves["train"][0][1] if curves["train"] else None,
         "last_train_loss": curves["train"][-1][1] if curves["train"] else None,
@@ -263,6 +275,14 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
         "tokens_seen": trainer.state.num_input_tokens_seen,
         "peak_memory_bytes": record.peak_memory_bytes(),
     }
+
+
+def ended_run(resume_from: Path | None) -> TrainerState | None:
+    """The trainer's state where a checkpoint is that of the run's last step: killed in what comes after training."""
+    if resume_from is None:
+        return None
+    state = TrainerState.load_from_json(str(resume_from / "trainer_state.json"))
+    return state if state.global_step >= state.max_steps else None
 
 
 def decode_splits(args, model: nn.Module, tokenizer, task, output: Path, paths: dict[str, Path | None], save) -> None:

@@ -128,6 +128,14 @@ def check_agrees(flags: Mapping[str, Any], settings: Mapping[str, Any], director
             raise UserError(f"--{name} {given} contradicts {directory}, which was trained with {name} {settings[name]}")
 
 
+def _what_else(directory: Path) -> str:
+    """What a folder without a prefix holds instead, if that is known."""
+    if (directory / "config.json").is_file() or (directory / "model" / "config.json").is_file():
+        return "; it holds a whole model, tuned without a prefix"
+    inside = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return f"; the run has not finished, but {inside[-1]} can be used" if inside else ""
+
+
 def read_original_weights(directory: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """config.json and pytorch_model.bin of the original code's prefix checkpoint, read without running pickled code.
 
@@ -140,7 +148,8 @@ def read_original_weights(directory: Path | str) -> tuple[dict[str, Any], dict[s
         weights = torch.load(weights_path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(
-            f"{directory} is no checkpoint: neither {CONFIG} nor config.json + pytorch_model.bin"
+            f"{directory} is no prefix checkpoint: neither {CONFIG} nor config.json + pytorch_model.bin"
+            + _what_else(directory)
         ) from error
     except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
         first_line = str(error).strip().split("\n")[0]
@@ -165,6 +174,11 @@ def load_task(directory: Path | str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
     return {"mode": config["_my_arg_task_mode"]} if "_my_arg_task_mode" in config else {}
+
+
+def is_plain_model(directory: Path | str) -> bool:
+    """True for a model folder that no run here or of the original code wrote."""
+    return (Path(directory) / "config.json").is_file() and not is_prefix(directory) and not load_task(directory)
 
 
 def _read_verified(path: Path, described: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:

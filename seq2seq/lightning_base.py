@@ -145,7 +145,9 @@ def find_resume(output: Path, args: argparse.Namespace) -> Path | None:
             )
         return None
     if not path.is_file():
-        raise UserError(f"--resume yes: {path} is missing; the run either finished or never reached a checkpoint")
+        if (output / "results.json").is_file():
+            raise UserError(f"--resume yes: the run in {output} has finished; nothing is left to train")
+        raise UserError(f"--resume yes: {path} is missing: no checkpoint was written yet; train without --resume")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)["settings"]
     except Exception as error:  # torch.load raises many kinds for a damaged file
@@ -210,7 +212,14 @@ def generic_train(
         loaders[0].load_state_dict(torch.load(resume_from, map_location="cpu", weights_only=True)["position"])
     elif args.overwrite_output_dir == "yes" and trainer.is_global_zero:
         files.clear_run(output, (*RUN_FILES, RESUME, "tensorboard", "test_beam_*"))
-    trainer.fit(module, *loaders, ckpt_path=resume_from)
-    if module.validated_step != trainer.global_step:  # --max_steps in the middle of an epoch
-        trainer.validate(module, loaders[1], verbose=False)
+    try:
+        trainer.fit(module, *loaders, ckpt_path=resume_from)
+        if module.validated_step != trainer.global_step:  # --max_steps in the middle of an epoch
+            trainer.validate(module, loaders[1], verbose=False)
+    except SystemExit as end:  # what Lightning makes of Ctrl-C
+        if not trainer.interrupted:
+            raise
+        last = f"--resume yes goes on from {output / RESUME}" if (output / RESUME).is_file() else "nothing to resume"
+        logger.warning("interrupted; %s", last)
+        raise KeyboardInterrupt from end
     return trainer

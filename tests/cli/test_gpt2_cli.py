@@ -137,6 +137,28 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(run, data, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(output)[name], tensor), name
+    before = {path: path.read_bytes() for path in output.glob("*.safetensors")}
+    trained = json.loads((output / "results.json").read_text())["training"]
+    ended = run_command(*command, "--resume", "yes")
+    assert ended.returncode == 0, ended.stderr
+    assert "trained to its end" in ended.stderr
+    assert json.loads((output / "results.json").read_text())["training"] == trained
+    assert all(path.read_bytes() == data for path, data in before.items())
+    (output / "results.json").unlink()  # as if killed between the last checkpoint and the end
+    for path in before:
+        path.unlink()
+    assert run_command(*command, "--resume", "yes").returncode == 0
+    again = json.loads((output / "results.json").read_text())["training"]
+    same = ("steps", "dev_loss", "first_train_loss", "last_train_loss", "tokens_seen")
+    assert [again[name] for name in same] == [trained[name] for name in same]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_plain_model_s_folder_is_not_written_into(data, tmp_path):
+    model = data / "model" if (data / "model").is_dir() else ROOT / "data" / "demo" / "gpt2"
+    found = run_command("gpt2/gen.py", "webnlg", "yes", "valid", str(model), "no", "--demo", "yes")
+    assert found.returncode == 2
+    assert "is a model, not the folder of a run: say with --output_dir" in found.stderr
 
 
 def test_ctrl_c_is_one_line_and_names_the_checkpoint(data, tmp_path):
@@ -309,7 +331,7 @@ def test_wrong_checkpoints_for_decoding(run, data, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         decode(tmp_path / "nowhere", data)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is no checkpoint"):
+    with pytest.raises(UserError, match="is no prefix checkpoint"):
         decode(tmp_path / "empty", data)
     damaged = tmp_path / "damaged"
     shutil.copytree(output, damaged)

@@ -2,7 +2,10 @@
 
 import json
 import shlex
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 from safetensors.torch import load_file
@@ -208,6 +211,23 @@ def test_bad_input_is_named(place, tmp_path, monkeypatch, what, changes, message
         finetune.main(training_flags(place / "bart", data, tmp_path / "out", **changes))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_ctrl_c_names_the_checkpoint(place, tmp_path):
+    data = make_summaries(tmp_path / "data")
+    flags_ = training_flags(place / "bart", data, tmp_path, epoch=500, save_steps=1)
+    process = subprocess.Popen(
+        [sys.executable, "seq2seq/finetune.py", *flags_], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 120
+    while not (tmp_path / "resume.ckpt").is_file() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert f"interrupted; --resume yes goes on from {tmp_path / 'resume.ckpt'}" in stderr
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(("accumulated", "steps"), [(1, 6), (2, 3)])

@@ -143,7 +143,7 @@ def test_resume_with_other_settings_is_refused(place, tmp_path, monkeypatch):
     (tmp_path / lightning_base.RESUME).write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match=r"resume.ckpt is damaged"):
         train(place, tmp_path, resume="yes")
-    with pytest.raises(UserError, match="is missing; the run either finished or never reached a checkpoint"):
+    with pytest.raises(UserError, match="is missing: no checkpoint was written yet"):
         train(place, tmp_path / "elsewhere", resume="yes")
 
 
