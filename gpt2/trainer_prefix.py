@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -123,7 +124,8 @@ class PrefixTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""
         earlier = [row["eval_loss"] for row in self.state.log_history if "eval_loss" in row]  # of a resumed run too
-        metrics = super().evaluate(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # what dropout draws next must not depend on it, or resuming would
+            metrics = super().evaluate(*args, **kwargs)
         is_best = metrics["eval_loss"] < min(earlier, default=math.inf)
         if self.keep_best and is_best and self.args.should_save:
             files.replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)

@@ -143,6 +143,14 @@ def test_best_checkpoint_is_the_one_with_the_lowest_dev_loss(tiny_lm, tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(dev), abs=1e-5)
 
 
+def test_evaluation_takes_no_random_numbers(tiny_lm, tmp_path):
+    """A checkpoint is written before the evaluation of its step, and a run resumed there does not evaluate again."""
+    trainer = make_trainer(tiny_lm, tmp_path)
+    before = torch.get_rng_state()
+    trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_dev_loss_from_before_a_resumption_still_counts(tiny_lm, tmp_path):
     trainer = make_trainer(tiny_lm, tmp_path, keep_best=True)
     trainer.state.log_history.append({"eval_loss": 0.0, "step": 1})  # as a checkpoint brings it back
