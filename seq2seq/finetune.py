@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     args, given = parse_args(sys.argv[1:] if argv is None else argv)
     record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
     _quiet_libraries()
+    record.check_machine(fp16=args.fp16 == "yes")
     output = Path(args.output_dir).expanduser().resolve()
     if args.do_train == "yes":
         fit(args, output)
@@ -110,7 +111,6 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, set[str]]:
     parser.add_argument("--output_dir", required=True, help="where the run is written")
     args, given = parser.parse_args(argv), explicit_flags(parser, argv)
     flags.check(args, given)
-    record.check_machine(fp16=args.fp16 == "yes")
     return args, given
 
 

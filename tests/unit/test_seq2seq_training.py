@@ -233,8 +233,7 @@ def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumu
         ({"fp16": "yes"}, False),
     ],
 )
-def test_optimiser_is_fused_but_not_where_that_rules_out_clipping(place, settings, fused, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # as if float16 could be had
+def test_optimiser_is_fused_but_not_where_that_rules_out_clipping(place, settings, fused):
     args, _ = finetune.parse_args(training_flags(place / "bart", place / "data", place, **settings))
     lm = finetune.build_lm(args, {"name": str(place / "bart"), "revision": None}, tokenizer=None)
     optimizer = lightning_base.BaseModule(lm, args, total_steps=10).configure_optimizers()["optimizer"]
@@ -250,7 +249,7 @@ def test_every_process_needs_its_gpu(place, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"--num_processes 2: this machine has 1 GPU"):
-        finetune.parse_args(training_flags(place / "bart", place / "data", tmp_path))
+        finetune.main(training_flags(place / "bart", place / "data", tmp_path))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
