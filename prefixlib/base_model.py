@@ -12,7 +12,8 @@ from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
 
-from prefixlib import adapters
+from prefixlib import baselines
+from prefixlib.checkpoint import OWN_MODEL
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ HUB_IDS = {
     "bart-large": "facebook/bart-large",
 }
 AUTO_CLASSES = {"decoder-only": AutoModelForCausalLM, "encoder-decoder": AutoModelForSeq2SeqLM}
-# What a checkpoint of --tuning_mode bothtune names as its base: the tuned model in a folder of its own, inside it.
-OWN_MODEL = "./model"
 
 
 def resolve_model_name(name: str) -> str:
@@ -106,9 +105,9 @@ def load_model(
     if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"
         raise UserError(f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed")
-    adapted = adapters.has_adapters(config)
+    adapted = baselines.has_adapters(config)
     model, loading = _fetch(
-        (adapters.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
+        (baselines.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
         name,
         revision=revision,
         cache_dir=cache_dir,
@@ -116,7 +115,7 @@ def load_model(
         output_loading_info=True,
         **config_overrides,
     )
-    odd = sorted(key for key in (*loading["missing_keys"], *loading["unexpected_keys"]) if adapters.NAME in key)
+    odd = sorted(key for key in (*loading["missing_keys"], *loading["unexpected_keys"]) if baselines.NAME in key)
     if odd:  # those of the original code have names of their own
         raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
     fuse_gelu(model)

@@ -24,6 +24,8 @@ from prefixlib.errors import UserError
 FORMAT = 1
 CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", "prefix_flat.safetensors", "README.md"
 TASK = "task_config.json"
+# What a checkpoint of --tuning_mode bothtune names as its base: the tuned model in a folder of its own, inside it.
+OWN_MODEL = "./model"
 # A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own.
 RUN_FILES = (CONFIG, NETWORK, FLAT, CARD, TASK, "model", "best", "results.json", "loss.png")
 
@@ -85,10 +87,14 @@ def is_checkpoint(directory: Path | str) -> bool:
     return (Path(directory) / CONFIG).is_file()
 
 
-def is_prefix(directory: Path | str) -> bool:
-    """True where `directory` holds a prefix, of this format or of the original code (whose config.json names P)."""
-    config = Path(directory) / "config.json"
-    return is_checkpoint(directory) or (config.is_file() and '"preseqlen"' in config.read_text(encoding="utf-8"))
+def model_folder(directory: Path | str) -> Path | None:
+    """Where `directory` holds a model that was tuned itself, without a prefix; None if it holds none.
+
+    That is the directory itself, or its `model/` in what earlier versions wrote for encoder-decoders.
+    """
+    directory = Path(directory)
+    folders = (directory, directory / OWN_MODEL)
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def load(directory: Path | str, family: str) -> PrefixCheckpoint:
@@ -128,37 +134,6 @@ def check_agrees(flags: Mapping[str, Any], settings: Mapping[str, Any], director
             raise UserError(f"--{name} {given} contradicts {directory}, which was trained with {name} {settings[name]}")
 
 
-def _what_else(directory: Path) -> str:
-    """What a folder without a prefix holds instead, if that is known."""
-    if (directory / "config.json").is_file() or (directory / "model" / "config.json").is_file():
-        return "; it holds a whole model, tuned without a prefix"
-    inside = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
-    return f"; the run has not finished, but {inside[-1]} can be used" if inside else ""
-
-
-def read_original_weights(directory: Path | str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """config.json and pytorch_model.bin of the original code's prefix checkpoint, read without running pickled code.
-
-    Raises UserError if the files are absent, damaged or no prefix.
-    """
-    directory = Path(directory)
-    config_path, weights_path = directory / "config.json", directory / "pytorch_model.bin"
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        weights = torch.load(weights_path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{directory} is no prefix checkpoint: neither {CONFIG} nor config.json + pytorch_model.bin"
-            + _what_else(directory)
-        ) from error
-    except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
-        first_line = str(error).strip().split("\n")[0]
-        raise UserError(f"{directory} cannot be read as a checkpoint of the original: {first_line}") from error
-    if not isinstance(weights, dict) or not any(key.startswith(("control_trans", "wte")) for key in weights):
-        raise UserError(f"{weights_path} holds no prefix (no control_trans or wte weights)")
-    return config, weights
-
-
 def save_task(directory: Path | str, task: Mapping[str, Any]) -> None:
     """Write task_config.json beside a fine-tuned model, which is saved in transformers' own format."""
     files.write_json(Path(directory) / TASK, {"format": FORMAT, "task": dict(task)})
@@ -174,11 +149,6 @@ def load_task(directory: Path | str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
     return {"mode": config["_my_arg_task_mode"]} if "_my_arg_task_mode" in config else {}
-
-
-def is_plain_model(directory: Path | str) -> bool:
-    """True for a model folder that no run here or of the original code wrote."""
-    return (Path(directory) / "config.json").is_file() and not is_prefix(directory) and not load_task(directory)
 
 
 def _read_verified(path: Path, described: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:

@@ -1,93 +1,127 @@
-"""What the launchers share: yes/no flags, contradicting flags, running the child (standard library only)."""
+"""What the launchers share: the demo's and the paper's settings, folder names, running the child (standard library)."""
 
-import argparse
+import dataclasses
+import itertools
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefixlib.errors import UserError
+from prefixlib.settings import Flags, Parser, Training, explicit_flags, flag, refuse_together
+from prefixlib.tasks import DEMO, find_task
 
-# Flags that one tuning mode alone heeds: its checkpoints say them, and a resumed run must repeat them.
-TUNING_SETTINGS = {
-    "finetune-top": ("top_layers", "top_embeddings"),
-    "adaptertune": ("adapter_design", "adapter_bottleneck"),
-}
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEMO_DATA = REPOSITORY / "data" / "demo"
+LAUNCHING = "launching"
 
 
-class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose mistakes are one line with exit code 2, and which accepts no shortened flags."""
+@dataclass(frozen=True)
+class Launch(Flags):
+    """The launchers' own flags, which the child does not get."""
 
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
-
-    def error(self, message: str):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-def add_yes_no(group, flag: str, default: str, help: str) -> None:
-    """Add a flag that takes `yes` or `no` (the original's spelling of a switch)."""
-    group.add_argument(flag, choices=("yes", "no"), default=default, help=help)
-
-
-def add_tuning_flags(group) -> None:
-    """Add the flags of finetune-top and adaptertune, which both trees take."""
-    group.add_argument(
-        "--top_layers", type=int, default=1, help="finetune-top: how many of the (decoder's) last layers are trained"
+    notes: str | None = flag(None, "free text at the end of the output folder's name", LAUNCHING)
+    dir_name: str | None = flag(None, "the output folder's name, instead of one made of the settings", LAUNCHING)
+    num_processes: int = flag(1, "processes on this machine, one per GPU", LAUNCHING)
+    demo: bool = flag(False, "the bundled model and data, with settings that suit them", LAUNCHING)
+    recipe: str | None = flag(
+        None,
+        "paper: the paper's learning rate, epochs, batch and P for this task and tuning mode; flags given beside it win",
+        LAUNCHING,
+        choices=("paper",),
     )
-    add_yes_no(group, "--top_embeddings", "yes", "finetune-top: train the word embeddings (tied to the head) too")
-    group.add_argument(
-        "--adapter_design",
-        type=int,
-        default=1,
-        choices=(1, 2),
-        help="adaptertune: 1 one adapter per layer, with a LayerNorm; 2 one after each attention and after the MLP",
-    )
-    group.add_argument("--adapter_bottleneck", type=int, default=100, help="adaptertune: width inside an adapter")
 
 
-def tuning_settings(args: argparse.Namespace) -> dict[str, object]:
-    """The settings that this run's tuning mode alone heeds."""
-    return {name: getattr(args, name) for name in TUNING_SETTINGS.get(args.tuning_mode, ())}
+@dataclass(frozen=True)
+class Parsed:
+    """A launcher's command line."""
+
+    settings: Any  # the tree's Settings
+    launch: Launch
+    given: frozenset[str]  # the settings that the command line, the demo or the recipe sets
+    dry_run: bool
 
 
-def tuning_label(args: argparse.Namespace) -> str | None:
+def make_parser(description: str, settings: type[Training]) -> Parser:
+    """The launcher's flags: the child's and its own."""
+    parser = Parser(description=description)
+    settings.add_to(parser)
+    Launch.add_to(parser)
+    parser.add_argument("--dry_run", action="store_true", help="print the command line and stop")
+    return parser
+
+
+def parse(parser: Parser, argv: Sequence[str], settings: type[Training], tree: str, demo_mode: str) -> Parsed:
+    """Parse, and fill in what --demo yes or --recipe paper sets; the command line wins over both.
+
+    Raises UserError where they contradict other flags. The settings are not checked yet.
+    """
+    if "--demo=yes" in argv or ("--demo", "yes") in itertools.pairwise(argv):
+        argv = ["--mode", demo_mode, *argv]  # a --mode of its own comes later and wins
+    args, given = parser.parse_args(argv), explicit_flags(parser, argv)
+    found, launch = settings.from_args(args), Launch.from_args(args)
+    launch.check_values()
+    filled: dict[str, Any] = {}
+    if launch.demo:
+        if launch.recipe:
+            refuse_together("--demo yes", "--recipe", "the demo has settings of its own")
+        for name in ("model_name_or_path", "data_dir", "train_file"):
+            if name in given:
+                refuse_together("--demo yes", f"--{name}", "the demo brings its own model and data")
+        filled = _demo_settings(found, tree)
+    elif launch.recipe:
+        recipes = find_task(found.mode).paper.get(tree, {})
+        if found.tuning_mode not in recipes:
+            known = ", ".join(recipes) or "none for this task"
+            raise UserError(
+                f"--recipe paper: the paper has no settings for --mode {found.mode} with --tuning_mode "
+                f"{found.tuning_mode} (it has: {known})"
+            )
+        filled = dict(recipes[found.tuning_mode])
+    if found.init_shallow or getattr(found, "parametrize_emb", "MLP") == "Emb":
+        filled.pop("mid_dim", None)  # there is no MLP
+    filled = {name: value for name, value in filled.items() if name not in given}
+    return Parsed(dataclasses.replace(found, **filled), launch, frozenset(given | filled.keys()), args.dry_run)
+
+
+def _demo_settings(found: Training, tree: str) -> dict[str, Any]:
+    """Settings for the bundled model and data; decoding a checkpoint needs none of those for training."""
+    folders = {
+        "data_dir": str(DEMO_DATA),
+        "model_name_or_path": str(DEMO_DATA / ("gpt2" if tree == "gpt2" else "bart")),
+    }
+    if not getattr(found, "do_train", True):
+        return folders
+    epoch = find_task(found.mode).demo_epoch if tree == "gpt2" else None
+    return {**DEMO[tree][found.tuning_mode], **({"epoch": epoch} if epoch else {}), **folders}
+
+
+def check_launch(settings: Training, launch: Launch) -> None:
+    """Raise UserError for a batch that the processes cannot share, or a name that would be several folders."""
+    if launch.num_processes > 0 and settings.bsz % launch.num_processes:
+        raise UserError(
+            f"--bsz {settings.bsz} cannot be shared by --num_processes {launch.num_processes}: not a multiple"
+        )
+    for name in ("notes", "dir_name"):
+        value = getattr(launch, name)
+        if value and ("/" in value or "\0" in value):
+            raise UserError(f"--{name} {value!r}: becomes part of a folder's name, so it takes no '/'")
+
+
+def tuning_label(settings: Training) -> str | None:
     """What the original appended to a run's notes for these two modes; None for the others."""
-    if args.tuning_mode == "adaptertune":
-        return f"a={args.adapter_design}_b={args.adapter_bottleneck}"
-    if args.tuning_mode == "finetune-top":
-        return f"l={args.top_layers}" + ("_e=no" if args.top_embeddings == "no" else "")
+    if settings.tuning_mode == "adaptertune":
+        return f"a={settings.adapter_design}_b={settings.adapter_bottleneck}"
+    if settings.tuning_mode == "finetune-top":
+        return f"l={settings.top_layers}" + ("" if settings.top_embeddings else "_e=no")
     return None
 
 
-def explicit_flags(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:
-    """The destinations that argv sets itself, as opposed to those left at their defaults."""
-    blank = argparse.Namespace(**{action.dest: None for action in parser._actions})
-    unset = object()
-    for dest in vars(blank):
-        setattr(blank, dest, unset)
-    parsed = parser.parse_args(argv, namespace=blank)
-    return {dest for dest, value in vars(parsed).items() if value is not unset}
-
-
-def refuse_together(first: str, second: str, why: str) -> None:
-    """Raise UserError for two flags that contradict each other."""
-    raise UserError(f"{first} and {second} do not go together: {why}")
-
-
-def check_launch(args: argparse.Namespace) -> None:
-    """Raise UserError for a batch that the processes cannot share, or a name that would be several folders."""
-    if args.num_processes > 0 and args.bsz % args.num_processes:
-        raise UserError(f"--bsz {args.bsz} cannot be shared by --num_processes {args.num_processes}: not a multiple")
-    for name in ("notes", "dir_name"):
-        if "/" in (getattr(args, name) or ""):
-            raise UserError(f"--{name} {getattr(args, name)!r}: becomes part of a folder's name, so it takes no '/'")
-
-
-def as_flags(values: dict[str, object]) -> list[str]:
+def as_words(values: Mapping[str, object]) -> list[str]:
     """{"preseqlen": 5, "cache_dir": None} -> ["--preseqlen", "5"]: None is left out, "-" may start a value."""
     words = []
     for name, value in values.items():

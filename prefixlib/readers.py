@@ -1,7 +1,4 @@
-"""Every data set's file format -> (input, text) records, and their linearisation to text (standard library only).
-
-    from prefixlib.readers import read_records, read_groups, training_text, prompt_text
-    for record in read_records("webnlg", "data/webnlg_challenge_2017/train.json"): ...
+"""File formats -> (input, text) records, and linearisations (standard library only). tasks.py says who uses which.
 
 Faithful to the original's training side: spaces, bars and letter case are part of the published results. Departures,
 all of them repairs: a malformed line or entry is an error that names its place (the original dropped such lines in
@@ -12,14 +9,13 @@ A literal `<|endoftext|>` inside a text is refused: it would become the separato
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from prefixlib.errors import UserError
 
 SEPARATOR = "<|endoftext|>"  # GPT-2's bos = eos: stands between source and target, and ends the target
-DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 
 
 @dataclass(frozen=True)
@@ -43,34 +39,13 @@ class Group:
     fields: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Mode:
-    """How one task's files are read and written out as `{before}source{after}SEP{before}target{after}SEP`."""
-
-    read: Callable[[Path], Iterator[Record]]
-    files: dict[str, str]  # split -> path under data/, the original's file names
-    prepare: str = ""  # the data set's name for scripts/prepare_data.py, "" where it has none
-    source_spaces: tuple[str, str] = (" ", " ")
-    target_spaces: tuple[str, str] = (" ", " ")
-    grouped: bool = True  # False: equal inputs stay apart, each with its own reference (classification)
-
-
 # ---- linearisation -----------------------------------------------------------------------------------------------
 
 
-def prompt_text(mode: str, source: str, separator: str) -> str:
-    """The prompt of training and decoding, e.g. `" SRC <|endoftext|>"`; UserError if the source holds `separator`."""
-    before, after = find_mode(mode).source_spaces
-    return f"{before}{_without(separator, source)}{after}{separator}"
-
-
-def training_text(mode: str, source: str, target: str, separator: str) -> tuple[str, str]:
-    """Prompt and continuation, whose concatenation is the original's training line.
-
-    The loss counts the continuation alone: target and final separator (and the space before it, where there is one).
-    """
-    before, after = find_mode(mode).target_spaces
-    return prompt_text(mode, source, separator), f"{before}{_without(separator, target)}{after}{separator}"
+def linearise_meaning(fields: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
+    """`"name : The Eagle | Type : pub"`: E2E's slots and values, given as a mapping or as pairs."""
+    pairs = fields.items() if isinstance(fields, Mapping) else fields
+    return " | ".join(f"{slot} : {value}" for slot, value in pairs)
 
 
 def linearise_webnlg(triples: Iterable[tuple[str, str, str]]) -> str:
@@ -83,50 +58,15 @@ def linearise_dart(triples: Iterable[tuple[str, str, str]]) -> str:
     return " | ".join(f"{subject} : {relation.lower()} : {object_}" for subject, relation, object_ in triples)
 
 
-def _without(separator: str, text: str) -> str:
-    if separator in text:
-        raise UserError(f"{separator!r} separates source and target and cannot stand inside a text: {_short(text)}")
-    return text
+def slots_of(source: str) -> tuple[str, ...]:
+    """The slots of a linearised E2E input."""
+    return tuple(field.split(":")[0].strip() for field in source.split("|"))
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------
-
-
-def find_mode(mode: str) -> Mode:
-    """The table's row for a mode; UserError that lists the modes for any other name."""
-    if mode not in MODES:
-        raise UserError(f"--mode {mode}: unknown; one of {', '.join(MODES)}")
-    return MODES[mode]
-
-
-def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path:
-    """The mode's file for split train, valid or test, under `data_dir` (default: this repository's data/)."""
-    files = find_mode(mode).files
-    if split not in files:
-        raise UserError(f"split {split!r} of mode {mode}: expected one of {', '.join(files)}")
-    return Path(data_dir if data_dir is not None else DATA_DIR) / files[split]
-
-
-def iter_records(mode: str, path: str | Path) -> Iterator[Record]:
-    """Yield the file's records in file order (text formats one line at a time, JSON read whole).
-
-    Raises UserError for a missing or empty file, text not in UTF-8, a malformed line or entry, a separator in a text.
-    """
-    row, path = find_mode(mode), Path(path)
-    if not path.is_file():
-        prepared = f"run `python scripts/prepare_data.py {row.prepare}`, or " if row.prepare else ""
-        raise UserError(f"{path}: no such file for mode {mode}; {prepared}pass a file of your own")
-    empty = True
-    for record in row.read(path):
-        empty = False
-        yield record
-    if empty:
-        raise UserError(f"{path}: no examples in it; mode {mode} needs at least one")
-
-
-def read_records(mode: str, path: str | Path) -> list[Record]:
-    """All records of a file, in file order; raises as iter_records."""
-    return list(iter_records(mode, path))
+def relations_of(source: str) -> tuple[str, ...]:
+    """The relations of linearised triples; what is no triple has none."""
+    triples = (triple.split(" : ") for triple in source.removeprefix(" | ").split(" | "))
+    return tuple(parts[1] for parts in triples if len(parts) >= 3)
 
 
 def group_records(records: Iterable[Record]) -> list[Group]:
@@ -143,17 +83,6 @@ def group_records(records: Iterable[Record]) -> list[Group]:
         if record.target.strip():
             texts.append(record.target.strip())
     return [Group(key[0], tuple(texts), categories[key], key[1]) for key, texts in references.items()]
-
-
-def read_groups(mode: str, path: str | Path) -> list[Group]:
-    """The inputs of a file with their references, as they are decoded and scored; raises as iter_records.
-
-    Distinct inputs, save where every line counts for itself (classification, whose accuracy is over the lines).
-    """
-    records = iter_records(mode, path)
-    if find_mode(mode).grouped:
-        return group_records(records)
-    return [group for record in records for group in group_records([record])]
 
 
 # ---- text files: one example a line ------------------------------------------------------------------------------
@@ -185,18 +114,18 @@ def _pairs(path: Path, bars: str, left: str, right: str) -> Iterator[tuple[str, 
         yield parts[0], parts[1]
 
 
-def _read_data2text(path: Path) -> Iterator[Record]:
+def read_data2text(path: Path) -> Iterator[Record]:
     for source, target in _pairs(path, "||", "source", "target"):
-        yield Record(source, target, True, tuple(field.split(":")[0].strip() for field in source.split("|")), "")
+        yield Record(source, target, True, slots_of(source), "")
 
 
-def _read_writing_prompts(path: Path) -> Iterator[Record]:
+def read_writing_prompts(path: Path) -> Iterator[Record]:
     for source, target in _pairs(path, "|||", "source", "target"):
         source = source.replace("-lrb-", "(").replace("-rrb-", ")")
         yield Record(source, target.replace("<newline>", "\n"), True, (), "")
 
 
-def _labelled(bars: str, classify: bool) -> Callable[[Path], Iterator[Record]]:
+def labelled(bars: str, classify: bool) -> Callable[[Path], Iterator[Record]]:
     """Reader of `label{bars}text` lines: label -> text, or with `classify` text -> label."""
 
     def read(path: Path) -> Iterator[Record]:
@@ -209,7 +138,7 @@ def _labelled(bars: str, classify: bool) -> Callable[[Path], Iterator[Record]]:
     return read
 
 
-def _read_parallel(path: Path) -> Iterator[Record]:
+def read_parallel(path: Path) -> Iterator[Record]:
     """`X.source` and, beside it, `X.target`: line n of one belongs to line n of the other."""
     if not path.name.endswith("source"):
         raise UserError(f"{path}: expected a file ending in 'source', with its 'target' file beside it")
@@ -265,7 +194,7 @@ def _list(path: Path, place: str, holder: object, key: str) -> list:
     return holder[key]
 
 
-def _read_webnlg(path: Path) -> Iterator[Record]:
+def read_webnlg(path: Path) -> Iterator[Record]:
     """WebNLG 2017 as `{"entries": [{"1": {...}}, {"2": {...}}, ...]}`."""
     for index, numbered in enumerate(_list(path, "top level", _read_json(path), "entries"), start=1):
         place = f"entry {index}"
@@ -286,7 +215,7 @@ def _read_webnlg(path: Path) -> Iterator[Record]:
             yield Record(source, "", False, relations, category)
 
 
-def _read_dart(path: Path) -> Iterator[Record]:
+def read_dart(path: Path) -> Iterator[Record]:
     """DART as `[{"tripleset": [[s, r, o], ...], "annotations": [{"text": ...}, ...]}, ...]`."""
     entries = _read_json(path)
     _expect(isinstance(entries, list), path, "top level", '[{"tripleset": [...], "annotations": [...]}, ...]', entries)
@@ -309,35 +238,3 @@ def _read_dart(path: Path) -> Iterator[Record]:
 def _short(found: object, limit: int = 60) -> str:
     shown = repr(found)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
-
-
-# ---- the modes ---------------------------------------------------------------------------------------------------
-
-
-def _splits(pattern: str, train: str = "train", valid: str = "valid", test: str = "test") -> dict[str, str]:
-    return {"train": pattern.format(train), "valid": pattern.format(valid), "test": pattern.format(test)}
-
-
-MODES: dict[str, Mode] = {
-    "data2text": Mode(_read_data2text, _splits("e2e_data/src1_{}.txt"), "e2e"),
-    "webnlg": Mode(_read_webnlg, _splits("webnlg_challenge_2017/{}.json", valid="dev"), "webnlg"),
-    "triples": Mode(_read_dart, _splits("dart/dart-v1.1.1-full-{}.json", valid="dev"), "dart"),
-    "writingPrompts": Mode(_read_writing_prompts, _splits("writingPrompts/{}_small.txt")),
-    # no spaces at all: source and target are tokenised, cut and joined around the separator one by one
-    "xsum": Mode(_read_parallel, _splits("xsum/{}.source", valid="val"), "xsum", ("", ""), ("", "")),
-    "cnndm": Mode(_read_parallel, _splits("cnn_dm/{}.source", valid="val"), "cnn_dm", ("", ""), ("", "")),
-    # the label's own trailing space, if any, is the only one beside the separator
-    "sentiment": Mode(_labelled("|||", classify=False), _splits("IMDB/{}.txt", valid="dev"), "", (" ", ""), ("", "")),
-    "topic": Mode(_labelled("||", classify=False), _splits("AG-news/{}1.tsv", valid="dev"), "", (" ", ""), ("", "")),
-    "classify-sentiment": Mode(
-        _labelled("|||", classify=True), _splits("IMDB/{}.txt", valid="dev"), "", (" ", " "), (" ", ""), grouped=False
-    ),
-    "classify-topic": Mode(
-        _labelled("||", classify=True),
-        _splits("AG-news/{}1.tsv", valid="dev"),
-        "",
-        (" ", " "),
-        (" ", ""),
-        grouped=False,
-    ),
-}

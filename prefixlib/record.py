@@ -1,4 +1,10 @@
-"""Seed, versions, memory and timings of a run, its results.json, and its curves as PNG."""
+"""Seed, versions, memory and timings of a run, its results.json, and its curves as PNG.
+
+results.json, the same in both trees:
+run        the command, the settings under their flags' names, base model, device, versions
+training   see `training_results`
+decoding   split -> data_file, sentences, sources_cut, seconds, scores, and how it was decoded
+"""
 
 import json
 import logging
@@ -18,7 +24,8 @@ from transformers import logging as transformers_logging
 
 from prefixlib import files
 from prefixlib.errors import UserError
-from prefixlib.launch import REPOSITORY
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 PACKAGES = ("torch", "transformers", "accelerate", "lightning", "datasets", "safetensors", "sacrebleu", "rouge-score")
 
@@ -90,10 +97,51 @@ def peak_memory_bytes() -> dict[str, int]:
     return peak
 
 
+def training_results(
+    *,
+    seconds: float,
+    steps: int,
+    examples: int,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    parameters: Mapping[str, int | None],
+    **more: Any,
+) -> dict[str, Any]:
+    """The `training` entry of results.json.
+
+    curves: "train" and "dev" -> (step, loss). parameters: "trainable"; "base", of the model behind a prefix, or None;
+    "stored", what decoding needs of the checkpoint.
+    """
+    train, dev = curves["train"], curves["dev"]
+    return {
+        "seconds": round(seconds, 2),
+        "steps": steps,
+        "examples": examples,
+        "dev_loss": dev[-1][1] if dev else None,
+        "first_train_loss": train[0][1] if train else None,
+        "last_train_loss": train[-1][1] if train else None,
+        **{f"{kind}_parameters": count for kind, count in parameters.items()},
+        "peak_memory_bytes": peak_memory_bytes(),
+        **more,
+        "curves": {name: list(points) for name, points in curves.items()},
+    }
+
+
 def read_results(directory: Path | str) -> dict[str, Any]:
-    """What directory/results.json holds, {} where there is none."""
+    """What directory/results.json holds, {} where there is none; what earlier versions wrote is given today's names."""
     path = Path(directory) / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    renamed = dict(results)
+    if "settings" in results:  # seq2seq/ had a schema of its own
+        renamed["run"] = {
+            **renamed.pop("settings"),
+            **renamed.pop("versions", {}),
+            "device": renamed.pop("device", None),
+        }
+    if "train" in results:
+        renamed["training"] = renamed.pop("train")
+    if "test" in results:
+        renamed["decoding"] = {"test": renamed.pop("test")}
+    return renamed
 
 
 def update_results(directory: Path | str, entries: Mapping[str, Any]) -> Path:

@@ -1,0 +1,366 @@
+"""Settings as data: every flag is one field of a frozen dataclass, from which the parser is made (standard library).
+
+    @dataclass(frozen=True)
+    class Settings(Training):
+        objective_mode: int = flag(1, "a prefix's loss ...", OBJECTIVE, choices=range(5))
+
+A field's annotation is the flag's type; bool is spelled yes / no on the command line. `Training` holds the flags that
+both trees have; each tree's flags.py adds its own and gives other defaults by declaring a field again.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from prefixlib.errors import UserError
+
+TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
+WITH_PREFIX = ("prefixtune", "bothtune")
+
+TASK = "task and data"
+MODEL = "base model"
+METHOD = "method"
+START = "initialisation of the prefix (default: random; section 7.4)"
+TRAINING = "training"
+RECORDS = "evaluation, checkpoints, what happens afterwards"
+
+
+def flag(
+    default: Any,
+    help: str,
+    group: str,
+    *,
+    choices: Iterable[Any] | None = None,
+    low: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    names: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that is a flag.
+
+    low, above, below: the bounds of a number, the first included; every number must be finite. names: other spellings.
+    """
+    metadata = {"help": help, "group": group, "choices": choices and tuple(choices), "names": names}
+    return dataclasses.field(default=default, metadata={**metadata, "low": low, "above": above, "below": below})
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose mistakes are one line with exit code 2, and which accepts no shortened flags."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}{self._did_you_mean(message)} (see {self.prog} --help)\n")
+
+    def _did_you_mean(self, message: str) -> str:
+        """A guess for each unknown flag."""
+        if not message.startswith("unrecognized arguments"):
+            return ""
+        unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
+        known = list(self._option_string_actions)
+        guesses = [guess for word in unknown for guess in difflib.get_close_matches(word, known, 1)]
+        return f"; did you mean {', '.join(guesses)}?" if guesses else ""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What every set of flags can do."""
+
+    @classmethod
+    def add_to(cls, parser: argparse.ArgumentParser) -> None:
+        """Add a flag for every field, in groups."""
+        groups = {group.title: group for group in parser._action_groups}
+        for field in fields(cls):
+            about = field.metadata
+            if about["group"] not in groups:
+                groups[about["group"]] = parser.add_argument_group(about["group"])
+            kind = _kind(field)
+            options = {"type": kind, "choices": about["choices"], "default": field.default, "help": about["help"]}
+            if kind is bool:
+                choices = about["choices"] or (True, False)
+                options |= {"type": str, "choices": tuple(map(spelled, choices)), "default": spelled(field.default)}
+            groups[about["group"]].add_argument(f"--{field.name}", *about["names"], dest=field.name, **options)
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Self:
+        """The settings that a parsed command line holds."""
+        values = {field.name: getattr(args, field.name) for field in fields(cls)}
+        switches = [field.name for field in fields(cls) if _kind(field) is bool]
+        return cls(**values | {name: values[name] == "yes" if values[name] else None for name in switches})
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """What a setting is unless it is given."""
+        return next(field.default for field in fields(cls) if field.name == name)
+
+    def as_flags(self) -> dict[str, Any]:
+        """The settings under their flags' names and in their spelling; those that are None are left out."""
+        values = {field.name: spelled(getattr(self, field.name)) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def check_values(self) -> None:
+        """Raise UserError for a value outside its choices or bounds, or of another type, naming the flag."""
+        for field in fields(self):
+            value, about, kind = getattr(self, field.name), field.metadata, _kind(field)
+            if value is None:
+                if field.default is not None:
+                    raise UserError(f"--{field.name}: a value is missing")
+                continue
+            shown = f"--{field.name} {spelled(value)}"
+            if kind in (int, float):
+                if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
+                    raise UserError(f"{shown}: must be a number" + " without a fraction" * (kind is int))
+                if not math.isfinite(value):
+                    raise UserError(f"{shown}: must be a finite number")
+                limits = [
+                    f"{words} {about[bound]}"
+                    for bound, words, holds in (
+                        ("low", "at least", lambda v, limit: v >= limit),
+                        ("above", "above", lambda v, limit: v > limit),
+                        ("below", "below", lambda v, limit: v < limit),
+                    )
+                    if about[bound] is not None and not holds(value, about[bound])
+                ]
+                if limits:
+                    raise UserError(f"{shown}: must be {' and '.join(limits)}")
+            elif not isinstance(value, kind):
+                raise UserError(f"{shown}: must be {'yes or no' if kind is bool else 'a text'}, not {value!r}")
+            if about["choices"] and value not in about["choices"]:
+                raise UserError(f"{shown}: one of {', '.join(str(spelled(choice)) for choice in about['choices'])}")
+
+    def check_only_with(self, rules: Iterable["Only"]) -> None:
+        """Refuse a flag that differs from its default where another one leaves it without effect.
+
+        --preseqlen and --optim_prefix stand in published commands for every tuning mode, so no rule names them.
+        """
+        for rule in rules:
+            other = getattr(self, rule.other)
+            if getattr(self, rule.flag) != self.default(rule.flag) and other not in rule.values:
+                shown = f"--{rule.other}" if other is None else f"--{rule.other} {spelled(other)}"
+                refuse_together(f"no {shown}" if other is None else shown, f"--{rule.flag}", rule.why)
+
+
+@dataclass(frozen=True)
+class Only:
+    """A flag that has an effect only together with certain values of another one."""
+
+    flag: str
+    other: str
+    values: tuple[Any, ...]
+    why: str
+
+
+def _kind(field: dataclasses.Field) -> type:
+    """The type of a flag's value, without the None of one that may be left out."""
+    if isinstance(field.type, types.UnionType):
+        return next(kind for kind in field.type.__args__ if kind is not types.NoneType)
+    return field.type
+
+
+def spelled(value: Any) -> Any:
+    """A value as the command line writes it."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+def refuse_together(first: str, second: str, why: str) -> None:
+    """Raise UserError for two flags that contradict each other."""
+    raise UserError(f"{first} and {second} do not go together: {why}")
+
+
+def text_or_file(flag: str, value: str) -> str:
+    """The text that a flag gives, or for @FILE what the file holds without its last newline.
+
+    Raises UserError if the file can't be read.
+    """
+    if not value.startswith("@"):
+        return value
+    path = Path(value[1:]).expanduser()
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{flag} {value}: {path} cannot be read ({reason})") from error
+
+
+def explicit_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
+    """The names of the flags that argv itself gives, as opposed to those left at their defaults."""
+    unset = object()
+    blank = argparse.Namespace(**{action.dest: unset for action in parser._actions})
+    parsed = parser.parse_args(argv, namespace=blank)
+    return {name for name, value in vars(parsed).items() if value is not unset}
+
+
+# The settings of one tuning mode alone: its checkpoints hold them, and a resumed run must repeat them.
+TUNING_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "finetune-top": ("top_layers", "top_embeddings"),
+    "adaptertune": ("adapter_design", "adapter_bottleneck"),
+}
+
+
+@dataclass(frozen=True)
+class Training(Flags):
+    """The settings of a training run that both trees have."""
+
+    mode: str = flag("", "the task, and so the file format", TASK)
+    train_file: str | None = flag(None, "training file (default: the task's own under --data_dir)", TASK)
+    eval_file: str | None = flag(None, "dev file", TASK)
+    test_file: str | None = flag(None, "test file", TASK)
+    data_dir: str | None = flag(
+        None, "folder of all data sets (e2e_data/, xsum/, ...), or the task's own (default: data/)", TASK
+    )
+    max_source_length: int | None = flag(None, "most tokens of a source (default: the task's)", TASK, above=0)
+    val_max_target_length: int | None = flag(None, "most tokens of a dev text (default: the task's)", TASK, above=0)
+
+    model_name_or_path: str | None = flag(None, "hub name or local folder", MODEL)
+    model_revision: str | None = flag(None, "commit or tag of the hub model (default: its newest)", MODEL)
+    cache_dir: str | None = flag(None, "where hub files are kept (default: the hub library's own place)", MODEL)
+
+    tuning_mode: str = flag(
+        "prefixtune",
+        "what is trained: a prefix, the model, its top layers, adapters inside it, or prefix and model together",
+        METHOD,
+        choices=TUNING_MODES,
+    )
+    preseqlen: int = flag(10, "prefix length P; 5 to 10 is best for table-to-text, 200 for summaries", METHOD, above=0)
+    mid_dim: int = flag(
+        512, "width of the reparametrisation's hidden layer; the paper: 800 for summaries", METHOD, above=0
+    )
+    dropout: float = flag(0.0, "dropout on the prefix keys and values, 0 to 1", METHOD, low=0, below=1)
+    optim_prefix: bool = flag(True, "a free prefix, the same for all inputs", METHOD)
+    prefix_mode: str = flag("activation", "train keys and values in every layer", METHOD, choices=("activation",))
+    format_mode: str = flag("cat", "what stands where: prefix, source, target", METHOD, choices=("cat",))
+    use_deep: bool = flag(False, "three linear layers in the reparametrisation instead of two", METHOD)
+    use_dropout: bool = flag(False, "dropout inside the frozen model while the prefix is trained", METHOD)
+    prefix_model_path: str | None = flag(None, "start from the weights of this prefix checkpoint", METHOD)
+    top_layers: int = flag(1, "finetune-top: how many of the (decoder's) last layers are trained", METHOD, low=0)
+    top_embeddings: bool = flag(True, "finetune-top: train the word embeddings (tied to the head) too", METHOD)
+    adapter_design: int = flag(
+        1,
+        "adaptertune: 1 one adapter per layer, with a LayerNorm; 2 one after each attention and after the MLP",
+        METHOD,
+        choices=(1, 2),
+    )
+    adapter_bottleneck: int = flag(100, "adaptertune: width inside an adapter", METHOD, above=0)
+
+    init_text: str | None = flag(
+        None,
+        "start at the keys and values that this text (or @FILE, a text file) gives instead of at random; P becomes its "
+        "number of tokens. With few data the start decides much: describe the task in words, or give a whole "
+        "instruction. Without an MLP the prefix starts exactly there, else the MLP is trained onto it first (seconds)",
+        START,
+    )
+    init_shallow: bool = flag(False, "train keys and values directly, without the MLP", START)
+    init_shallow_word: str = flag(
+        "summarize", "the original's --init_text for --init_shallow yes (`no`: random)", START
+    )
+    use_lowdata_token: bool = flag(False, "the original's low-data runs: start from --lowdata_token", START)
+    lowdata_token: str = flag("summarize", "the original's --init_text for the MLP", START)
+
+    bsz: int = flag(10, "texts per step, over all processes, before accumulation", TRAINING, above=0)
+    gradient_accumulation_steps: int = flag(
+        1,
+        "batches whose gradients are averaged into one step",
+        TRAINING,
+        above=0,
+        names=("--gradient_accumulation_step",),
+    )
+    epoch: float = flag(5, "passes over the training set", TRAINING, above=0)
+    max_steps: int = flag(-1, "stop after this many steps (-1: --epoch decides)", TRAINING, low=-1)
+    learning_rate: float = flag(5e-5, "peak rate", TRAINING, above=0)
+    warmup_steps: int = flag(0, "steps of linear warm-up; the original uses none", TRAINING, low=0)
+    weight_decay: float = flag(0.0, "AdamW weight decay", TRAINING, low=0)
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this norm (0: they are not)", TRAINING, low=0)
+    seed: int = flag(101, "seed of initialisation, data order and dropout", TRAINING, low=0)
+    bf16: bool = flag(False, "bfloat16 arithmetic; the trained weights stay float32", TRAINING)
+    fp16: bool = flag(False, "float16 arithmetic with loss scaling; needs a GPU", TRAINING)
+    gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time", TRAINING)
+
+    output_dir: str | None = flag(None, "where checkpoints, logs, curves and results go", RECORDS)
+    eval_steps: int = flag(0, "steps between dev evaluations (0: once per epoch)", RECORDS, low=0)
+    save_steps: int = flag(0, "steps between resumable checkpoints (0: once per epoch)", RECORDS, low=0)
+    logging_steps: int = flag(50, "steps between log lines", RECORDS, above=0)
+    resume: bool = flag(False, "go on from the newest resumable checkpoint in the output folder", RECORDS)
+    overwrite_output_dir: bool = flag(False, "train into a folder that holds an earlier result", RECORDS)
+    disable_tqdm: bool = flag(False, "no progress bars", RECORDS)
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the tuning mode trains a prefix."""
+        return self.tuning_mode in WITH_PREFIX
+
+    def start_text(self) -> str | None:
+        """The text that the prefix starts from; None for a random start, or where there is no prefix to start.
+
+        Raises UserError for a file that cannot be read.
+        """
+        if not self.has_prefix or not self.optim_prefix or self.prefix_model_path:
+            return None
+        if self.init_text is not None:
+            return text_or_file("--init_text", self.init_text)
+        if self.init_shallow:
+            return None if self.init_shallow_word == "no" else self.init_shallow_word
+        return self.lowdata_token if self.use_lowdata_token else None
+
+    def tuning_settings(self) -> dict[str, Any]:
+        """The settings of this run's tuning mode alone, in their flags' spelling."""
+        return {name: spelled(getattr(self, name)) for name in TUNING_SETTINGS.get(self.tuning_mode, ())}
+
+    def check_shared(self) -> None:
+        """Raise UserError for values and combinations that make no sense in either tree, naming the flags."""
+        self.check_values()
+        if self.max_steps == 0:
+            raise UserError("--max_steps 0: nothing would be trained; -1 leaves it to --epoch")
+        if self.train_file and not self.eval_file:
+            raise UserError("--train_file needs --eval_file, the dev file that goes with it")
+        self.check_only_with(SHARED_RULES)
+        for first, second, why in (
+            ("bf16", "fp16", "one precision per run"),
+            ("resume", "overwrite_output_dir", "resuming keeps what is there"),
+        ):
+            if getattr(self, first) and getattr(self, second):
+                refuse_together(f"--{first} yes", f"--{second} yes", why)
+        if self.resume and self.prefix_model_path:
+            refuse_together(
+                "--resume yes", "--prefix_model_path", "resuming takes the weights of the newest checkpoint"
+            )
+        self._check_one_start()
+
+    def _check_one_start(self) -> None:
+        """A prefix starts once: at another prefix's weights, or at one text."""
+        spellings = {
+            "init_text": self.init_text is not None,
+            "use_lowdata_token": self.use_lowdata_token,
+            "init_shallow_word": self.init_shallow_word not in ("summarize", "no"),
+        }
+        given = [name for name, is_given in spellings.items() if is_given]
+        if self.prefix_model_path and given:
+            refuse_together("--prefix_model_path", f"--{given[0]}", "a prefix starts once")
+        if self.init_text is not None and (len(given) > 1 or self.init_shallow_word != "summarize"):
+            other = "use_lowdata_token" if self.use_lowdata_token else "init_shallow_word"
+            refuse_together("--init_text", f"--{other}", "both name the text to start from")
+
+
+_NO_LAYERS, _NO_ADAPTERS, _NO_MLP = "the others train no chosen layers", "there are no adapters", "there is no MLP"
+SHARED_RULES = (
+    *(
+        Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
+        for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")
+    ),
+    Only("use_dropout", "tuning_mode", ("prefixtune",), "it is the dropout of the frozen model"),
+    Only("top_layers", "tuning_mode", ("finetune-top",), _NO_LAYERS),
+    Only("top_embeddings", "tuning_mode", ("finetune-top",), _NO_LAYERS),
+    Only("adapter_design", "tuning_mode", ("adaptertune",), _NO_ADAPTERS),
+    Only("adapter_bottleneck", "tuning_mode", ("adaptertune",), _NO_ADAPTERS),
+    Only("use_deep", "init_shallow", (False,), _NO_MLP),
+    Only("mid_dim", "init_shallow", (False,), _NO_MLP),
+    Only("use_lowdata_token", "init_shallow", (False,), "without an MLP, --init_shallow_word names the text"),
+    Only("init_shallow_word", "init_shallow", (True,), "it starts keys and values without an MLP"),
+    Only("lowdata_token", "use_lowdata_token", (True,), "it is used nowhere else"),
+)
