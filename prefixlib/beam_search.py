@@ -9,7 +9,7 @@ candidate, eos included, would be at the current length. `length_normalization="
 length alone, as transformers does today.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -178,12 +178,7 @@ def sample(
     for generated in range(rule.max_new_tokens):
         states = [(prompts[n], results[n].tokens) for n in alive]
         allowed = _allowed(logits, states, rule, generated)
-        if generators is None:
-            picked = allowed.argmax(dim=-1)
-        else:
-            nucleus = _nucleus(allowed, rule).cpu()
-            drawn = [torch.multinomial(nucleus[row], 1, generator=generators[n]) for row, n in enumerate(alive)]
-            picked = torch.cat(drawn).to(allowed.device)
+        picked = _pick(allowed, rule, None if generators is None else [generators[n] for n in alive])
         gained = allowed.gather(1, picked.unsqueeze(1)).squeeze(1).tolist()
         rows, next_alive = [], []
         for row, (n, token) in enumerate(zip(alive, picked.tolist(), strict=True)):
@@ -199,6 +194,50 @@ def sample(
             break
         logits = model.advance(torch.tensor(rows), picked[rows])
     return results
+
+
+@torch.no_grad()
+def stream(model: StepwiseModel, prompt: Sequence[int], rule: DecodingRule, seed: int | None = None) -> Iterator[int]:
+    """The tokens of `sample` for one prompt, each as soon as it is chosen; the final eos is not among them."""
+    generators = None if seed is None else [torch.Generator().manual_seed(seed)]
+    tokens: list[int] = []
+    logits = model.prefill()
+    for generated in range(rule.max_new_tokens):
+        picked = _pick(_allowed(logits, [(prompt, tokens)], rule, generated), rule, generators)
+        if picked.item() == rule.eos_token_id:
+            return
+        tokens.append(picked.item())
+        yield tokens[-1]
+        if generated + 1 < rule.max_new_tokens:
+            logits = model.advance(torch.tensor([0]), picked)
+
+
+def text_pieces(tokens: Iterable[int], to_text: Callable[[list[int]], str]) -> Iterator[str]:
+    """The text of a stream of tokens, a piece at a time; the pieces joined are `to_text` of all tokens.
+
+    The last word is held back until the next one begins, for cleaning may still change it ("do n't" -> "don't").
+    """
+    seen: list[int] = []
+    given = text = ""
+    for token in tokens:
+        seen.append(token)
+        text = to_text(seen)
+        whole = text[: text.rfind(" ") + 1].rstrip()
+        if len(whole) > len(given) and whole.startswith(given):
+            yield whole[len(given) :]
+            given = whole
+    text = to_text(seen)
+    if len(text) > len(given):
+        yield text[len(given) :]
+
+
+def _pick(allowed: Tensor, rule: DecodingRule, generators: Sequence[torch.Generator] | None) -> Tensor:
+    """A token for each row (R,): the likeliest, or drawn from the nucleus by the row's own generator."""
+    if generators is None:
+        return allowed.argmax(dim=-1)
+    nucleus = _nucleus(allowed, rule).cpu()
+    drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in zip(nucleus, generators, strict=True)]
+    return torch.cat(drawn).to(allowed.device)
 
 
 def _nucleus(allowed: Tensor, rule: DecodingRule) -> Tensor:
