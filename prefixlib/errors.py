@@ -43,6 +43,10 @@ def refused_by_system(error: Exception) -> str | None:
     number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers, written in Rust
     if number:
         return os.strerror(int(number[1]))
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
+        return str(error)
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return "a path with a NUL character in it cannot be opened"
     if "PytorchStreamWriter failed writing file" in str(error):  # torch.save keeps the reason to itself
         return "a file could not be written; is the disk full?"
     return None

@@ -92,21 +92,26 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (line number, line without its newline), blank lines included; a leading byte-order mark is dropped."""
     number = 0
     try:
-        with open(path, encoding="utf-8-sig") as lines:
+        with open(path, encoding="utf-8-sig", newline="\n") as lines:  # a lone carriage return ends no line
             for number, line in enumerate(lines, start=1):
                 if SEPARATOR in line:
                     raise UserError(
                         f"{path}:{number}: {SEPARATOR!r} separates source and target; take it out of the text"
                     )
-                yield number, line.removesuffix("\n")
+                yield number, line.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}, after line {number}); convert it to UTF-8") from None
+
+
+def is_blank(line: str) -> bool:
+    """True for a line of spaces and tabs alone; Unicode's other separators are text."""
+    return not line.strip(" \t\r\n")
 
 
 def _pairs(path: Path, bars: str, left: str, right: str) -> Iterator[tuple[str, str]]:
     """Yield the two halves of every non-blank `left{bars}right` line; UserError file:line for any other line."""
     for number, line in _lines(path):
-        if not line.strip():
+        if is_blank(line):
             continue
         parts = line.split(bars)
         if len(parts) != 2 or not parts[0].strip():
@@ -153,12 +158,12 @@ def read_parallel(path: Path) -> Iterator[Record]:
                 f"{targets_path}:{number}: expected a target for {path.name}:{number}, found the end of file"
             )
         for file, line in ((path, source), (targets_path, target)):
-            if not line.strip() and (source + target).strip():
+            if is_blank(line) and not is_blank(source + target):
                 raise UserError(f"{file}:{number}: expected one document a line, found a blank line")
-        if source.strip():
+        if not is_blank(source):
             yield Record(source, target, True, (), "")
     for number, target in targets:
-        if target.strip():
+        if not is_blank(target):
             raise UserError(
                 f"{targets_path}:{number}: expected the end of file, as in {path.name}, found {_short(target)}"
             )
@@ -174,6 +179,10 @@ def _read_json(path: Path) -> object:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it to UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not a data file: its JSON is nested too deeply") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise UserError(f"{path}: not a data file: {error}") from None
 
 
 def _expect(condition: bool, path: Path, place: str, expected: str, found: object) -> None:
@@ -184,8 +193,15 @@ def _expect(condition: bool, path: Path, place: str, expected: str, found: objec
 def _text(path: Path, place: str, holder: object, key: str) -> str:
     """holder[key], which must be a string without the separator."""
     _expect(isinstance(holder, dict) and isinstance(holder.get(key), str), path, place, f'{{"{key}": text}}', holder)
-    _expect(SEPARATOR not in holder[key], path, place, f"a text without {SEPARATOR!r}", holder[key])
+    _check_text(path, place, holder[key])
     return holder[key]
+
+
+def _check_text(path: Path, place: str, text: str) -> None:
+    """Raise UserError for a text that holds the separator, or half a character (a lone surrogate, "\\ud83d")."""
+    _expect(SEPARATOR not in text, path, place, f"a text without {SEPARATOR!r}", text)
+    halves = [character for character in text if "\ud800" <= character <= "\udfff"]
+    _expect(not halves, path, place, f"whole characters, not half of one ({''.join(halves)!r})", text)
 
 
 def _list(path: Path, place: str, holder: object, key: str) -> list:
@@ -226,7 +242,7 @@ def read_dart(path: Path) -> Iterator[Record]:
         for triple in triples:
             three = isinstance(triple, list) and len(triple) == 3 and all(isinstance(part, str) for part in triple)
             _expect(three, path, place, "[subject, relation, object] in tripleset", triple)
-            _expect(SEPARATOR not in "".join(triple), path, place, f"triples without {SEPARATOR!r}", triple)
+            _check_text(path, place, "".join(triple))
         source, relations = linearise_dart(triples), tuple(triple[1].lower() for triple in triples)
         texts = _list(path, place, entry, "annotations")
         for n, text in enumerate(texts, start=1):
