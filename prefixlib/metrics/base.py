@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 SECONDS_BEFORE_BAR = 2.0
@@ -37,3 +38,23 @@ def progress(items: Sequence, label: str) -> Iterator:
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=label, delay=SECONDS_BEFORE_BAR, leave=False, dynamic_ncols=True))
+
+
+def mteval_tokens(text: str) -> list[str]:
+    """The words that mteval-v13a compares: its tokenisation, A-Z lower-cased ("É" stays: the script knows ASCII only)."""
+    return _tokenizer_13a()(ascii_lower(text)).split()
+
+
+def ascii_lower(text: str) -> str:
+    """The text with A-Z as a-z and nothing else changed."""
+    return text.translate(_LOWER)
+
+
+_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_13a():
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()

@@ -49,7 +49,7 @@ _E2E = (
 )
 _TRIPLES = (bleu.MULTI, meteor.METRIC, ter.METRIC)
 TASKS = {
-    "e2e": Task(_E2E, "data2text", on_request=(_on_coco_tokens(meteor.JAR),)),
+    "e2e": Task(_E2E, "data2text", normalise.e2e, on_request=(_on_coco_tokens(meteor.JAR),)),
     "webnlg": Task(_TRIPLES, "webnlg", normalise.webnlg, on_request=(meteor.JAR,), by_category=True),
     "dart": Task(_TRIPLES + learned.METRICS, "triples", normalise.dart, on_request=(meteor.JAR,)),
     "xsum": Task(rouge.METRICS, "xsum", note=rouge.DISTANCE),

@@ -99,6 +99,33 @@ def test_the_best_reference_counts(tables, monkeypatch):
     assert rows[1, :2].tolist() == [1, 0]
 
 
+def test_of_equally_good_references_the_first_counts(tables, monkeypatch):
+    # neither matches: both score 0, and the corpus score depends on which length is summed (the jar takes the first)
+    monkeypatch.setattr(meteor, "find_jar", lambda: tables.paraphrase_file.parent.parent / "meteor-1.5.jar")
+    rows = meteor.statistics(["zebra", "zebra"], [["pub", "big ox"], ["big ox", "pub"]])
+    assert rows[:, :2].tolist() == [[1, 1], [1, 2]]
+
+
+def test_short_and_long_outputs_by_hand(tables):
+    # "pub" of "pub tavern ox": precision 1, recall 1/3, one chunk of one matched word: penalty 0.6.
+    # F = P R / (0.85 P + 0.15 R) = (1/3) / (0.85 + 0.05) = 0.370370; times 0.4
+    assert score(tables, "pub", "pub zebra zoo")[1] == pytest.approx(0.4 * (1 / 3) / 0.9)
+    # the other way round: P 1/3, R 1: (1/3) / (0.85 / 3 + 0.15) = 0.769231
+    assert score(tables, "pub zebra zoo", "pub")[1] == pytest.approx(0.4 * (1 / 3) / (0.85 / 3 + 0.15))
+
+
+def test_texts_of_function_words_alone(tables):
+    # both words weigh 0.25: "the of" against "of a": P = R = 1/2, one chunk of one word: 0.5 * 0.4
+    assert score(tables, "the of", "of a")[1] == pytest.approx(0.2)
+
+
+def test_a_repeated_word_matches_once(tables):
+    # P 1/3, R 1; one of the three is used
+    matches, value = score(tables, "pub pub pub", "pub")
+    assert matches == [2, 0, 0, 0, 1]
+    assert value == pytest.approx(0.4 * (1 / 3) / (0.85 / 3 + 0.15))
+
+
 def test_equal_texts_are_matched_word_for_word_only(tables):
     # "big" and "large" are synonyms, which would compete with the words themselves
     matches = find_matches(["big", "large"], ["big", "large"], tables)

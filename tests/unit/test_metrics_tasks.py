@@ -60,6 +60,15 @@ def test_the_seen_categories_are_those_of_the_2017_training_data():
     assert seen | {"SportsTeam", "University", "WrittenWork"} == tasks.SEEN_CATEGORIES
 
 
+def test_e2e_knows_no_empty_references():
+    # parallel files have an empty line where an input has fewer references: not a text of length 0 to be near to
+    long = "The Mill is a cheap pub near the river ."
+    outputs, references = ["The Mill is a cheap", TEXTS[0]], [[long], [TEXTS[0]]]
+    filled = [["", long, " "], [TEXTS[0], "", ""]]
+    names = ["BLEU", "NIST", "ROUGE-L", "CIDEr"]
+    assert score_task("e2e", outputs, filled, metrics=names) == score_task("e2e", outputs, references, metrics=names)
+
+
 def test_webnlg_uses_three_references():
     references = [["x y z w", "x y z w", "x y z w", TEXTS[0]]]
     assert score_task("webnlg", TEXTS[:1], references, metrics=["TER"])["TER"] == 2
