@@ -41,7 +41,7 @@ def progress(items: Sequence, label: str) -> Iterator:
 
 
 def mteval_tokens(text: str) -> list[str]:
-    """The words that mteval-v13a compares: its tokenisation, A-Z lower-cased ("É" stays: the script knows ASCII only)."""
+    """The words that mteval-v13a compares: its tokenisation, A-Z lower-cased ("É" stays: it knows ASCII only)."""
     return _tokenizer_13a()(ascii_lower(text)).split()
 
 

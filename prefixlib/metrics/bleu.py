@@ -3,8 +3,8 @@
 `MTEVAL`: mteval-v13a as the E2E scorer adapted it (its tokenisation, A-Z lower-cased). An order without a match counts
 as half a match, the next such order as a quarter, and so on.
 `MULTI`: multi-bleu.perl -lc, the WebNLG and DART scorers' (split at spaces, lower-cased). An order without a match
-makes the score 0. An empty line in a reference file is a reference of length 0, and a short output can be nearest to it: keep
-the "" in the references to get the official brevity penalty.
+makes the score 0. An empty line in a reference file is a reference of length 0, and a short output can be nearest to
+it: keep the "" in the references to get the official brevity penalty.
 
 Both take the reference length nearest to the hypothesis's, the shorter of two equally near ones.
 """
