@@ -16,6 +16,7 @@ SEEN_CATEGORIES = frozenset(
     {"Airport", "Astronaut", "Building", "City", "ComicsCharacter"}
     | {"Food", "Monument", "SportsTeam", "University", "WrittenWork"}
 )
+UNSEEN_CATEGORIES = frozenset({"Artist", "Athlete", "CelestialBody", "MeanOfTransportation", "Politician"})
 
 
 @dataclass(frozen=True)

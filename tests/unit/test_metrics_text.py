@@ -85,5 +85,5 @@ def test_references_in_groups_per_line_and_parallel(tmp_path):
     assert read_references([single], 3) == [["a"], [""], ["c"]]
     other = write(tmp_path / "other", b"x\ny\n\n")
     assert read_references([single, other], 3) == [["a", "x"], ["", "y"], ["c", ""]]
-    with pytest.raises(UserError, match=r"single has 3 lines but .*gold has 7"):
+    with pytest.raises(UserError, match=r"single has 3 lines but .*gold has 7 lines"):
         read_references([single, grouped], 3)
