@@ -257,14 +257,16 @@ def main(argv: list[str] | None = None) -> int:
     result = decode_file(generator, args.mode, path, out / f"{directory.name}_{args.split}", args)
     known = record.read_results(out).get("decoding", {})
     record.update_results(out, {"decoding": {**known, args.split: result}})
+    if checkpoint.is_checkpoint(directory) and directory.is_relative_to(out):  # not where outputs go elsewhere
+        scored = path.name if args.data_file else args.split
+        checkpoint.refresh_card(directory, {f"{scored} {name}": value for name, value in result["scores"].items()})
     print_scores(args.split, result["scores"])
     return 0
 
 
 def print_scores(split: str, scores: dict[str, float | None]) -> None:
     """One line of scores on stdout."""
-    shown = "  ".join(f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in scores.items())
-    print(f"{split}: {shown or 'no references, not scored'}", flush=True)
+    print(f"{split}: {metrics.shown(scores) or 'no references, not scored'}", flush=True)
 
 
 if __name__ == "__main__":

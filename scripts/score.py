@@ -143,8 +143,8 @@ def table(rows: list[list[str]]) -> str:
 
 
 def digits(figure) -> str:
-    """Format with four significant decimals on a unit scale, two on a percent scale, as the papers print them."""
-    return ".2f" if figure.metric.scale == 100 or figure.metric.name == "BLEU" else ".4f"
+    """Two decimals on a scale to 100, four on the others: two more than the papers print."""
+    return ".2f" if figure.metric.span == "0-100" else ".4f"
 
 
 def score_one(args: argparse.Namespace) -> tuple[dict, str]:
@@ -202,6 +202,9 @@ def notes(args: argparse.Namespace, figures, files: Sequence[Outputs]) -> str:
         lines.append(f"{bare} of the inputs have no reference (scored against an empty one)")
     missing = {figure.metric.name: figure.unavailable for figure in figures if figure.rows is None}
     lines += [f"{name} n/a; to have it: {reason}" for name, reason in missing.items()]
+    spans = {figure.metric.name: figure.metric.span for figure in figures if figure.rows is not None}
+    if spans:
+        lines.append("scales: " + "; ".join(f"{name} {span}" for name, span in spans.items()))
     if find_task(args.task).note:
         lines.append(find_task(args.task).note)
     return "\n".join(lines)

@@ -24,6 +24,7 @@ class Metric:
     combine: Callable[[Any], Any]  # sums over segments (..., S) -> scores (...)
     lower_is_better: bool = False
     scale: float = 1.0  # what the combined value is multiplied with to stand on the scale of the papers
+    span: str = "0-1"  # that scale, in words
 
 
 def mean(sums):

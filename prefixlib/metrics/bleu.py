@@ -70,5 +70,5 @@ def combine_smoothed(sums):
     return np.where((sums[..., :2] > 0).all(axis=-1), 100 * penalty * scored, 0.0)
 
 
-MTEVAL = Metric("BLEU", partial(statistics, words=mteval_tokens), combine_smoothed)
-MULTI = Metric("BLEU", partial(statistics, words=lower_words), combine)
+MTEVAL = Metric("BLEU", partial(statistics, words=mteval_tokens), combine_smoothed, span="0-100")
+MULTI = Metric("BLEU", partial(statistics, words=lower_words), combine, span="0-100")

@@ -73,4 +73,4 @@ def combine(sums):
     return np.exp(-BETA * np.log(np.clip(ratio, 1e-9, 1)) ** 2) * (matched / total).sum(axis=-1)
 
 
-METRIC = Metric("NIST", statistics, combine)
+METRIC = Metric("NIST", statistics, combine, span="from 0")

@@ -38,14 +38,14 @@ def _on_coco_tokens(metric: Metric) -> Metric:
         tokenised = [[" ".join(ptb.tokens(text)) for text in texts] for texts in references]
         return metric.statistics([" ".join(ptb.tokens(text)) for text in hypotheses], tokenised)
 
-    return replace(metric, statistics=statistics, scale=100)
+    return replace(metric, statistics=statistics, scale=100, span="0-100")
 
 
 _E2E = (
     bleu.MTEVAL,
     nist.METRIC,
     _on_coco_tokens(meteor.METRIC),
-    replace(rouge_l.METRIC, scale=100),
+    replace(rouge_l.METRIC, scale=100, span="0-100"),
     cider.METRIC,
 )
 _TRIPLES = (bleu.MULTI, meteor.METRIC, ter.METRIC)

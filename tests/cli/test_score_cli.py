@@ -161,6 +161,14 @@ def test_inputs_without_references_are_reported(files, capsys):
     assert "1 of the inputs have no reference (scored against an empty one)" in text
 
 
+def test_scales_are_said_task_by_task(files, capsys):
+    flags = ["--hypotheses", files / "out", "--references", files / "gold", "--metrics"]
+    _, text = run(capsys, "e2e", *flags, "BLEU", "ROUGE-L", "NIST", "CIDEr")
+    assert "scales: BLEU 0-100; NIST from 0; ROUGE-L 0-100; CIDEr 0-10" in text
+    _, text = run(capsys, "dart", *flags, "BLEU", "TER")
+    assert "scales: BLEU 0-100; TER from 0, lower is better" in text
+
+
 def test_unknown_categories_are_refused_with_those_that_are_known(files, capsys):
     flags = ["webnlg", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "TER"]
     (files / "categories").write_text("Food\nArtists\n")
