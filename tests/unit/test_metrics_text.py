@@ -18,6 +18,18 @@ from prefixlib.metrics.ptb import tokens
         ("5out of 5... rated 3of5", "5out of 5 rated 3of5"),
         ('They cannot say "no" - not at 18L/36R.', "they can not say no not at 18l/36r"),
         ("", ""),
+        # what the published outputs do not have, but an output may
+        ("Cheap food, etc.", "cheap food etc."),
+        (
+            "It is by Mr. X (Co. Ltd.). Is it cheap? No. It is not",
+            "it is by mr. x -lrb- co. ltd. -rrb- is it cheap no it is not",
+        ),
+        ("No. 5 on 1st Ave. is no.1", "no. 5 on 1st ave. is no. 1"),
+        ("rated A. The pub, rated A. there", "rated a the pub rated a. there"),
+        ("Great!! Really?! Yes!", "great !! really ?! yes"),
+        ("5 stars*** and a *", "5 stars *** and a *"),
+        ("fish 'n' chips since the '90s", "fish 'n' chips since the '90s"),
+        ("a B&B, M&S & x.com <unk>", "a b&b m&s & x.com <unk>"),
     ],
 )
 def test_ptb_tokens(text, expected):
