@@ -22,7 +22,8 @@ def score_task(
 
     task: e2e, webnlg, dart, xsum, cnn_dm, classify-sentiment or classify-topic (the data modes data2text, triples and
         cnndm name their tasks too).
-    references: all reference texts of each hypothesis, raw; WebNLG and DART use the first three, as officially.
+    references: all reference texts of each hypothesis, raw. As officially, WebNLG and DART use the first three, and E2E
+        those that are not empty.
     categories: one per hypothesis; WebNLG's figures are then given as "BLEU seen", "BLEU unseen" and "BLEU all" (as far
         as there are such segments), `seen_categories` naming the seen ones (default: those of the 2017 training data).
     metrics: names of those wanted (default: all of the task's).
