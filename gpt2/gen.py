@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import DEMO_DATA, as_words, child_command, run
-from prefixlib.settings import Parser, refuse_together
+from prefixlib.settings import Parser, add_yes_no, refuse_together
 from prefixlib.tasks import GPT2_MODES
 
 TREE = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ def make_parser() -> Parser:
     parser.add_argument("split", choices=("valid", "test"), help="which file of the data set to decode")
     parser.add_argument("checkpoint", help="prefix checkpoint or fine-tuned model folder")
     parser.add_argument("submit", choices=("no",), nargs="?", default="no", help="always no: runs here")
-    parser.add_argument("--demo", choices=("yes", "no"), default="no", help="decode the bundled data")
+    add_yes_no(parser, "--demo", "no", "decode the bundled data")
     parser.add_argument("--dry_run", action="store_true", help="print the command line and stop")
     return parser
 

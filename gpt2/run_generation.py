@@ -195,6 +195,9 @@ def main(argv: list[str] | None = None) -> int:
     result = decode_file(trained, path, out / f"{directory.name}_{split}", settings)
     known = record.read_results(out).get("decoding", {})
     record.update_results(out, {"decoding": {**known, split: result}})
+    if checkpoint.is_checkpoint(directory) and directory.is_relative_to(out):  # not where outputs go elsewhere
+        scored = path.name if settings.data_file else split
+        checkpoint.refresh_card(directory, {f"{scored} {name}": value for name, value in result["scores"].items()})
     print_scores(split, result["scores"])
     return 0
 
@@ -207,8 +210,7 @@ def is_plain_model(directory: Path) -> bool:
 
 def print_scores(split: str, scores: dict[str, float | None]) -> None:
     """One line of scores on stdout."""
-    shown = "  ".join(f"{name} {'n/a' if value is None else f'{value:.4g}'}" for name, value in scores.items())
-    print(f"{split}: {shown or 'no references, not scored'}", flush=True)
+    print(f"{split}: {metrics.shown(scores) or 'no references, not scored'}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ README.md                  a model card
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from prefixlib import files
 from prefixlib.errors import UserError
+from prefixlib.metrics import shown
 from prefixlib.settings import spelled
 
 FORMAT = 1
@@ -27,6 +29,7 @@ CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", 
 TASK = "task_config.json"
 # What a checkpoint of --tuning_mode bothtune names as its base: the tuned model in a folder of its own, inside it.
 OWN_MODEL = "./model"
+SCORES = "| score | value |\n|---|---|\n"  # heads the last part of a model card
 # A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own.
 RUN_FILES = (CONFIG, NETWORK, FLAT, CARD, TASK, "model", "best", "results.json", "loss.png")
 
@@ -79,8 +82,17 @@ def save(
         "versions": dict(versions),
         "files": described,
     }
-    files.write_text(directory / CARD, _model_card(config, scores))
+    files.write_text(directory / CARD, _model_card(directory, config, scores or {}))
     files.write_json(directory / CONFIG, config)
+
+
+def refresh_card(directory: Path | str, scores: Mapping[str, Any]) -> None:
+    """Write the model card again with these scores too; those of other names that it has stay."""
+    directory = Path(directory)
+    card = directory / CARD
+    _, _, table = card.read_text(encoding="utf-8").partition(SCORES) if card.is_file() else ("", "", "")
+    earlier = dict(re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE))
+    files.write_text(card, _model_card(directory, read_config(directory), {**earlier, **scores}))
 
 
 def is_checkpoint(directory: Path | str) -> bool:
@@ -171,19 +183,25 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _model_card(config: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
-    """A README for whoever is handed the directory alone."""
+def _model_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
+    """A README for whoever is handed the directory alone: its paths are relative to the directory."""
+
+    def relative(value: Any) -> Any:
+        return os.path.relpath(value, directory) if isinstance(value, str) and os.path.isabs(value) else value
+
     tree = "gpt2" if config["family"] == "decoder-only" else "seq2seq"
     mode = config["task"].get("mode", "MODE")
     decode = {
         "gpt2": f"python gpt2/gen.py {mode} yes test THIS_DIRECTORY no",
         "seq2seq": f"python seq2seq/train_bart.py --mode {mode} --do_train no --prefix_model_path THIS_DIRECTORY",
     }[tree]
-    rows = "\n".join(f"| {name} | {value} |" for name, value in {**config["prefix"], **config["task"]}.items())
-    scored = "\n".join(f"| {name} | {value} |" for name, value in (scores or {}).items()) or "| not scored | |"
+    settings = {**config["prefix"], **config["task"]}
+    rows = "\n".join(f"| {name} | {relative(value)} |" for name, value in settings.items())
+    scored = "\n".join(f"| {name} | {shown(value)} |" for name, value in scores.items()) or "| not scored | |"
     base, kind = config["base_model"].get("name"), "a frozen"
     if "tuned_from" in config["task"]:
         base, kind = config["task"]["tuned_from"], "the tuned model in `model/`, a"
+    base = relative(base)
     return (
         f"# Prefix for {base}\n\n"
         f"A trained prefix (Li & Liang 2021, arXiv 2101.00190) for {kind} {config['family']} model, "
@@ -191,5 +209,6 @@ def _model_card(config: Mapping[str, Any], scores: Mapping[str, Any] | None) -> 
         f"Decode with it:\n\n    {decode}\n\n"
         f"`{FLAT}` holds the keys and values alone: per site (P, 2*L*H*D), "
         "columns ordered layer0.K, layer0.V, layer1.K ...\n\n"
-        f"| setting | value |\n|---|---|\n{rows}\n\n| score | value |\n|---|---|\n{scored}\n"
+        "Paths are relative to this directory; scores are on the scale of the paper's tables for the task.\n\n"
+        f"| setting | value |\n|---|---|\n{rows}\n\n{SCORES}{scored}\n"
     )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from prefixlib.e2e_text import csv_lines
 from prefixlib.errors import UserError
-from prefixlib.webnlg_xml import webnlg_json, xml_files
+from prefixlib.webnlg_xml import TEST_FILE, webnlg_json, xml_files
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,14 @@ def convert_e2e(source: Path, split: str, target: Path) -> Path | None:
 
 
 def convert_webnlg(source: Path, split: str, target: Path) -> Path | None:
-    """The split's folder of XML, as JSON; else a JSON file."""
+    """The split's folder of XML, as JSON; else a JSON file; else, of the test split, its one XML file."""
     folder = find(source, target.stem)
     if not folder or not folder.is_dir() or not xml_files(folder):
-        return find(source, target.name)
+        ready = find(source, target.name)
+        alone = find(source, TEST_FILE) if split == "test" else None
+        if ready or not alone:
+            return ready
+        folder = alone.parent
     target.write_text(webnlg_json(folder), encoding="utf-8", newline="\n")
     return target
 

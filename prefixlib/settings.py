@@ -159,6 +159,11 @@ def _kind(field: dataclasses.Field) -> type:
     return field.type
 
 
+def add_yes_no(group: Any, flag: str, default: str, help: str) -> None:
+    """Add a switch to a parser that is not made from settings."""
+    group.add_argument(flag, choices=("yes", "no"), default=default, help=help)
+
+
 def spelled(value: Any) -> Any:
     """A value as the command line writes it."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value

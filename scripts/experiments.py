@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import recipes
-from recipes import PREFIX, TABLE1, XSUM_PREFIX, Numbers, recipe
+from recipes import DEV, PREFIX, TABLE1, XSUM_DEV, XSUM_PREFIX, Numbers, recipe
 
 from prefixlib.errors import UserError
 
@@ -33,6 +33,7 @@ class Row:
     train: Mapping[str, object]
     decode: Mapping[str, object] = field(default_factory=dict)
     paper: Numbers = ()  # in the order of the group's columns; shorter, or None, where the paper has none
+    dev: Numbers = ()  # the same for the dev set: quoted, as runs decode the test set
     source: str = "paper"  # whose numbers those are
     best: bool = False  # decode the checkpoint with the best dev score, not the last
     size: int = 0  # training examples of a low-data run, 0: the whole set
@@ -85,8 +86,10 @@ def gpt2(size: str) -> str:
 def _table1_row(size: str, task: str, method: str) -> Row:
     name, flags = recipes.METHODS[method]
     key = f"{task.lower()}-{method}"
-    paper = TABLE1[_paper_size(size), task, method]
-    return Row(key, name, task, "gpt2", TASKS[task][0], flags(task, size), paper=paper)
+    paper, dev = (numbers[_paper_size(size), task, method] for numbers in (TABLE1, DEV))
+    if task == "WebNLG":  # one score per metric, of all segments
+        dev = tuple(number for score in dev for number in (None, None, score))
+    return Row(key, name, task, "gpt2", TASKS[task][0], flags(task, size), paper=paper, dev=dev)
 
 
 def _paper_size(size: str) -> str:
@@ -116,9 +119,13 @@ def _table2_rows() -> tuple[Row, ...]:
             paper=(45.14, 22.27, 37.25),
             source="BART's authors, in the paper",
         ),
-        _xsum("xsum-prefix-2", "prefix 2 %", XSUM_PREFIX, paper=(43.80, 20.93, 36.05)),
+        _xsum("xsum-prefix-2", "prefix 2 %", XSUM_PREFIX, paper=(43.80, 20.93, 36.05), dev=XSUM_DEV["2 %"]),
         # 73,728 numbers per position (12 layers, 3 sites): P 5 is 0.09 % of BART-large's 406 million
-        _xsum("xsum-prefix-0.1", "prefix 0.1 %", {**XSUM_PREFIX, "preseqlen": 5}, paper=(42.92, 20.03, 35.05)),
+        _xsum(
+            *("xsum-prefix-0.1", "prefix 0.1 %", {**XSUM_PREFIX, "preseqlen": 5}),
+            paper=(42.92, 20.03, 35.05),
+            dev=XSUM_DEV["0.1 %"],
+        ),
     )
 
 
@@ -128,7 +135,7 @@ def table2(size: str) -> Experiment:
 
 def xsum(size: str) -> Experiment:
     readme = recipe(5e-5, 30, 16, preseqlen=200, mid_dim=800, gradient_accumulation_steps=3, fp16="yes")
-    paper_flags = replace(_table2_rows()[1], name="paper's flags (P 100)", home="table2")
+    paper_flags = replace(_table2_rows()[1], name="paper's flags (P 100)", home="table2", dev=())
     return Experiment(
         "xsum",
         "XSum with BART-large: the paper's flags and those of the original README",
@@ -149,7 +156,6 @@ def xsum(size: str) -> Experiment:
 def extrapolation(size: str) -> Experiment:
     within, across = "XSum within news", "XSum news to sports"
     news, sport = {"max_source_length": 512}, "xsum_news_sport"
-    # fine-tuning's rate, epochs and batch are not checked against a copy of the appendix
     tuned = recipe(3e-5, 5, 18, tuning_mode="finetune", **news)
     prefix = {"mid_dim": 800, **news}
     rows = (
@@ -172,7 +178,7 @@ def extrapolation(size: str) -> Experiment:
         if (of_size, task) == (_paper_size(size), "WebNLG")
     ]
     unseen = "WebNLG, unseen categories"
-    rows += tuple(replace(row, group=unseen, home="table1", paper=row.paper[1::3]) for row in shared)
+    rows += tuple(replace(row, group=unseen, home="table1", paper=row.paper[1::3], dev=()) for row in shared)
     return Experiment(
         "extrapolation",
         f"Topics unseen in training: BART-large, {gpt2(size)}",
@@ -190,18 +196,20 @@ def lowdata(size: str) -> Experiment:
     rows: list[Row] = []
     token = {"use_lowdata_token": "yes", "lowdata_token": recipes.E2E_TOKEN}
     for n in recipes.SIZES:
-        for key, train in (("finetune", {"tuning_mode": "finetune", **token}), ("prefix", {"mid_dim": 512, **token})):
+        tuned = {"tuning_mode": "finetune", "max_steps": recipes.FINETUNE_SIZES[n], **token}
+        for key, train in (("finetune", tuned), ("prefix", {"mid_dim": 512, **token})):
             label = "fine-tune" if key == "finetune" else "prefix"
             # the demo's dev set is too small to draw 0.3 x 500 from
             rows.append(_low(f"e2e-{n}-{key}", f"{label}, {n} examples", n, train, curve=(label, n), in_demo=n < 500))
-    for n, epochs in recipes.SUMMARY_EPOCHS.items():
-        low = recipe(5e-5, epochs, 5, warmup_steps=100, max_source_length=512)
+    for n in recipes.SUMMARY_EPOCHS:
+        low = {"warmup_steps": 100, "max_source_length": 512}
         more = {"size": n, "on_request": True, "in_demo": False}
         start = {"use_lowdata_token": "yes", "lowdata_token": recipes.XSUM_TOKEN, "mid_dim": 800}
-        for label, key, train in (
-            ("fine-tune", "finetune", {"tuning_mode": "finetune"}),  # the prefix's settings: the paper names none
-            ("prefix", "prefix", start),
-        ):
+        prefix = recipe(5e-5, recipes.SUMMARY_EPOCHS[n], recipes.SUMMARY_BSZ, **start)
+        tuned = recipe(
+            *(5e-5, recipes.SUMMARY_FINETUNE_EPOCHS[n], recipes.SUMMARY_FINETUNE_BSZ), tuning_mode="finetune"
+        )
+        for label, key, train in (("fine-tune", "finetune", tuned), ("prefix", "prefix", prefix)):
             rows.append(_xsum(f"xsum-{n}-{key}", f"{label}, {n} examples", {**low, **train}, curve=(label, n), **more))
     return Experiment(
         "lowdata",
@@ -246,7 +254,7 @@ def _ablation(name: str, title: str, label: str, flags: dict[str, object], bleu:
         )
         for p, score in zip((1, 10, 20), bleu, strict=True)
     ]
-    rows.append(replace(_table1_row(size, "E2E", "prefix"), name="prefix, P 5 (table1)", home="table1"))
+    rows.append(replace(_table1_row(size, "E2E", "prefix"), name="prefix, P 5 (table1)", home="table1", dev=()))
     return Experiment(name, title, {"E2E": E2E}, tuple(rows))
 
 
@@ -262,7 +270,8 @@ def infix(size: str) -> Experiment:
 
 
 def init(size: str) -> Experiment:
-    rows = [_low("random", "random, P 6", recipes.INIT_SIZE, {"preseqlen": 6, "mid_dim": 512})]
+    random = {"preseqlen": 6, "mid_dim": 512, "init_random": "uniform"}
+    rows = [_low("random", "random, uniform (0, 1), P 6", recipes.INIT_SIZE, random)]
     for word in recipes.WORDS:
         start = {"mid_dim": 512, "use_lowdata_token": "yes", "lowdata_token": word}
         rows.append(_low(word.strip(":"), f"“{word}”", recipes.INIT_SIZE, start))
@@ -292,7 +301,7 @@ def build(name: str, size: str = "medium") -> Experiment:
     experiment = EXPERIMENTS[name](size)
     if size != "demo":
         return experiment
-    rows = tuple(replace(row, paper=()) for row in experiment.rows if row.in_demo)
+    rows = tuple(replace(row, paper=(), dev=()) for row in experiment.rows if row.in_demo)
     columns = {group: columns for group, columns in experiment.columns.items() if any(r.group == group for r in rows)}
     title = experiment.title.replace("BART-large", "the demo's BART")
     return replace(experiment, rows=rows, columns=columns, title=f"Demo: {title}")

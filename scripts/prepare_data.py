@@ -61,7 +61,7 @@ DATASETS = {
         {"train": 18102, "valid": 2268, "test": 4928},
         from_archive(WEBNLG),
         convert_webnlg,
-        "folders train, dev, test with the 2017 challenge's XML, or {train,dev,test}.json",
+        "folders train, dev, test with the 2017 challenge's XML, testdata_with_lex.xml, or {train,dev,test}.json",
     ),
     "dart": DataSet(
         "triples",
@@ -149,7 +149,9 @@ def prepare(name: str, source: Path | None, output_dir: Path) -> list[Path]:
             made = make_splits(name, source, scratch, output_dir)
         except UserError as error:  # name the user's files, not the scratch copies
             origin = (
-                (source.parent if source.suffix in (".csv", ".txt", ".json", ".jsonl") else source) if source else name
+                (source.parent if source.suffix in (".csv", ".txt", ".json", ".jsonl", ".xml") else source)
+                if source
+                else name
             )
             message = str(error).replace(str(scratch / "source"), str(origin))
             raise UserError(message.replace(str(scratch / "made"), str(output_dir))) from None

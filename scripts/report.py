@@ -129,10 +129,11 @@ def _line(cells: Iterable[str]) -> str:
 
 def _row_lines(row: Row, columns: Sequence[Column], entries: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
-    if row.paper:
-        pairs = itertools.zip_longest(columns, row.paper[: len(columns)])
-        quoted = ["—" if number is None else f"{number:.{column.digits}f}" for column, number in pairs]
-        lines.append(_line([f"{row.name} ({row.source}, quoted)", *quoted, "", ""]))
+    for numbers, where in ((row.paper, ""), (row.dev, "dev set, ")):
+        if numbers:
+            pairs = itertools.zip_longest(columns, numbers[: len(columns)])
+            quoted = ["—" if number is None else f"{number:.{column.digits}f}" for column, number in pairs]
+            lines.append(_line([f"{row.name} ({row.source}, {where}quoted)", *quoted, "", ""]))
     if not entries:
         return [*lines, _line([f"{row.name}, here", "not run", *[""] * (len(columns) - 1), "", "0"])]
     cells = []

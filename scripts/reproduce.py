@@ -26,7 +26,8 @@ from experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
 from training_runs import Run, RunFailed, Settings, runs_of
 
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import REPOSITORY, add_yes_no
+from prefixlib.launch import REPOSITORY
+from prefixlib.settings import add_yes_no
 
 SIZES = ("medium", "large")
 PASSED_ON = ("max_steps", "bf16", "gradient_checkpointing", "num_processes")

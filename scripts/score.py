@@ -8,6 +8,8 @@ python scripts/score.py xsum --compare A B --references test.target
 import argparse
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefixlib.errors import UserError, one_line_errors
@@ -15,6 +17,8 @@ from prefixlib.errors import UserError, one_line_errors
 TASKS = ("e2e", "webnlg", "dart", "xsum", "cnn_dm", "classify-sentiment", "classify-topic")
 MODES = ("data2text", "triples", "cnndm")  # the data modes' names for e2e, dart and cnn_dm
 COMPARE_SAMPLES = 1000
+FEW_SAMPLES = 100  # with fewer, the bounds of a 95 % interval are one or two resamples
+log = logging.getLogger("score")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,7 +41,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     gold.add_argument("--categories", metavar="FILE", help="with --references, WebNLG: one category per line")
     how = parser.add_argument_group("what to compute")
     how.add_argument("--metrics", nargs="+", metavar="NAME", help="only these of the task's metrics (default: all)")
-    how.add_argument("--bootstrap", type=int, default=0, metavar="N", help="95%% intervals from N resamples; try 1000")
+    how.add_argument(
+        "--bootstrap", type=int, default=0, metavar="N", help="95%% intervals from N resamples; 1000 or more"
+    )
     how.add_argument("--seed", type=int, default=0, help="of the resampling (default 0)")
     how.add_argument("--output", metavar="FILE", help="also write the JSON here")
     args = parser.parse_args(argv)
@@ -49,7 +55,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--{flag} {getattr(args, flag)}: goes with --{needs} only")
     if args.bootstrap < 0:
         raise UserError(f"--bootstrap {args.bootstrap}: expected 0 (none) or the number of resamples")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: expected 0 or more")
+    if args.categories and args.task != "webnlg":
+        raise UserError(f"--categories {args.categories}: goes with webnlg only, whose figures are split by them")
     return args
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One file of outputs with what they are scored against; as many of each."""
+
+    path: str
+    hypotheses: list[str]
+    references: list[list[str]]
+    categories: list[str] | None
+
+    def counts(self) -> dict[str, int]:
+        """How many outputs there are, how many are empty, and how many inputs have no reference."""
+        bare = sum(not any(text.strip() for text in texts) for texts in self.references)
+        empty = sum(not line for line in self.hypotheses)
+        return {"count": len(self.hypotheses), "empty": empty, "without_references": bare}
 
 
 def read_gold(args: argparse.Namespace, hypotheses: int) -> tuple[list[list[str]], list[str] | None]:
@@ -60,27 +86,52 @@ def read_gold(args: argparse.Namespace, hypotheses: int) -> tuple[list[list[str]
         categories = read_lines(args.categories, "--categories") if args.categories else None
         return read_references(args.references, hypotheses), categories
     from prefixlib.metrics.tasks import find_task
-    from prefixlib.readers import data_file, read_groups
+    from prefixlib.tasks import data_file, read_groups
 
     mode = find_task(args.task).mode
     groups = read_groups(mode, data_file(mode, args.split, args.data_dir))
     return [list(group.references) for group in groups], [group.category for group in groups]
 
 
-def measure_file(args: argparse.Namespace, path: str):
-    """(figures, number of hypotheses, number of empty ones) of one file of outputs."""
-    from prefixlib.metrics.files import read_lines
-    from prefixlib.metrics.tasks import measure
+def read_outputs(args: argparse.Namespace, path: str) -> Outputs:
+    """A file of outputs and what belongs to it. Raises UserError where the numbers of lines differ."""
+    from prefixlib.metrics.files import blank_end, read_lines
 
     hypotheses = read_lines(path, "--hypotheses" if args.hypotheses else "--compare")
     references, categories = read_gold(args, len(hypotheses))
     if len(hypotheses) != len(references):
         gold = " ".join(args.references) if args.references else f"--split {args.split}"
+        inputs = f"{len(references)} inputs"
+        if args.references and len(references) == 1:  # perhaps a reference per line, and a blank line too many
+            inputs = f"1 group of references{blank_end(read_lines(args.references[0], '--references'))}"
+        outputs = f"{len(hypotheses)} hypotheses{blank_end(hypotheses)}"
+        raise UserError(f"{path} has {outputs} but {gold} has {inputs}: one line per input")
+    if args.categories:
+        check_categories(args.categories, categories, len(hypotheses))
+    return Outputs(path, hypotheses, references, categories)
+
+
+def check_categories(path: str, categories: Sequence[str], hypotheses: int) -> None:
+    """Raise UserError for another number of categories than hypotheses, or for one that WebNLG 2017 does not have."""
+    from prefixlib.metrics.files import blank_end
+    from prefixlib.metrics.tasks import SEEN_CATEGORIES, UNSEEN_CATEGORIES
+
+    if len(categories) != hypotheses:
         raise UserError(
-            f"{path} has {len(hypotheses)} hypotheses but {gold} has {len(references)} inputs: one line per input"
+            f"{hypotheses} hypotheses but --categories {path} has {len(categories)} lines{blank_end(categories)}: "
+            "one category per hypothesis"
         )
-    figures = measure(args.task, hypotheses, references, categories, metrics=args.metrics)
-    return figures, len(hypotheses), sum(not line for line in hypotheses)
+    for number, category in enumerate(categories, start=1):
+        if category not in SEEN_CATEGORIES | UNSEEN_CATEGORIES:
+            seen, unseen = (", ".join(sorted(names)) for names in (SEEN_CATEGORIES, UNSEEN_CATEGORIES))
+            raise UserError(f"{path}:{number}: category {category!r} is unknown; seen: {seen}; unseen: {unseen}")
+
+
+def measure(args: argparse.Namespace, outputs: Outputs):
+    """The task's figures of one file of outputs."""
+    from prefixlib.metrics import tasks
+
+    return tasks.measure(args.task, outputs.hypotheses, outputs.references, outputs.categories, metrics=args.metrics)
 
 
 def table(rows: list[list[str]]) -> str:
@@ -92,16 +143,17 @@ def table(rows: list[list[str]]) -> str:
 
 
 def digits(figure) -> str:
-    """Format with four significant decimals on a unit scale, two on a percent scale, as the papers print them."""
-    return ".2f" if figure.metric.scale == 100 or figure.metric.name == "BLEU" else ".4f"
+    """Two decimals on a scale to 100, four on the others: two more than the papers print."""
+    return ".2f" if figure.metric.span == "0-100" else ".4f"
 
 
 def score_one(args: argparse.Namespace) -> tuple[dict, str]:
     """Scores of --hypotheses: (for the JSON, as a table)."""
     from prefixlib.metrics.bootstrap import interval
 
-    figures, count, empty = measure_file(args, args.hypotheses)
-    result = {"task": args.task, "hypotheses": args.hypotheses, "count": count, "empty": empty, "scores": {}}
+    outputs = read_outputs(args, args.hypotheses)
+    figures = measure(args, outputs)
+    result = {"task": args.task, "hypotheses": args.hypotheses, **outputs.counts(), "scores": {}}
     rows = [["metric", "score"] + (["95% interval"] if args.bootstrap else [])]
     for figure in figures:
         value, form = figure.score(), digits(figure)
@@ -112,18 +164,19 @@ def score_one(args: argparse.Namespace) -> tuple[dict, str]:
             result.setdefault("intervals", {})[figure.name] = bounds
             row.append("" if bounds is None else f"{bounds[0]:{form}} to {bounds[1]:{form}}")
         rows.append(row)
-    return result, table(rows) + "\n" + notes(args, figures, {args.hypotheses: (count, empty)})
+    return result, table(rows) + "\n" + notes(args, figures, [outputs])
 
 
 def compare(args: argparse.Namespace) -> tuple[dict, str]:
     """Scores of both files of --compare and a paired test per metric: (for the JSON, as a table)."""
     from prefixlib.metrics.bootstrap import paired
 
-    measured = [measure_file(args, path) for path in args.compare]
+    both = [read_outputs(args, path) for path in args.compare]  # what is wrong with B is said before A is scored
+    measured = [measure(args, outputs) for outputs in both]
     samples = args.bootstrap or COMPARE_SAMPLES
     result = {"task": args.task, "compare": args.compare, "samples": samples, "scores": {}}
     rows = [["metric", "A", "B", "B - A", "95% interval", "p"]]
-    for a, b in zip(measured[0][0], measured[1][0], strict=True):
+    for a, b in zip(*measured, strict=True):
         test, form = paired(a, b, samples, args.seed), digits(a)
         result["scores"][a.name] = {"A": a.score(), "B": b.score(), **(test or {})}
         if test is None:
@@ -132,20 +185,26 @@ def compare(args: argparse.Namespace) -> tuple[dict, str]:
         bounds = f"{test['low']:{form}} to {test['high']:{form}}"
         values = [format(value, form) for value in (a.score(), b.score(), test["difference"])]
         rows.append([a.name, *values, bounds, f"{test['p']:.4f}"])
-    counts = {path: each[1:] for path, each in zip(args.compare, measured, strict=True)}
-    return result, table(rows) + "\n" + notes(args, measured[0][0], counts)
+    return result, table(rows) + "\n" + notes(args, measured[0], both)
 
 
-def notes(args: argparse.Namespace, figures, counts: dict[str, tuple[int, int]]) -> str:
+def notes(args: argparse.Namespace, figures, files: Sequence[Outputs]) -> str:
     """What stands under the table: counts, what is not available and why, what the figures are."""
     from prefixlib.metrics.tasks import find_task
 
-    lines = [
-        f"{path}: {count} hypotheses" + (f", {empty} of them empty (scored as empty)" if empty else "")
-        for path, (count, empty) in counts.items()
-    ]
+    lines = []
+    for outputs in files:
+        counts = outputs.counts()
+        empty = f", {counts['empty']} of them empty (scored as empty)" if counts["empty"] else ""
+        lines.append(f"{outputs.path}: {counts['count']} hypotheses{empty}")
+    bare = files[0].counts()["without_references"]
+    if bare:
+        lines.append(f"{bare} of the inputs have no reference (scored against an empty one)")
     missing = {figure.metric.name: figure.unavailable for figure in figures if figure.rows is None}
     lines += [f"{name} n/a; to have it: {reason}" for name, reason in missing.items()]
+    spans = {figure.metric.name: figure.metric.span for figure in figures if figure.rows is not None}
+    if spans:
+        lines.append("scales: " + "; ".join(f"{name} {span}" for name, span in spans.items()))
     if find_task(args.task).note:
         lines.append(find_task(args.task).note)
     return "\n".join(lines)
@@ -154,7 +213,10 @@ def notes(args: argparse.Namespace, figures, counts: dict[str, tuple[int, int]])
 def main(argv: list[str] | None = None) -> None:
     """Print the table, then the same figures as one line of JSON; --output gets the JSON too."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logging.getLogger("prefixlib.metrics.tasks").setLevel(logging.ERROR)  # what is n/a stands under the table
+    if 0 < args.bootstrap < FEW_SAMPLES:
+        log.warning("--bootstrap %d is too few for 95 %% intervals: 1000 or more", args.bootstrap)
     result, text = compare(args) if args.compare else score_one(args)
     print(text)
     print(json.dumps(result, ensure_ascii=False))

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from prefixlib.text import text_or_file
 
 from prefixlib import adapters, attention, checkpoint, files, layers, record
 from prefixlib.base_model import OWN_MODEL, load_model, load_tokenizer, resolve_model_name, save_whole
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import Parser, explicit_flags, tuning_settings
-from prefixlib.text import text_or_file
 from seq2seq import flags, generation, predict, rouge
 from seq2seq.callbacks import Checkpoints, LogLines
 from seq2seq.initialise import start_from_text

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import torch
+from prefixlib.text import clean_up
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import Cache, DynamicCache, EncoderDecoderCache
@@ -16,7 +17,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search
 from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
-from prefixlib.text import clean_up
 from seq2seq.flags import MODES
 from seq2seq.frozen_lm import Layers, at_positions, attend_to
 from seq2seq.packing import encoder_mask, pack_sources

@@ -11,7 +11,7 @@ import torch
 from prefixlib import attention, checkpoint, files, record
 from prefixlib.base_model import choose_base, load_model, load_tokenizer
 from prefixlib.errors import UserError
-from prefixlib.metrics import score_task
+from prefixlib.metrics import score_task, shown
 from seq2seq import flags, generation, rouge
 from seq2seq.generation import decoding_rule
 from seq2seq.prefix_io import LoadedPrefix, load_prefix
@@ -67,14 +67,7 @@ def predict(args: argparse.Namespace, given: set[str], output: Path) -> None:
     )
     logger.info("%d texts in %.1f s (%.2f/s) -> %s", len(texts), seconds, len(texts) / seconds, target)
     for name, value in scores.items():
-        logger.info("%s: %s", name, _shown(value))
-
-
-def _shown(value: Any) -> str:
-    """A score, or several by name, as one reads them; "n/a" for one that is not available here."""
-    if isinstance(value, dict):
-        return "  ".join(f"{name} {_shown(part)}" for name, part in value.items())
-    return "n/a" if value is None else f"{value:.4g}"
+        logger.info("%s: %s", name, shown(value))
 
 
 def load_checkpoint(args: argparse.Namespace, given: set[str]) -> tuple[Any, Any, LoadedPrefix | None, dict[str, Any]]:

@@ -14,4 +14,4 @@ def statistics(hypotheses: list[str], references: list[list[str]]):
     return np.array([[float(hit), 1.0] for hit in right])
 
 
-METRIC = Metric("accuracy", statistics, mean, scale=100)
+METRIC = Metric("accuracy", statistics, mean, scale=100, span="0-100")

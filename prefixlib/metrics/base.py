@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 SECONDS_BEFORE_BAR = 2.0
@@ -23,6 +24,7 @@ class Metric:
     combine: Callable[[Any], Any]  # sums over segments (..., S) -> scores (...)
     lower_is_better: bool = False
     scale: float = 1.0  # what the combined value is multiplied with to stand on the scale of the papers
+    span: str = "0-1"  # that scale, in words
 
 
 def mean(sums):
@@ -37,3 +39,23 @@ def progress(items: Sequence, label: str) -> Iterator:
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=label, delay=SECONDS_BEFORE_BAR, leave=False, dynamic_ncols=True))
+
+
+def mteval_tokens(text: str) -> list[str]:
+    """The words that mteval-v13a compares: its tokenisation, A-Z lower-cased ("É" stays: it knows ASCII only)."""
+    return _tokenizer_13a()(ascii_lower(text)).split()
+
+
+def ascii_lower(text: str) -> str:
+    """The text with A-Z as a-z and nothing else changed."""
+    return text.translate(_LOWER)
+
+
+_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_13a():
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()

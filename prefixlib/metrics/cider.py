@@ -70,4 +70,4 @@ def statistics(hypotheses: list[str], references: list[list[str]]):
     return rows
 
 
-METRIC = Metric("CIDEr", statistics, mean)
+METRIC = Metric("CIDEr", statistics, mean, span="0-10")

@@ -1,5 +1,6 @@
 """Reading hypotheses and references: one text per line, or references in groups that blank lines end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefixlib.errors import UserError
@@ -30,6 +31,14 @@ def read_lines(path: str | Path, flag: str) -> list[str]:
     return [line.strip() for line in lines]
 
 
+def blank_end(lines: Sequence[str]) -> str:
+    """What a message on the number of lines says of blank ones at the end, which are easily taken for nothing."""
+    count = next((n for n, line in enumerate(reversed(lines)) if line), len(lines))
+    if not count:
+        return ""
+    return " (the last line is blank)" if count == 1 else f" (the last {count} lines are blank)"
+
+
 def _grouped(lines: list[str]) -> list[list[str]]:
     """Groups of lines, each ended by a blank line (the last one by the end of the file too)."""
     groups, current = [], []
@@ -52,7 +61,8 @@ def read_references(paths: list[str | Path], hypotheses: int) -> list[list[str]]
     files = [read_lines(path, "--references") for path in paths]
     for path, lines in zip(paths[1:], files[1:], strict=True):
         if len(lines) != len(files[0]):
-            raise UserError(f"--references {paths[0]} has {len(files[0])} lines but {path} has {len(lines)}")
+            first, other = (f"{len(each)} lines{blank_end(each)}" for each in (files[0], lines))
+            raise UserError(f"--references {paths[0]} has {first} but {path} has {other}")
     if len(files) > 1:
         return [list(texts) for texts in zip(*files, strict=True)]
     lines = files[0]

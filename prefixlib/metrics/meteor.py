@@ -43,14 +43,12 @@ def statistics(hypotheses: list[str], references: list[list[str]]):
     import numpy as np
 
     from prefixlib.metrics.meteor_align import segment_statistics
-    from prefixlib.metrics.meteor_text import Tables
+    from prefixlib.metrics.meteor_text import load_tables
 
-    tables = Tables(find_jar())
+    tables = load_tables(find_jar())
     tests = [tables.normalise(text) for text in hypotheses]
     targets = [[tables.normalise(text) for text in texts] or [[]] for texts in references]
-    vocabulary = {word for words in tests for word in words}
-    vocabulary.update(word for texts in targets for words in texts for word in words)
-    tables.load_paraphrases(vocabulary)
+    tables.load_paraphrases([*tests, *(words for texts in targets for words in texts)])
     chosen = np.zeros((len(tests), COLUMNS))
     for i in progress(range(len(tests)), "METEOR"):
         rows = np.array([segment_statistics(tests[i], words, tables) for words in targets[i]], dtype=float)

@@ -60,21 +60,17 @@ def _paraphrases(words: list[str], others: list[str], tables: Tables):
                         yield start, length, i, len(paraphrase)
 
 
-class Path(NamedTuple):
-    """A partial alignment, and which words of either side it uses (bits). Its first three fields rank it."""
-
-    minus_words: int  # -(words + test_words)
-    chunks: int
-    distance: int
-    words: int  # weighted words of the reference, and of the hypothesis
-    test_words: int
-    next: int  # the first reference word behind the last match, or behind the last skipped word
-    end: int  # where the current chunk ends in the hypothesis, -1 outside of one
-    taken: int
-    test_taken: int
-    chosen: tuple  # (match, the chosen ones before it), () at the start; without the certain ones
-
-
+# A partial alignment is a plain tuple, since millions are made; the first three fields rank it:
+#   minus_words  -(words + test_words)
+#   chunks
+#   distance
+#   words        weighted words of the reference
+#   test_words   weighted words of the hypothesis
+#   following    the first reference word behind the last match, or behind the last skipped word
+#   end          where the current chunk ends in the hypothesis, -1 outside of one
+#   taken        which words of the reference are used, as bits
+#   test_taken   and of the hypothesis
+#   chosen       (match, the chosen ones before it), () at the start; without the certain ones
 RANK = itemgetter(0, 1, 2)
 
 
@@ -82,13 +78,11 @@ def _bits(start: int, length: int) -> int:
     return ((1 << length) - 1) << start
 
 
-def _extended(path: Path, match: Match, distance: int, used: int, test_used: int, chosen: tuple) -> Path:
-    """The path with a match that starts at the current reference word."""
+def _step(match: Match) -> tuple:
+    """What a match adds to a path: words and test words, the places behind it, its distance and where it begins."""
     weight = WEIGHTS[match.module]
-    words, test_words = int(path.words + match.length * weight), int(path.test_words + match.test_length * weight)
-    chunks = path.chunks + (path.end not in (-1, match.test))
-    ends = match.start + match.length, match.test + match.test_length
-    return Path(-words - test_words, chunks, distance, words, test_words, *ends, used, test_used, chosen)
+    behind = match.start + match.length, match.test + match.test_length
+    return match.length * weight, match.test_length * weight, *behind, abs(match.start - match.test), match.test
 
 
 def _certain(matches: list[list[Match]]) -> dict[int, Match]:
@@ -110,34 +104,42 @@ def best_alignment(matches: list[list[Match]]) -> list[Match]:
     certain = _certain(matches)
     taken = sum(_bits(match.start, match.length) for match in certain.values())
     test_taken = sum(_bits(match.test, match.test_length) for match in certain.values())
-    paths = [Path(0, 0, 0, 0, 0, 0, -1, taken, test_taken, ())]
+    certain_steps = {start: _step(match) for start, match in certain.items()}
+    paths = [(0, 0, 0, 0, 0, 0, -1, taken, test_taken, ())]
     for current, matches_here in enumerate(matches):
-        possible = [
-            (match, _bits(match.start, match.length), _bits(match.test, match.test_length)) for match in matches_here
+        steps = [
+            (match, _bits(match.start, match.length), _bits(match.test, match.test_length), *_step(match))
+            for match in matches_here
         ]
-        following = []
+        longer = []
         for path in sorted(paths, key=RANK)[:BEAM]:
-            if path.taken >> current & 1:
-                if current < path.next:
-                    following.append(path)
-                elif path.next in certain:
-                    match = certain[path.next]
-                    distance = path.distance + abs(match.start - match.test)
-                    following.append(_extended(path, match, distance, path.taken, path.test_taken, path.chosen))
+            minus_words, chunks, distance, words, test_words, following, end, taken, test_taken, chosen = path
+            if taken >> current & 1:
+                if current < following:
+                    longer.append(path)
+                elif following in certain_steps:
+                    more, test_more, behind, test_behind, way, test = certain_steps[following]
+                    words, test_words = int(words + more), int(test_words + test_more)
+                    chunks += end != -1 and end != test
+                    ranked = -words - test_words, chunks, distance + way
+                    longer.append((*ranked, words, test_words, behind, test_behind, taken, test_taken, chosen))
                 continue
-            distance = path.distance
-            for match, used, test_used in possible:
-                if path.taken & used or path.test_taken & test_used:
+            for match, used, test_used, more, test_more, behind, test_behind, way, test in steps:
+                if taken & used or test_taken & test_used:
                     continue
-                words = path.taken | used, path.test_taken | test_used
-                following.append(_extended(path, match, distance, *words, (match, path.chosen)))
-                distance += abs(match.start - match.test)  # of the next branch and of the path that skips the word
-            chunks = path.chunks + (path.end != -1)
-            following.append(path._replace(chunks=chunks, distance=distance, next=path.next + 1, end=-1))
-        paths = following or paths[:1]
+                now, test_now = int(words + more), int(test_words + test_more)
+                cut = chunks + (end != -1 and end != test)
+                ranked = -now - test_now, cut, distance
+                bits = taken | used, test_taken | test_used
+                longer.append((*ranked, now, test_now, behind, test_behind, *bits, (match, chosen)))
+                distance += way  # of the next branch and of the path that skips the word
+            chunks += end != -1
+            rest = words, test_words, following + 1, -1, taken, test_taken, chosen
+            longer.append((minus_words, chunks, distance, *rest))
+        paths = longer or paths[:1]
     finished = sorted(paths, key=RANK)[:BEAM]
-    best = min((path._replace(chunks=path.chunks + (path.end != -1)) for path in finished), key=RANK)
-    aligned, chosen = list(certain.values()), best.chosen
+    best = min(((path[0], path[1] + (path[6] != -1), *path[2:]) for path in finished), key=RANK)
+    aligned, chosen = list(certain.values()), best[-1]
     while chosen:
         match, chosen = chosen
         aligned.append(match)

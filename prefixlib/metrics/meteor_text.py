@@ -4,12 +4,13 @@ It follows METEOR's own normaliser and matchers; the tables are those in the off
 exceptions, function words, Moses's nonbreaking prefixes) and the paraphrase table beside it.
 """
 
-import gzip
 import re
 import zipfile
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+
+from prefixlib.metrics.meteor_paraphrases import open_paraphrases
 
 # Letters as the normaliser knows them: Western European and Cyrillic
 _ALPHA = "A-Za-zŠŽšžŸÀ-ÖØ-öø-žЀ-ӿԀ-ԧꙀ-ꙮ꙾-ꚗᴀ-ᵿ"
@@ -38,13 +39,14 @@ _ENDINGS = (
     ("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""),
     ("er", ""), ("est", ""), ("er", "e"), ("est", "e"),
 )  # fmt: skip
+LONGEST_PHRASE = 7  # words, of the paraphrase table
 
 
 class Tables:
-    """The jar's word lists, and of the paraphrase table the pairs that the vocabulary at hand can spell."""
+    """The jar's word lists, and of the paraphrase table the phrases that stand in the texts at hand."""
 
     def __init__(self, jar: Path):
-        self.paraphrase_file = jar.parent / "data" / "paraphrase-en.gz"
+        self._index = open_paraphrases(jar.parent / "data" / "paraphrase-en.gz")
         with zipfile.ZipFile(jar) as files:
 
             def lines(name):
@@ -61,7 +63,7 @@ class Tables:
             for form in forms.split():
                 self.bases.setdefault(form, []).append(base)
         self._synonyms, self._stems = {}, {}
-        self.paraphrases = {}
+        self.paraphrases, self.longest_phrase = {}, 0
 
     def normalise(self, text: str) -> list[str]:
         """Lower-cased words: punctuation apart, dots of abbreviations kept or dropped as METEOR does."""
@@ -108,18 +110,12 @@ class Tables:
             self._stems[word] = _stemmer().stem(word)
         return self._stems[word]
 
-    def load_paraphrases(self, vocabulary: Iterable[str]) -> None:
-        """Read the pairs both sides of which consist of these words: phrase -> its paraphrases, in file order."""
-        known = frozenset(word.encode() for word in vocabulary).issuperset
-        previous, group = b"", None  # the file is grouped by phrase
-        with gzip.open(self.paraphrase_file, "rb") as lines:
-            for _probability, phrase, paraphrase in zip(lines, lines, lines, strict=True):
-                if phrase != previous:
-                    words, previous = phrase.split(), phrase
-                    key = tuple(word.decode() for word in words) if known(words) else None
-                    group = None if key is None else self.paraphrases.setdefault(key, [])
-                if group is not None and known(words := paraphrase.split()):
-                    group.append(tuple(word.decode() for word in words))
+    def load_paraphrases(self, texts: Iterable[list[str]]) -> None:
+        """Look up the pairs both sides of which stand somewhere in these texts (lists of words)."""
+        lengths = range(1, LONGEST_PHRASE + 1)
+        self.paraphrases = self._index.among(
+            {tuple(words[i : i + n]) for words in texts for n in lengths for i in range(len(words) - n + 1)}
+        )
         self.longest_phrase = max(map(len, self.paraphrases), default=0)
 
 
@@ -128,3 +124,9 @@ def _stemmer():
     from nltk.stem.snowball import SnowballStemmer
 
     return SnowballStemmer("english")
+
+
+@lru_cache(maxsize=1)
+def load_tables(jar: Path) -> Tables:
+    """The tables of this jar, read once per process."""
+    return Tables(jar)

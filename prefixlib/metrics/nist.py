@@ -1,11 +1,21 @@
-"""NIST (Doddington 2002) as mteval-v13a computes it: n-grams up to 5, weighted by their information, lower-cased."""
+"""NIST (Doddington 2002) as the E2E scorer's mteval-v13a computes it: n-grams up to 5, weighted by their information.
+
+    NIST = penalty(ratio) * sum over n of (information of the matched n-grams / n-grams of the hypotheses)
+    penalty(ratio) = 1 where ratio >= 1, else exp(-BETA * ln(ratio)^2)
+    ratio = H * (R / N) / L
+
+H tokens of all hypotheses, L tokens of all references, R references that are not empty, N segments. R / N is what the
+E2E scorer, whose inputs have unequal numbers of references, puts in place of mteval's fixed number of references.
+Inputs with many references thus weigh more in L / (R / N), the length that H is held against: no mean per segment.
+"""
 
 import math
 from collections import Counter
 
-from prefixlib.metrics.base import Metric, progress
+from prefixlib.metrics.base import Metric, mteval_tokens, progress
 
 ORDER = 5
+COUNTS = 4  # columns of the statistics before those per n
 # The length penalty is 0.5 where the hypotheses have 2/3 of the references' words (mteval-v13a's beta)
 BETA = -math.log(0.5) / math.log(1.5) ** 2
 
@@ -22,41 +32,45 @@ def information(references: list[list[list[str]]]) -> dict[tuple[str, ...], floa
         for words in texts:
             counts.update(ngrams(words))
             counts[()] += len(words)
-    return {gram: math.log2(counts[gram[:-1]] / count) for gram, count in counts.items() if gram}
+    return {gram: math.log2(counts[_history(gram)] / count) for gram, count in counts.items() if gram}
+
+
+def _history(gram: tuple[str, ...]) -> tuple[str, ...]:
+    """The n-gram without its last word. mteval is Perl, where the text "0" is false: a lone 0 is no history to it."""
+    return () if gram[:-1] == ("0",) else gram[:-1]
 
 
 def statistics(hypotheses: list[str], references: list[list[str]]):
-    """(N, 2 + 2 * ORDER) array: hypothesis length, mean reference length, matched information and n-grams for n = 1..5.
+    """(N, 4 + 2 * ORDER) array: hypothesis length, length of all its references together, how many of them are not
+    empty, 1, matched information and n-grams for n = 1..5.
 
     The information weights come from all N segments' references, as in mteval.
     """
     import numpy as np
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-    tokenizer = Tokenizer13a()
-    tokenised = [[tokenizer(text).lower().split() for text in texts or [""]] for texts in references]
+    tokenised = [[mteval_tokens(text) for text in texts] for texts in references]
     bits = information(tokenised)
-    rows = np.zeros((len(hypotheses), 2 + 2 * ORDER))
+    rows = np.zeros((len(hypotheses), COUNTS + 2 * ORDER))
     for i in progress(range(len(hypotheses)), "NIST"):
-        words = tokenizer(hypotheses[i]).lower().split()
+        words = mteval_tokens(hypotheses[i])
         allowed = Counter()
         for reference in tokenised[i]:
             allowed |= ngrams(reference)
-        rows[i, :2] = len(words), sum(map(len, tokenised[i])) / len(tokenised[i])
+        rows[i, :COUNTS] = len(words), sum(map(len, tokenised[i])), sum(map(bool, tokenised[i])), 1
         for gram, count in ngrams(words).items():
-            rows[i, 1 + len(gram)] += bits.get(gram, 0.0) * min(count, allowed[gram])
-            rows[i, 1 + ORDER + len(gram)] += count
+            rows[i, COUNTS - 1 + len(gram)] += bits.get(gram, 0.0) * min(count, allowed[gram])
+            rows[i, COUNTS - 1 + ORDER + len(gram)] += count
     return rows
 
 
 def combine(sums):
-    """Sum over n of information per n-gram, times the length penalty: (..., 2 + 2 * ORDER) -> (...)."""
+    """Sum over n of information per n-gram, times the length penalty: (..., 4 + 2 * ORDER) -> (...)."""
     import numpy as np
 
-    length, reference_length = sums[..., 0], np.maximum(sums[..., 1], 1e-9)
-    matched, total = sums[..., 2 : 2 + ORDER], np.maximum(sums[..., 2 + ORDER :], 1)
-    ratio = np.clip(length / reference_length, 1e-9, 1)
-    return np.exp(-BETA * np.log(ratio) ** 2) * (matched / total).sum(axis=-1)
+    length, reference_length, texts, segments = (sums[..., i] for i in range(COUNTS))
+    matched, total = sums[..., COUNTS : COUNTS + ORDER], np.maximum(sums[..., COUNTS + ORDER :], 1)
+    ratio = length * (texts / np.maximum(segments, 1)) / np.maximum(reference_length, 1e-9)
+    return np.exp(-BETA * np.log(np.clip(ratio, 1e-9, 1)) ** 2) * (matched / total).sum(axis=-1)
 
 
-METRIC = Metric("NIST", statistics, combine)
+METRIC = Metric("NIST", statistics, combine, span="from 0")

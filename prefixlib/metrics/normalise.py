@@ -1,4 +1,6 @@
-"""Text as the WebNLG 2017 and DART evaluations hand it to their scorers: tokenised, lower-cased, WebNLG's in ASCII too.
+"""Text as the WebNLG 2017, DART and E2E evaluations hand it to their scorers.
+
+WebNLG and DART: tokenised, lower-cased, WebNLG's in ASCII too.
 
 Every character that is neither letter, digit nor underscore becomes a token of its own. WebNLG's official script makes
 hypotheses ASCII before it splits them, references after: a reference's "½" stays one token, "1/2".
@@ -77,3 +79,8 @@ def dart(hypotheses: list[str], references: list[list[str]]) -> tuple[list[str],
     return [_split(text).lower() for text in hypotheses], [
         [_split(text).lower() for text in texts] for texts in three(references)
     ]
+
+
+def e2e(hypotheses: list[str], references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The texts as they are, without empty references: the E2E scorer's references are those that exist."""
+    return hypotheses, [[text for text in texts if text.strip()] for texts in references]

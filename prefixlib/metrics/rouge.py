@@ -25,4 +25,4 @@ def _statistics(kind: str):
     return statistics
 
 
-METRICS = tuple(Metric(name, _statistics(kind), mean, scale=100) for name, kind in KINDS.items())
+METRICS = tuple(Metric(name, _statistics(kind), mean, scale=100, span="0-100") for name, kind in KINDS.items())

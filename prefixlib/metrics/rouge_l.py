@@ -23,11 +23,12 @@ def common_subsequence(a: tuple[str, ...], b: tuple[str, ...]) -> int:
 
 
 def segment_score(hypothesis: tuple[str, ...], references: list[tuple[str, ...]]) -> float:
-    """F of the best recall and the best precision, 0..1; all arguments tokenised."""
+    """F of the best recall and the best precision, 0..1; all arguments tokenised. 0 without references."""
+    # COCO splits at single spaces, so that a text without words is one (empty) word, which matches another such text
+    hypothesis, references = hypothesis or ("",), [reference or ("",) for reference in references]
     common = [common_subsequence(reference, hypothesis) for reference in references]
-    # COCO splits at single spaces, so that an empty text counts as one (empty) word
-    precision = max(common) / max(len(hypothesis), 1)
-    recall = max(c / max(len(reference), 1) for c, reference in zip(common, references, strict=True))
+    precision = max(common, default=0) / len(hypothesis)
+    recall = max((c / len(reference) for c, reference in zip(common, references, strict=True)), default=0)
     if not precision or not recall:
         return 0.0
     return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
@@ -39,7 +40,7 @@ def statistics(hypotheses: list[str], references: list[list[str]]):
 
     rows = np.ones((len(hypotheses), 2))
     for i in progress(range(len(hypotheses)), "ROUGE-L"):
-        rows[i, 0] = segment_score(tokens(hypotheses[i]), [tokens(text) for text in references[i] or [""]])
+        rows[i, 0] = segment_score(tokens(hypotheses[i]), [tokens(text) for text in references[i]])
     return rows
 
 

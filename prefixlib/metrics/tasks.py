@@ -16,6 +16,7 @@ SEEN_CATEGORIES = frozenset(
     {"Airport", "Astronaut", "Building", "City", "ComicsCharacter"}
     | {"Food", "Monument", "SportsTeam", "University", "WrittenWork"}
 )
+UNSEEN_CATEGORIES = frozenset({"Artist", "Athlete", "CelestialBody", "MeanOfTransportation", "Politician"})
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,19 @@ def _on_coco_tokens(metric: Metric) -> Metric:
         tokenised = [[" ".join(ptb.tokens(text)) for text in texts] for texts in references]
         return metric.statistics([" ".join(ptb.tokens(text)) for text in hypotheses], tokenised)
 
-    return replace(metric, statistics=statistics, scale=100)
+    return replace(metric, statistics=statistics, scale=100, span="0-100")
 
 
 _E2E = (
     bleu.MTEVAL,
     nist.METRIC,
     _on_coco_tokens(meteor.METRIC),
-    replace(rouge_l.METRIC, scale=100),
+    replace(rouge_l.METRIC, scale=100, span="0-100"),
     cider.METRIC,
 )
 _TRIPLES = (bleu.MULTI, meteor.METRIC, ter.METRIC)
 TASKS = {
-    "e2e": Task(_E2E, "data2text", on_request=(_on_coco_tokens(meteor.JAR),)),
+    "e2e": Task(_E2E, "data2text", normalise.e2e, on_request=(_on_coco_tokens(meteor.JAR),)),
     "webnlg": Task(_TRIPLES, "webnlg", normalise.webnlg, on_request=(meteor.JAR,), by_category=True),
     "dart": Task(_TRIPLES + learned.METRICS, "triples", normalise.dart, on_request=(meteor.JAR,)),
     "xsum": Task(rouge.METRICS, "xsum", note=rouge.DISTANCE),

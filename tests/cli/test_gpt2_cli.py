@@ -214,6 +214,22 @@ def test_gen_decodes_as_training_did_whatever_the_batch_size(run, data, tmp_path
     assert set(json.loads((tmp_path / "results.json").read_text())["decoding"]) == {"valid", "test"}
 
 
+def test_gen_refreshes_the_card_of_the_checkpoint_that_it_scores(run, data, tmp_path):
+    whole, _ = run
+    output = tmp_path / "copy"
+    shutil.copytree(whole, output)
+    before = (output / "README.md").read_text()
+    assert decode(output, data, "--length", "1", "--output_dir", str(tmp_path / "elsewhere")) == 0
+    assert (output / "README.md").read_text() == before  # the outputs go elsewhere, and so does everything else
+    assert decode(output, data, "--length", "1") == 0
+    after = (output / "README.md").read_text()
+    scores = json.loads((output / "results.json").read_text())["decoding"]["test"]["scores"]
+    assert f"| test NIST | {scores['NIST']:.4g} |" in after
+    changed = [line for line in after.splitlines() if line not in before.splitlines()]
+    assert changed
+    assert all(line.startswith("| test ") for line in changed)
+
+
 def decode(checkpoint, data, *more, mode="data2text"):
     where = ["--data_dir", str(data), "--disable_tqdm", "yes"]
     return run_generation.main(["--mode", mode, "--split", "test", "--checkpoint", str(checkpoint), *where, *more])

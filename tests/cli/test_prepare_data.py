@@ -65,6 +65,12 @@ def test_one_file_or_an_archive_will_do(tmp_path):
         archive.writestr("master/webnlg_challenge_2017/test/testdata_with_lex.xml", XML)
     prepare_data.prepare("webnlg", tmp_path / "w.zip", tmp_path / "b")
     assert names(tmp_path / "b") == ["webnlg_challenge_2017/dev.json", "webnlg_challenge_2017/test.json"]
+    (tmp_path / "testdata_with_lex.xml").write_text(XML)
+    (tmp_path / "testdata_no_lex.xml").write_text("not read")
+    prepare_data.prepare("webnlg", tmp_path / "testdata_with_lex.xml", tmp_path / "c")
+    assert names(tmp_path / "c") == ["webnlg_challenge_2017/test.json"]
+    found, archived = (tmp_path / folder / "webnlg_challenge_2017/test.json" for folder in "cb")
+    assert found.read_text() == archived.read_text()
 
 
 def test_ready_made_files_are_taken_as_they_are(tmp_path):
@@ -91,6 +97,7 @@ BAD_SOURCES = {
     "dart shape": ("dart", "dart-v1.1.1-full-dev.json", "{}", "in/dart-v1.1.1-full-dev.json: top level: expected [{"),
     "webnlg shape": ("webnlg", "dev.json", "[]", 'in/dev.json: top level: expected {"entries": [...]}'),
     "no targets": ("xsum", "val.source", "A document\n", "in/val.target: no such file"),
+    "webnlg xml": ("webnlg", "testdata_with_lex.xml", "<a>\n<b>\n", "in/testdata_with_lex.xml:3: not XML"),
     "not an archive": ("webnlg", "set.zip", "x", "in/set.zip: neither a .zip nor a .tar.gz archive"),
 }
 
@@ -103,7 +110,7 @@ def test_bad_source_is_one_line_and_changes_nothing(case, tmp_path):
     before = tmp_path / "out/e2e_data/src1_valid.txt"
     before.parent.mkdir(parents=True)
     before.write_text("was : here||before\n")
-    source = tmp_path / "in" / (file if file.endswith(".zip") else "")
+    source = tmp_path / "in" / (file if file.endswith((".zip", ".xml")) else "")
     with pytest.raises(UserError) as caught:
         prepare_data.prepare(name, source, tmp_path / "out")
     assert message in str(caught.value)

@@ -121,6 +121,15 @@ def test_categories_file_with_references(files, capsys):
         (["--hypotheses", "out", "--references", "gold", "--data_dir", "x"], "--data_dir x: goes with --split only"),
         (["--hypotheses", "out", "--split", "test", "--categories", "x"], "--categories x: goes with --references"),
         (["--hypotheses", "out", "--references", "gold", "--bootstrap", "-1"], "--bootstrap -1: expected"),
+        (["--hypotheses", "out", "--references", "gold", "--seed", "-1"], "--seed -1: expected 0 or more"),
+        (["--hypotheses", "out", "--references", "gold", "--categories", "x"], "--categories x: goes with webnlg only"),
+        (["--hypotheses", "blank", "--references", "gold"], "blank has 3 hypotheses (the last line is blank) but gold"),
+        (
+            ["--hypotheses", "blanks", "--references", "gold"],
+            "blanks has 4 hypotheses (the last 2 lines are blank) but",
+        ),
+        (["--hypotheses", "out", "--references", "blank"], "blank has 1 group of references (the last line is blank)"),
+        (["--hypotheses", "out", "--references", "out", "blank"], "but blank has 3 lines (the last line is blank)"),
         (["--hypotheses", "short", "--references", "gold"], "short has 3 hypotheses but gold has 2 inputs"),
         (["--hypotheses", "none", "--references", "gold"], "--hypotheses none: no such file"),
     ],
@@ -128,10 +137,57 @@ def test_categories_file_with_references(files, capsys):
 def test_refusals_are_one_line(files, monkeypatch, flags, message):
     monkeypatch.chdir(files)
     (files / "short").write_text("a\nb\nc\n")
+    (files / "blank").write_text("a\nb\n\n")
+    (files / "blanks").write_text("a\nb\n\n\n")
     with pytest.raises(UserError) as refused:
         score.main(["e2e", *flags])
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_compare_reads_both_files_before_it_scores_one(files, capsys, monkeypatch):
+    (files / "short").write_text("one line\n")
+    monkeypatch.setattr("prefixlib.metrics.tasks.measure", None)  # scoring would fail
+    flags = ["e2e", "--compare", files / "out", files / "short", "--references", files / "gold"]
+    with pytest.raises(UserError, match="short has 1 hypotheses but .*gold has 2 inputs"):
+        run(capsys, *flags)
+
+
+def test_inputs_without_references_are_reported(files, capsys):
+    (files / "gold").write_text("The Mill is a pub.\n\n\n")
+    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "BLEU"]
+    result, text = run(capsys, *flags)
+    assert result["without_references"] == 1
+    assert "1 of the inputs have no reference (scored against an empty one)" in text
+
+
+def test_scales_are_said_task_by_task(files, capsys):
+    flags = ["--hypotheses", files / "out", "--references", files / "gold", "--metrics"]
+    _, text = run(capsys, "e2e", *flags, "BLEU", "ROUGE-L", "NIST", "CIDEr")
+    assert "scales: BLEU 0-100; NIST from 0; ROUGE-L 0-100; CIDEr 0-10" in text
+    _, text = run(capsys, "dart", *flags, "BLEU", "TER")
+    assert "scales: BLEU 0-100; TER from 0, lower is better" in text
+
+
+def test_unknown_categories_are_refused_with_those_that_are_known(files, capsys):
+    flags = ["webnlg", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "TER"]
+    (files / "categories").write_text("Food\nArtists\n")
+    with pytest.raises(UserError) as refused:
+        run(capsys, *flags, "--categories", files / "categories")
+    assert str(refused.value).startswith(f"{files / 'categories'}:2: category 'Artists' is unknown; seen: Airport, ")
+    assert str(refused.value).endswith("unseen: Artist, Athlete, CelestialBody, MeanOfTransportation, Politician")
+    (files / "categories").write_text("Food\nArtist\n\n")
+    with pytest.raises(UserError, match=r"2 hypotheses but .*categories has 3 lines \(the last line is blank\)"):
+        run(capsys, *flags, "--categories", files / "categories")
+
+
+@pytest.mark.parametrize(("samples", "warnings"), [("99", 1), ("100", 0), ("0", 0)])
+def test_few_resamples_are_warned_of(files, capsys, caplog, samples, warnings):
+    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "ROUGE-L"]
+    run(capsys, *flags, "--bootstrap", samples)
+    assert [record.getMessage() for record in caplog.records if "--bootstrap" in record.getMessage()] == [
+        "--bootstrap 99 is too few for 95 % intervals: 1000 or more"
+    ] * warnings
 
 
 @pytest.mark.parametrize("folder", [".", "scripts"])

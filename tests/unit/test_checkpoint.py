@@ -41,6 +41,42 @@ def test_everything_comes_back(saved):
     assert "gen.py webnlg yes test" in card
 
 
+def test_scores_join_those_that_the_card_has(saved):
+    directory, _ = saved
+    checkpoint.refresh_card(directory, {"test BLEU": 45.129381, "test METEOR": None})
+    checkpoint.refresh_card(directory, {"test BLEU": 50.0, "test TER": 1.00756})
+    lines = (directory / "README.md").read_text().splitlines()
+    assert lines[-4:] == [
+        "| valid BLEU | 12.5 |",
+        "| test BLEU | 50 |",
+        "| test METEOR | n/a |",
+        "| test TER | 1.008 |",
+    ]
+    assert sum("| mode | webnlg |" in line for line in lines) == 1
+    assert load_prefix(directory).base == BASE
+
+
+def test_a_card_without_scores_takes_some(tiny_lm, tmp_path):
+    save_prefix(tmp_path, tiny_lm.prefix, BASE, TASK)
+    assert (tmp_path / "README.md").read_text().endswith("| not scored | |\n")
+    checkpoint.refresh_card(tmp_path, {"test BLEU": 1.5})
+    assert (tmp_path / "README.md").read_text().endswith("|---|---|\n| test BLEU | 1.5 |\n")
+    (tmp_path / "README.md").unlink()
+    checkpoint.refresh_card(tmp_path, {"test BLEU": 2.5})
+    assert (tmp_path / "README.md").read_text().endswith("|---|---|\n| test BLEU | 2.5 |\n")
+
+
+def test_a_cards_paths_are_relative_to_it(tiny_lm, tmp_path):
+    directory = tmp_path / "runs" / "one"
+    task = {**TASK, "finetuned_model_path": str(tmp_path / "teacher")}
+    save_prefix(directory, tiny_lm.prefix, {"name": str(tmp_path / "models" / "base"), "revision": None}, task)
+    card = (directory / "README.md").read_text()
+    assert card.startswith("# Prefix for ../../models/base\n")
+    assert "| finetuned_model_path | ../../teacher |" in card
+    assert str(tmp_path) not in card
+    assert load_prefix(directory).base["name"] == str(tmp_path / "models" / "base")  # to be found from anywhere
+
+
 def test_the_flat_file_alone_is_the_prefix(saved):
     """Rows are positions, columns layer0.K, layer0.V, layer1.K ...: what decoding and other tools read."""
     directory, prefix = saved

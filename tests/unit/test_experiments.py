@@ -7,7 +7,7 @@ import pytest
 import report
 import reproduce
 from experiments import EXPERIMENTS, ONE_SIZE, build
-from recipes import METHODS, SHAPES, TABLE1, adapter_bottleneck
+from recipes import DEV, METHODS, SHAPES, TABLE1, adapter_bottleneck
 from training_runs import Run, RunFailed, Settings, runs_of
 
 from gpt2 import gen, run_generation, train_e2e
@@ -130,7 +130,12 @@ def test_the_papers_numbers_fit_their_columns():
     assert all(len(numbers) == columns[task] for (_, task, _), numbers in TABLE1.items())
     rows = {row.key: row for row in build("extrapolation").rows}
     assert rows["webnlg-prefix"].paper == (45.3, 0.37, 0.51)  # BLEU, METEOR, TER of the unseen categories
-    assert not any(row.paper for name in EXPERIMENTS for row in build(name, "demo").rows)
+    assert not any(row.paper or row.dev for name in EXPERIMENTS for row in build(name, "demo").rows)
+    assert DEV.keys() == TABLE1.keys()
+    columns = {"E2E": {5}, "WebNLG": {3}, "DART": {6, 1}}  # DART's large rows have BLEU alone
+    assert {task: {len(numbers) for (_, of, _), numbers in DEV.items() if of == task} for task in columns} == columns
+    rows = {row.key: row for row in build("table1").rows}
+    assert rows["webnlg-prefix"].dev == (None, None, 64.52, None, None, 0.46, None, None, 0.32)
 
 
 def test_the_recipes_are_the_papers():
@@ -142,6 +147,52 @@ def test_the_recipes_are_the_papers():
     assert build("table2").rows[1].decode == {"num_beams": 6, "length_pen": 0.8}
     low = {row.size: row.train["max_steps"] for row in build("lowdata").rows if row.tree == "gpt2"}
     assert low == {50: 200, 100: 200, 200: 200, 500: 400}
+
+
+SIZES_OF_LOW_DATA = (50, 100, 200, 500)
+
+
+def test_low_data_recipes_are_the_papers():
+    """Appendix A.2: fine-tuning has steps, epochs and a batch of its own; a dev set chooses the checkpoint."""
+    rows = {row.key: row for row in build("lowdata").rows}
+
+    def settings(name, method):
+        return {flag: tuple(rows[f"{name}-{n}-{method}"].train.get(flag) for n in SIZES_OF_LOW_DATA)
+                for flag in ("max_steps", "epoch", "bsz", "learning_rate", "warmup_steps")}  # fmt: skip
+
+    table = {"epoch": (None,) * 4, "bsz": (10,) * 4, "learning_rate": (5e-5,) * 4, "warmup_steps": (100,) * 4}
+    assert settings("e2e", "prefix") == {**table, "max_steps": (200, 200, 200, 400)}
+    assert settings("e2e", "finetune") == {**table, "max_steps": (100, 100, 200, 400)}
+    summary = {**table, "max_steps": (None,) * 4}
+    assert settings("xsum", "prefix") == {**summary, "epoch": (30, 20, 20, 20), "bsz": (5,) * 4}
+    assert settings("xsum", "finetune") == {**summary, "epoch": (30, 10, 3, 3), "bsz": (6,) * 4}
+    assert {row.train["lowdata_token"] for row in rows.values() if row.tuning_mode == "prefixtune"} == {
+        "table-to-text:", "summarize"}  # fmt: skip
+    assert len(rows) == 16
+    assert all(row.best for row in rows.values())  # early stopping
+    assert all(row.train["keep_best"] == "yes" for row in rows.values() if row.tree == "gpt2")
+
+
+def test_low_data_dev_sets_are_three_tenths_of_the_training_set(tmp_path):
+    source = tmp_path / "e2e_data"
+    source.mkdir()
+    for split in ("train", "valid"):
+        (source / f"src1_{split}.txt").write_text("".join(f"name : {n}||{n} .\n" for n in range(600)))
+    for size, dev in zip(SIZES_OF_LOW_DATA, (15, 30, 60, 150), strict=True):
+        made = prepare_data.draw_lowdata("e2e", source, size, 1, tmp_path)
+        assert [len(path.read_text().splitlines()) for path in made] == [size, dev]
+    (run,) = runs_of(build("lowdata"), build("lowdata").rows[0], Settings(tmp_path), "", 1, 1)
+    words = run.train_words()
+    assert words[words.index("--eval_file") + 1].endswith("lowdata_50_1_valid.txt")
+
+
+def test_initialisations_are_compared_on_a_hundred_examples():
+    rows = {row.key: row for row in build("init").rows}
+    assert {row.size for row in rows.values()} == {100}
+    assert rows["random"].train["init_random"] == "uniform"
+    assert "use_lowdata_token" not in rows["random"].train
+    words = {"active", "elephant", "summarize", "table-to-text", "banana", "beautiful", "divide", "keep"}
+    assert set(rows) == {"random"} | words
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -168,6 +219,10 @@ def test_the_table_says_who_says_what():
     }
     text = report.as_markdown(build("table1"), entries, "python scripts/reproduce.py table1")
     assert "| prefix 0.1 % (paper, quoted) | 70.3 | 8.82 | 46.3 | 72.1 | 2.46 |  |  |\n" in text
+    assert "| prefix 0.1 % (paper, dev set, quoted) | 74.8 | 8.80 | 49.4 | 76.8 | 2.69 |  |  |\n" in text
+    dev = "| top-2 layers (paper, dev set, quoted) | — | — | 54.6 | — | — | 0.39 | — | — | 0.47 |  |  |\n"
+    assert dev in text
+    assert text.count("dev set, quoted") == 15
     assert "| prefix 0.1 %, here | 71.2 ± 1.3 | 8.50 ± 0.00 | n/a | n/a | 2.00 ± 0.00 | 1,000 | 3 |\n" in text
     assert "| fine-tune, here | not run |  |  |  |  |  | 0 |\n" in text
     assert "| adapter 3 % (paper, quoted) | 45.2 | 0.38 | 0.46 | — | — | — |  |  |\n" in text

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from prefixlib.metrics import meteor, score_task
+from prefixlib.metrics import bleu, meteor, nist, score_task
 from prefixlib.metrics.base import Unavailable
 
 slow = pytest.mark.skipif(os.environ.get("PREFIX_TUNING_SLOW") != "1", reason="PREFIX_TUNING_SLOW=1 runs it")
@@ -77,6 +77,20 @@ def test_e2e_to_four_digits(data_dir, system):
     printed = {name: round(value / 100 if name in PERCENT else value, 4) for name, value in scores.items()}
     assert printed == {name: E2E[system][name] for name in scores}
     assert len(printed) == 4
+
+
+def test_e2e_of_outputs_cut_short(data_dir):
+    # Both published systems are longer than their references. Cut to 15 words an output, seed1_epoch16 has 8,191
+    # tokens. NIST: 8,191 * (4,672 references / 547 inputs) / 113,789 tokens of theirs = 0.614826; penalty 0.368782.
+    # BLEU: nearest references of 11,116 tokens: exp(1 - 11,116 / 8,191).
+    # The scores are those of a plain transcription of mteval's formulas, made apart from this package.
+    hypotheses, references = e2e(data_dir, "seed1_epoch16")
+    cut = [" ".join(text.split()[:15]) for text in hypotheses]
+    nist_rows, bleu_rows = (metric.statistics(cut, references).sum(axis=0) for metric in (nist.METRIC, bleu.MTEVAL))
+    assert nist_rows[:4].tolist() == [8191, 113789, 4672, 547]
+    assert bleu_rows[:2].tolist() == [8191, 11116]
+    scores = score_task("e2e", cut, references, metrics=["BLEU", "NIST"])
+    assert scores == pytest.approx({"BLEU": 51.09144481743075, "NIST": 3.2611103810377826}, abs=1e-9)
 
 
 @pytest.mark.parametrize("system", BLEU)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prefixlib.errors import UserError
-from prefixlib.metrics import learned, meteor, score_task, tasks
+from prefixlib.metrics import learned, meteor, score_task, shown, tasks
 from prefixlib.metrics.base import Metric, mean
 from prefixlib.metrics.bootstrap import interval, paired
 from prefixlib.metrics.tasks import Measured
@@ -31,6 +31,27 @@ def test_perfect_output_of_every_task():
     assert score_task("dart", TEXTS, references, metrics=PLAIN) == {"BLEU": pytest.approx(100), "TER": 0}
     for task in ("xsum", "cnn_dm"):
         assert score_task(task, TEXTS, references) == {"ROUGE-1": 100, "ROUGE-2": 100, "ROUGE-L": 100}
+
+
+def test_each_task_is_on_the_scale_of_the_papers_table():
+    # the paper prints E2E's METEOR as 46.2 and ROUGE-L as 71.7, WebNLG's and DART's METEOR as .44 and TER as .35
+    spans = {name: {metric.name: metric.span for metric in tasks.TASKS[name].metrics} for name in tasks.TASKS}
+    percent, lower = "0-100", "from 0, lower is better"
+    e2e = {"BLEU": percent, "NIST": "from 0", "METEOR": percent, "ROUGE-L": percent, "CIDEr": "0-10"}
+    triples = {"BLEU": percent, "METEOR": "0-1", "TER": lower}
+    rouge = dict.fromkeys(("ROUGE-1", "ROUGE-2", "ROUGE-L"), percent)
+    assert (spans["e2e"], spans["webnlg"], spans["xsum"], spans["cnn_dm"]) == (e2e, triples, rouge, rouge)
+    assert spans["dart"] == {**triples, **dict.fromkeys(("MoverScore", "BERTScore", "BLEURT"), "0-1")}
+    # what is said of a scale is what a perfect output gets on it
+    for name in ("e2e", "webnlg", "xsum"):
+        for figure in tasks.measure(name, TEXTS, [[text] for text in TEXTS]):
+            top = {percent: 100, "0-1": 1, "0-10": 10, lower: 0}.get(figure.metric.span)
+            assert figure.rows is None or top is None or figure.score() == pytest.approx(top), figure.name
+
+
+def test_scores_are_printed_with_four_digits():
+    values = {"BLEU": 45.1294, "TER": 1.00756, "METEOR": None, "both": {"a": 0.123456, "b": 3.0}}
+    assert shown(values) == "BLEU 45.13  TER 1.008  METEOR n/a  both a 0.1235  b 3"
 
 
 def test_modes_name_their_tasks():
@@ -58,6 +79,15 @@ def test_webnlg_splits_by_category_and_gives_what_exists():
 def test_the_seen_categories_are_those_of_the_2017_training_data():
     seen = {"Airport", "Astronaut", "Building", "City", "ComicsCharacter", "Food", "Monument"}
     assert seen | {"SportsTeam", "University", "WrittenWork"} == tasks.SEEN_CATEGORIES
+
+
+def test_e2e_knows_no_empty_references():
+    # parallel files have an empty line where an input has fewer references: not a text of length 0 to be near to
+    long = "The Mill is a cheap pub near the river ."
+    outputs, references = ["The Mill is a cheap", TEXTS[0]], [[long], [TEXTS[0]]]
+    filled = [["", long, " "], [TEXTS[0], "", ""]]
+    names = ["BLEU", "NIST", "ROUGE-L", "CIDEr"]
+    assert score_task("e2e", outputs, filled, metrics=names) == score_task("e2e", outputs, references, metrics=names)
 
 
 def test_webnlg_uses_three_references():

@@ -90,6 +90,40 @@ def test_beam_prunes_as_tercoms_does():
     assert ter.edit_distances([(reference[15:], reference)])[0] == [15]
 
 
+def words(letter: str, count: int) -> list[str]:
+    return [f"{letter}{i}" for i in range(count)]
+
+
+def test_blocks_of_more_than_ten_words_move_in_parts():
+    others = words("x", 15)  # 15 words are two moves as well, so the block of 11 is not cheaper moved the other way
+    for size, expected in ((10, 1), (11, 2), (20, 2)):
+        block = words("b", size)
+        assert ter.edit_counts([(block + others, others + block)]) == [expected], size
+
+
+def test_words_move_over_fifty_others_at_most():
+    # further away a word must be deleted and inserted. The place in front of the first word is number -1, so that to
+    # the left one word less is passed.
+    def moved(count):
+        others = words("x", count)
+        return ter.edit_counts([(["w", *others], [*others, "w"]), ([*others, "w"], ["w", *others])])
+
+    assert (moved(49), moved(50), moved(51)) == ([1, 1], [1, 2], [2, 2])
+
+
+def test_equally_near_references_and_longer_ones():
+    # one edit against either reference; the mean length is 3. Many edits: more than there are reference words.
+    assert ter.METRIC.statistics(["a b c"], [["a b", "a b c d"]]).tolist() == [[1, 3]]
+    rows = ter.METRIC.statistics(["a b c d e"], [["x"]])
+    assert rows.tolist() == [[5, 1]]
+    assert ter.METRIC.combine(rows[0]) == 5  # not cut off at 1
+
+
+def test_without_any_reference_word_ter_is_one_or_zero():
+    assert ter.METRIC.combine(ter.METRIC.statistics(["a b"], [[""]])[0]) == 1
+    assert ter.METRIC.combine(ter.METRIC.statistics([""], [[]])[0]) == 0
+
+
 def test_segments_do_not_disturb_each_other():
     generator = random.Random(2)
     pairs = [

@@ -18,6 +18,18 @@ from prefixlib.metrics.ptb import tokens
         ("5out of 5... rated 3of5", "5out of 5 rated 3of5"),
         ('They cannot say "no" - not at 18L/36R.', "they can not say no not at 18l/36r"),
         ("", ""),
+        # what the published outputs do not have, but an output may
+        ("Cheap food, etc.", "cheap food etc."),
+        (
+            "It is by Mr. X (Co. Ltd.). Is it cheap? No. It is not",
+            "it is by mr. x -lrb- co. ltd. -rrb- is it cheap no it is not",
+        ),
+        ("No. 5 on 1st Ave. is no.1", "no. 5 on 1st ave. is no. 1"),
+        ("rated A. The pub, rated A. there", "rated a the pub rated a. there"),
+        ("Great!! Really?! Yes!", "great !! really ?! yes"),
+        ("5 stars*** and a *", "5 stars *** and a *"),
+        ("fish 'n' chips since the '90s", "fish 'n' chips since the '90s"),
+        ("a B&B, M&S & x.com <unk>", "a b&b m&s & x.com <unk>"),
     ],
 )
 def test_ptb_tokens(text, expected):
@@ -85,5 +97,5 @@ def test_references_in_groups_per_line_and_parallel(tmp_path):
     assert read_references([single], 3) == [["a"], [""], ["c"]]
     other = write(tmp_path / "other", b"x\ny\n\n")
     assert read_references([single, other], 3) == [["a", "x"], ["", "y"], ["c", ""]]
-    with pytest.raises(UserError, match=r"single has 3 lines but .*gold has 7"):
+    with pytest.raises(UserError, match=r"single has 3 lines but .*gold has 7 lines"):
         read_references([single, grouped], 3)

@@ -295,6 +295,51 @@ def test_a_start_has_the_texts_own_length_and_is_not_repeated_on_resume(demo, ar
 
 
 @pytest.mark.parametrize(
+    ("argv", "drawn"),
+    [
+        ([], {"wte.weight"}),
+        (["--init_shallow", "yes", "--init_shallow_word", "no"], {"control_trans"}),
+        (["--prefix_mode", "embedding"], {"wte.weight"}),
+        (["--format_mode", "infix"], {"wte.weight", "wte2.weight"}),
+    ],
+)
+def test_a_uniform_start(demo, argv, drawn):
+    """What a random prefix is made of lies in [0, 1); the network and the default start are torch's."""
+    base, tokenizer = demo
+
+    def parameters(*more, resuming=False):
+        torch.manual_seed(0)
+        prefix = model_module.make_start(gpt2_settings(*argv, *more), base, tokenizer, resuming)
+        return {name: parameter.detach() for name, parameter in prefix.named_parameters()}
+
+    plain, uniform = parameters(), parameters("--init_random", "uniform")
+    assert {name for name in plain if not torch.equal(plain[name], uniform[name])} == drawn
+    for name in drawn:
+        assert plain[name].min() < -1  # N(0, 1)
+        assert 0 <= uniform[name].min() < 0.02
+        assert 0.98 < uniform[name].max() < 1
+        assert abs(uniform[name].mean() - 0.5) < 0.02
+    resumed = parameters("--init_random", "uniform", resuming=True)  # its weights come from the checkpoint
+    assert all(torch.equal(plain[name], resumed[name]) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--init_text", "a"], "--init_text and --init_random uniform do not go together"),
+        (["--prefix_model_path", "x"], "--prefix_model_path and --init_random uniform do not go together"),
+        (["--init_shallow", "yes"], "--init_shallow_word and --init_random uniform do not go together"),
+        (["--use_lowdata_token", "yes"], "--use_lowdata_token yes and --init_random do not go together"),
+        (["--optim_prefix", "no"], "--optim_prefix no and --init_random do not go together"),
+        (["--tuning_mode", "finetune"], "--tuning_mode finetune and --init_random do not go together"),
+    ],
+)
+def test_a_uniform_start_is_a_random_one(argv, message):
+    with pytest.raises(UserError, match=message):
+        gpt2_settings(*argv, "--init_random", "uniform")
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--init_text", "  "], "the initial text '  ' has 0 tokens; it needs 1 to"),
