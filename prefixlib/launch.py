@@ -30,7 +30,7 @@ class Launch(Flags):
     demo: bool = flag(False, "the bundled model and data, with settings that suit them", LAUNCHING)
     recipe: str | None = flag(
         None,
-        "paper: the paper's learning rate, epochs, batch and P for this task and tuning mode; flags given beside it win",
+        "paper: the learning rate, epochs, batch and P of the paper for this task and tuning mode; other flags win",
         LAUNCHING,
         choices=("paper",),
     )
