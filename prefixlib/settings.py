@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import operator
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -29,6 +30,9 @@ METHOD = "method"
 START = "initialisation of the prefix (default: random; section 7.4)"
 TRAINING = "training"
 RECORDS = "evaluation, checkpoints, what happens afterwards"
+
+
+BOUNDS = {"low": ("at least", operator.ge), "above": ("above", operator.gt), "below": ("below", operator.lt)}
 
 
 def flag(
@@ -119,17 +123,10 @@ class Flags:
                     raise UserError(f"{shown}: must be a number" + " without a fraction" * (kind is int))
                 if not math.isfinite(value):
                     raise UserError(f"{shown}: must be a finite number")
-                limits = [
-                    f"{words} {about[bound]}"
-                    for bound, words, holds in (
-                        ("low", "at least", lambda v, limit: v >= limit),
-                        ("above", "above", lambda v, limit: v > limit),
-                        ("below", "below", lambda v, limit: v < limit),
-                    )
-                    if about[bound] is not None and not holds(value, about[bound])
-                ]
-                if limits:
-                    raise UserError(f"{shown}: must be {' and '.join(limits)}")
+                bounds = {name: about[name] for name in BOUNDS if about[name] is not None}
+                if not all(BOUNDS[name][1](value, bound) for name, bound in bounds.items()):
+                    limits = " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in bounds.items())
+                    raise UserError(f"{shown}: must be {limits}")
             elif not isinstance(value, kind):
                 raise UserError(f"{shown}: must be {'yes or no' if kind is bool else 'a text'}, not {value!r}")
             if about["choices"] and value not in about["choices"]:
