@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from prefixlib import files
 from prefixlib.errors import UserError
+from prefixlib.settings import spelled
 
 FORMAT = 1
 CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", "prefix_flat.safetensors", "README.md"
@@ -131,7 +132,10 @@ def check_agrees(flags: Mapping[str, Any], settings: Mapping[str, Any], director
     """Raise UserError naming both values if a flag that was given differs from the checkpoint's setting."""
     for name, given in flags.items():
         if given is not None and name in settings and settings[name] != given:
-            raise UserError(f"--{name} {given} contradicts {directory}, which was trained with {name} {settings[name]}")
+            raise UserError(
+                f"--{name} {spelled(given)} contradicts {directory}, which was trained with {name} "
+                f"{spelled(settings[name])}"
+            )
 
 
 def save_task(directory: Path | str, task: Mapping[str, Any]) -> None:

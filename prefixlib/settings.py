@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import difflib
 import math
-import operator
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -30,9 +29,6 @@ METHOD = "method"
 START = "initialisation of the prefix (default: random; section 7.4)"
 TRAINING = "training"
 RECORDS = "evaluation, checkpoints, what happens afterwards"
-
-
-BOUNDS = {"low": ("at least", operator.ge), "above": ("above", operator.gt), "below": ("below", operator.lt)}
 
 
 def flag(
@@ -123,10 +119,12 @@ class Flags:
                     raise UserError(f"{shown}: must be a number" + " without a fraction" * (kind is int))
                 if not math.isfinite(value):
                     raise UserError(f"{shown}: must be a finite number")
-                bounds = {name: about[name] for name in BOUNDS if about[name] is not None}
-                if not all(BOUNDS[name][1](value, bound) for name, bound in bounds.items()):
-                    limits = " and ".join(f"{BOUNDS[name][0]} {bound}" for name, bound in bounds.items())
-                    raise UserError(f"{shown}: must be {limits}")
+                low, above, below = about["low"], about["above"], about["below"]
+                bounds = (("at least", low), ("above", above), ("below", below))
+                fits = (low is None or value >= low) and (above is None or value > above)
+                if not fits or not (below is None or value < below):
+                    wanted = " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+                    raise UserError(f"{shown}: must be {wanted}")
             elif not isinstance(value, kind):
                 raise UserError(f"{shown}: must be {'yes or no' if kind is bool else 'a text'}, not {value!r}")
             if about["choices"] and value not in about["choices"]:
@@ -212,8 +210,8 @@ class Training(Flags):
     data_dir: str | None = flag(
         None, "folder of all data sets (e2e_data/, xsum/, ...), or the task's own (default: data/)", TASK
     )
-    max_source_length: int | None = flag(None, "most tokens of a source (default: the task's)", TASK, above=0)
-    val_max_target_length: int | None = flag(None, "most tokens of a dev text (default: the task's)", TASK, above=0)
+    max_source_length: int | None = flag(None, "most tokens of a source (default: the task's)", TASK, low=1)
+    val_max_target_length: int | None = flag(None, "most tokens of a dev text (default: the task's)", TASK, low=1)
 
     model_name_or_path: str | None = flag(None, "hub name or local folder", MODEL)
     model_revision: str | None = flag(None, "commit or tag of the hub model (default: its newest)", MODEL)
