@@ -25,10 +25,10 @@ class Settings(Training):
 
     mode: str = flag("", "the task: its data, lengths and decoding", TASK, choices=SEQ2SEQ_MODES)
     max_target_length: int | None = flag(
-        None, "most tokens of a training text, special tokens included (default: the task's)", TASK, above=0
+        None, "most tokens of a training text, special tokens included (default: the task's)", TASK, low=1
     )
     test_max_target_length: int | None = flag(
-        None, "most tokens of a test text in the original's average ROUGE (default: the task's)", TASK, above=0
+        None, "most tokens of a test text in the original's average ROUGE (default: the task's)", TASK, low=1
     )
     n_train: int = flag(-1, "use the first N training examples (-1: all)", TASK)
     n_val: int = flag(500, "use the first N dev examples (-1: all)", TASK)

@@ -17,7 +17,6 @@ from transformers import PreTrainedConfig
 from prefixlib import attention
 from prefixlib.errors import UserError
 
-FAMILY = "encoder-decoder"
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, P, D), or (1, H, P, D) for all rows
 
 

@@ -23,9 +23,9 @@ from prefixlib.settings import spelled
 from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
 from seq2seq import decoding
 from seq2seq.flags import DEFAULT_MODEL, Settings
-from seq2seq.frozen_lm import FAMILY, key_values_of_text, max_positions
+from seq2seq.frozen_lm import key_values_of_text, max_positions
 from seq2seq.prefix_lm import PrefixLM
-from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
+from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning
 from seq2seq.utils import count_cut
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,8 @@ from transformers import PreTrainedConfig
 from prefixlib.errors import UserError
 from seq2seq.frozen_lm import Layers, shape_of
 
+FAMILY = "encoder-decoder"
+
 
 @dataclass(frozen=True)
 class Branch:

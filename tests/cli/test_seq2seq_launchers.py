@@ -140,7 +140,7 @@ REFUSED = {
     "--mode xsum --preseqlen 0": "--preseqlen 0: must be above 0",
     "--mode xsum --dropout 1": "--dropout 1.0: must be at least 0 and below 1",
     "--mode xsum --label_smoothing -0.1": "--label_smoothing -0.1: must be at least 0 and below 1",
-    "--mode xsum --max_source_length -5": "--max_source_length -5: must be above 0",
+    "--mode xsum --max_source_length -5": "--max_source_length -5: must be at least 1",
     "--mode xsum --bsz 5 --num_processes 2": "--bsz 5 cannot be shared by --num_processes 2",
     "--mode xsum --notes a/b": "takes no '/'",
 }
