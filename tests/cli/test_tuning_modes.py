@@ -1,4 +1,4 @@
-"""Every tuning mode in both trees as a user runs it: train, kill, resume, decode; and which flags go with which."""
+"""Every tuning mode of GPT-2 as a user runs it: train, kill, resume, decode; and which flags go with which."""
 
 import itertools
 import json
@@ -14,11 +14,7 @@ from gpt2.generator import load_generator
 from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib.errors import UserError
 from prefixlib.launch import Parser
-from seq2seq import finetune, train_bart
-from seq2seq import flags as seq2seq_flags
-from seq2seq.callbacks import Checkpoints
 from tests.conftest import ROOT, run_command
-from tests.seq2seq_tiny import make_bart, make_summaries, training_flags
 
 DEMO = ROOT / "data" / "demo"
 TUNED = ("finetune", "finetune-top", "adaptertune", "bothtune")
@@ -255,121 +251,6 @@ def test_an_adapter_model_can_be_trained_on(data, tmp_path):
     assert "transformer.h.1.mlp.adapter_block.up.weight" not in names
 
 
-# ---- seq2seq ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    root = tmp_path_factory.mktemp("seq2seq")
-    make_bart(root / "bart")
-    make_summaries(root / "data", train=12, rest=3)
-    return root
-
-
-def seq2seq_words(place, output, mode, **changes):
-    own = {"preseqlen": None, "mid_dim": None, **MORE[mode]}
-    changes = {"epoch": 1, "save_steps": 2, "learning_rate": 0.01, **own, **changes}
-    return training_flags(place / "bart", place / "data", output, tuning_mode=mode, **changes)
-
-
-@pytest.fixture(scope="module", params=TUNED)
-def seq2seq_run(request, place):
-    output = place / f"a {request.param}"
-    finetune.main(seq2seq_words(place, output, request.param))
-    return request.param, output
-
-
-def test_seq2seq_moves_what_it_says(place, seq2seq_run):
-    mode, output = seq2seq_run
-    before, after = load_file(place / "bart" / "model.safetensors"), load_file(output / "model" / "model.safetensors")
-    names = moved(before, after)
-    # softmax does not see a shift of all scores: the keys' biases have gradients of rounding's size
-    silent = {name for name in after if name.endswith("k_proj.bias")}
-    wanted = set(after)
-    if mode == "finetune-top":
-        wanted = {name for name in after if name.startswith("model.decoder.layers.")}  # 2 of 2, embeddings frozen
-    elif mode == "adaptertune":
-        wanted = {name for name in after if "adapter_block" in name}
-        assert len(wanted) == (2 * 2 + 2 * 3) * 4
-    assert names - silent == wanted - silent - {"final_logits_bias"}
-    trained = json.loads((output / "results.json").read_text())["train"]["trainable_parameters"]
-    assert trained >= sum(after[name].numel() for name in names)
-    assert (output / "prefix_model.safetensors").exists() == (mode == "bothtune")
-    config = json.loads((output / "model" / "task_config.json").read_text())
-    assert config["task"]["tuning_mode"] == mode
-    assert {name: config["task"].get(name) for name in MORE[mode] if "prefix" not in name} == (
-        MORE[mode] if mode != "bothtune" else {"preseqlen": None, "mid_dim": None}
-    )
-
-
-def seq2seq_decode(place, mode, checkpoint, output, *more):
-    which = "prefix_model_path" if mode == "bothtune" else "finetune_model_path"
-    words = ["--mode=xsum", "--do_train=no", f"--{which}={checkpoint}", f"--data_dir={place / 'data'}"]
-    words += ["--num_beams=2", "--max_length=12", "--min_length=2", f"--output_dir={output}", "--disable_tqdm=yes"]
-    finetune.main([*words, *more])
-    return (output / "test_beam_1.0").read_text()
-
-
-def test_seq2seq_decodes_alike_wherever_the_folder_is(place, seq2seq_run, tmp_path):
-    mode, output = seq2seq_run
-    text = seq2seq_decode(place, mode, output, tmp_path / "one")
-    shutil.copytree(output, tmp_path / "moved")
-    assert seq2seq_decode(place, mode, tmp_path / "moved", tmp_path / "two") == text
-    assert len(text.splitlines()) == 3
-    assert seq2seq_decode(place, mode, output / "best", tmp_path / "best")
-    if mode == "bothtune":
-        with pytest.raises(UserError, match="was tuned together with a prefix: pass --prefix_model_path"):
-            seq2seq_decode(place, "finetune", output, tmp_path / "half")
-        with pytest.raises(UserError, match=r"--model_name_or_path .* contradicts .*, which brings its own tuned"):
-            seq2seq_decode(place, mode, output, tmp_path / "x", f"--model_name_or_path={place / 'bart'}")
-    if mode == "adaptertune":
-        with pytest.raises(UserError, match="--adapter_bottleneck 7 contradicts .*, which was trained with .* 6"):
-            seq2seq_decode(place, mode, output, tmp_path / "x", "--adapter_bottleneck=7")
-
-
-def test_seq2seq_killed_and_resumed_equals_whole(place, seq2seq_run, tmp_path, monkeypatch):
-    mode, whole = seq2seq_run
-    words = seq2seq_words(place, tmp_path, mode)
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "_save", die_after(Checkpoints._save))
-        with pytest.raises(Killed):
-            finetune.main(words)
-    assert not (tmp_path / "model").exists()
-    if mode == "finetune-top":
-        with pytest.raises(UserError, match="--top_layers 1 contradicts .*resume.ckpt, which was made with 2"):
-            finetune.main([*words, "--resume=yes", "--top_layers=1"])
-    finetune.main([*words, "--resume=yes"])
-    seen = gpt2_weights(whole)
-    assert len(seen) == 2 * (3 if mode == "bothtune" else 1)  # the last and the best
-    for path, tensors in gpt2_weights(tmp_path).items():
-        assert equal(tensors, seen.pop(path)), path
-    assert not seen
-
-
-@pytest.mark.parametrize("mode", TUNED)
-def test_seq2seq_checkpointing_and_accumulation(place, tmp_path, mode):
-    """The same losses and weights as without; both trained under gradient accumulation."""
-    still = {"model_name_or_path": place / "still", "gradient_accumulation_steps": 2}
-    if not (place / "still").exists():
-        make_bart(place / "still", dropout=0.0, attention_dropout=0.0)
-    weights = []
-    for checkpointing in ("no", "yes"):
-        output = tmp_path / checkpointing
-        finetune.main(seq2seq_words(place, output, mode, **still, gradient_checkpointing=checkpointing, max_steps=1))
-        weights.append(load_file(output / "model" / "model.safetensors"))
-    assert weights[0].keys() == weights[1].keys()
-    for name, tensor in weights[0].items():
-        if not name.endswith("k_proj.bias"):  # Adam makes whole steps from gradients of rounding's size
-            assert (tensor - weights[1][name]).abs().max() < 1e-3, name
-
-
-def test_seq2seq_refuses_more_layers_than_the_decoder_has(place, tmp_path):
-    with pytest.raises(UserError, match="--top_layers 3: the decoder has 2 layers"):
-        finetune.main(seq2seq_words(place, tmp_path, "finetune-top", top_layers=3))
-    with pytest.raises(UserError, match="--top_layers 0 and --top_embeddings no do not go together"):
-        finetune.main(seq2seq_words(place, tmp_path, "finetune-top", top_layers=0))
-
-
 # ---- which flags go with which ---------------------------------------------------------------------------------------
 
 
@@ -428,22 +309,6 @@ def test_every_pair_of_tuning_mode_and_gpt2_flag():
     assert all(not accepted[mode] & own for mode in ("prefixtune", "finetune", "bothtune"))
 
 
-def test_every_pair_of_tuning_mode_and_seq2seq_flag():
-    cases = pairs(seq2seq_flags.TUNING_MODES, seq2seq_flags.add_method_flags)
-    assert len(cases) == 5 * 19
-
-    def launch(argv):
-        parser = train_bart.make_parser("", ("xsum",))
-        return train_bart.build_command(*train_bart.parse_args(["--mode", "xsum", *argv], parser))
-
-    accepted = judge(launch, lambda words: finetune.parse_args(words)[0], cases)
-    assert accepted["finetune-top"] == {"preseqlen", "top_layers", "top_embeddings"}
-    assert accepted["adaptertune"] == {"preseqlen", "adapter_design", "adapter_bottleneck"}
-    assert accepted["finetune"] == {"preseqlen"}
-    assert accepted["prefixtune"] - accepted["bothtune"] == {"use_dropout"}
-    assert {"mid_dim", "dropout", "use_cross_prefix", "prefix_model_path", "init_shallow"} <= accepted["bothtune"]
-
-
 @pytest.mark.parametrize(
     ("argv", "end"),
     [
@@ -459,5 +324,3 @@ def test_folder_names_of_the_original(argv, end):
     name = train_e2e.run_name(args)
     assert name.endswith(end)
     assert name.startswith(f"data2text{args.tuning_mode}_y_10_act_cat_")
-    bart, _ = train_bart.parse_args(["--mode", "xsum", *argv.split()], train_bart.make_parser("", ("xsum",)))
-    assert train_bart.run_name(bart).endswith(end.removesuffix("_o=1"))
