@@ -122,7 +122,7 @@ def decode_batch(
 
 
 def start_tokens(base: nn.Module, rows: int) -> list[list[int]]:
-    """What the decoder has been given before its first output token."""
+    """The decoder's input in front of the first output token."""
     return [[base.config.decoder_start_token_id]] * rows
 
 
@@ -151,7 +151,7 @@ def decode(
     """The `count` best hypotheses of every source (token ids), or as many samples, in the order of the sources.
 
     Batches are made of sources of similar length; results do not depend on `batch_size`. A sample (strategy "nucleus")
-    is drawn from a seed of its own: seed, seed + 1, ... in the order of the results.
+    is drawn from its own seed: seed, seed + 1, ... in the order of the results.
     """
     if strategy == "nucleus" and count > 1:
         repeated = [source for source in sources for _ in range(count)]
@@ -192,7 +192,7 @@ def decoding_rule(
     top_p: float = 1.0,
     temperature: float = 1.0,
 ) -> DecodingRule:
-    """The task's search, with the settings that are not None in the place of its own.
+    """The search of the task; settings that are not None replace the task's.
 
     Lengths are in tokens and count the decoder's start token, as in the original. Raises UserError for values out of
     range.

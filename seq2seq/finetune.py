@@ -146,12 +146,14 @@ def train(settings: Settings) -> TrainResult:
         )
         write_results(settings, model, output, trained)
         (output / RESUME).unlink(missing_ok=True)  # it has done its work
-    on_device(model.lm)
+    model.lm.eval()
+    if trainer.world_size == 1:  # Lightning leaves it on the CPU
+        on_device(model.lm)
     return TrainResult(model, module.validation_result, log.curves, output)
 
 
 def _own_base(settings: Settings) -> str | None:
-    """The base model that was given, for a prefix; what was tuned itself is its own base."""
+    """The base model that was given, where a prefix is trained for it; a tuned model needs none."""
     return settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None
 
 

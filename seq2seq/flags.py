@@ -1,4 +1,4 @@
-"""The settings of this tree: its own flags, its own defaults, what goes together (standard library only).
+"""The settings of this tree: its flags, its defaults, which of them go together (standard library only).
 
     settings = Settings(mode="xsum", preseqlen=200, mid_dim=800, output_dir="runs/xsum")
 
@@ -81,7 +81,7 @@ class Settings(Training):
         return Path(self.prefix_model_path or self.finetune_model_path).expanduser()
 
     def file(self, split: str) -> Path:
-        """The file of split train, valid or test: the flag's, else the task's own under --data_dir."""
+        """The file of split train, valid or test: the flag's, else the task's under --data_dir."""
         given = {"train": self.train_file, "valid": self.eval_file, "test": self.test_file}[split]
         return Path(given).expanduser() if given is not None else data_file(self.mode, split, self.data_dir)
 
@@ -121,7 +121,7 @@ class Settings(Training):
             raise UserError("--finetune_model_path is for --do_train no; to train on from it, --model_name_or_path DIR")
 
     def _check_decoding(self) -> None:
-        """The method's flags are not looked at: those that are given must be the checkpoint's own."""
+        """The method's flags are not checked here but against the checkpoint, as far as they are given."""
         if not (self.prefix_model_path or self.finetune_model_path):
             raise UserError("--do_train no decodes a checkpoint: pass --prefix_model_path or --finetune_model_path")
         self.check_values()

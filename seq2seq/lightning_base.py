@@ -67,14 +67,10 @@ class BaseModule(LightningModule):
         """
         parameters = self.trainable()
         plain = {name for name in parameters if "bias" in name or "LayerNorm.weight" in name}
+        decayed = [p for name, p in parameters.items() if name not in plain]
+        others = [p for name, p in parameters.items() if name in plain]
         optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for name, p in parameters.items() if name not in plain],
-                    "weight_decay": self.settings.weight_decay,
-                },
-                {"params": [p for name, p in parameters.items() if name in plain], "weight_decay": 0.0},
-            ],
+            [{"params": decayed, "weight_decay": self.settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=self.settings.learning_rate,
             betas=(0.9, 0.999),
             eps=1e-8,
@@ -92,6 +88,10 @@ class BaseModule(LightningModule):
         # dropout, which the original had on, would silently be off.
         self.train()
 
+    def on_fit_end(self) -> None:
+        if self.once_per_step is not None:
+            OncePerStep.remove(self.lm.prefix)
+
     def on_train_epoch_start(self) -> None:
         self.trainer.train_dataloader.batch_sampler.epoch = self.current_epoch
 
@@ -102,7 +102,7 @@ class BaseModule(LightningModule):
         self.trainer.train_dataloader.position = (self.current_epoch, batch_idx + 1)
 
     def on_after_backward(self) -> None:
-        """Before the step, and before gradients are unscaled or clipped: through the prefix network at once."""
+        """Pass a step's gradients through the prefix network at once, while they are still scaled and unclipped."""
         batch, of_step = self.trainer.fit_loop.batch_idx + 1, self.settings.gradient_accumulation_steps
         ends_step = batch % of_step == 0 or batch == self.trainer.num_training_batches
         if self.once_per_step is not None and ends_step:
@@ -153,14 +153,12 @@ class SummarizationModule(BaseModule):
 
     def on_validation_start(self) -> None:
         with torch.no_grad():
-            self.frozen_prefix = self.lm.layers()  # one run of the network for all batches
+            self.prefix = self.lm.layers()  # one run of the network for all batches
         self.sums = torch.zeros(7, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         total, count = self.lm.loss(*(batch[name] for name in INPUTS))
-        found = decoding.decode_batch(
-            self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, self.frozen_prefix
-        )
+        found = decoding.decode_batch(self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, self.prefix)
         self.sums[:2] += torch.tensor([total.item(), count.item()])
         for references, hypotheses in zip(batch["references"], found, strict=True):
             if references is not None:  # None: a filler
@@ -169,7 +167,7 @@ class SummarizationModule(BaseModule):
                 self.sums[2:] += torch.tensor([*scores.values(), len(tokens), 1])
 
     def on_validation_epoch_end(self) -> None:
-        del self.frozen_prefix  # the next steps move the prefix
+        del self.prefix  # the next steps change it
         loss, tokens, *sums, examples = self._over_processes(self.sums.float().to(self.device)).tolist()
         self.validated_step = self.trainer.global_step
         self.validation_result = {"loss": loss / tokens}

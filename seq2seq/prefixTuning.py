@@ -3,7 +3,7 @@
 Legend: B batch, P prefix length, L layers, H heads, D head size, E = H*D, M mid_dim.
 
 Every layer attends to P more keys and values at each of three sites, which share nothing: the encoder's self-attention,
-the decoder's cross-attention and the decoder's self-attention. Positions stay the model's own, 0 for the first token.
+the decoder's cross-attention and the decoder's self-attention. Positions do not move: the first token has 0.
 """
 
 from collections.abc import Mapping
@@ -113,11 +113,11 @@ class PrefixTuning(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Whether every row of a batch has a prefix of its own, by dropout."""
+        """Whether dropout gives every row of a batch another prefix."""
         return self.training and self.config.prefix_dropout > 0
 
     def flat(self) -> dict[str, Tensor]:
-        """Per site the prefix before it is cut into layers, (P, 2*L*H*D); each network runs on P rows, once."""
+        """Per site the keys and values of all layers, (P, 2*L*H*D); each network runs on P rows, once."""
         flat = {}
         for branch in self.branches:
             network = getattr(self, branch.network)
@@ -127,7 +127,7 @@ class PrefixTuning(nn.Module):
     def forward(self, batch_size: int) -> dict[str, Layers]:
         """Per site and layer keys and values (B, H, P, D), or (1, H, P, D) where all rows are equal.
 
-        Dropout is drawn for every row of the batch on its own, as in the original.
+        Dropout is drawn for every row of the batch separately, as in the original.
         """
         rows, dropout = (batch_size, self.dropout) if self.drops else (1, None)
         return {site: split_layers(flat, self.config, site, rows, dropout) for site, flat in self.flat().items()}

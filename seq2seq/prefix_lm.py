@@ -1,8 +1,8 @@
 """The model that trainer and decoder share: an encoder-decoder with or without a prefix, and its forward pass.
 
 Batches are packed where that pays: sources lie one after the other on shared rows, and row for row their targets on
-the decoder's, so that the cross-attention of a row stays within it. A text sees itself and the prefixes, never its
-neighbours, and its positions start anew: its loss is the same as that of a padded batch.
+the decoder's, so that a target finds its source in the same row. A text attends to itself and the prefixes, never to
+its neighbours, and its positions start at 0: its loss is that of a padded batch.
 
 Legend: B texts, S and T tokens of the longest source and target, R rows after packing, W and D their widths,
 N counted tokens, E hidden size, V vocabulary.
@@ -65,12 +65,12 @@ class PrefixLM(nn.Module):
         real = labels.ne(self.base.config.pad_token_id)
         packed = self._pack(input_ids, attention_mask, decoder_input_ids, real)
         if packed is None:
-            places = real.flatten().nonzero().squeeze(1)
+            counted = real.flatten().nonzero().squeeze(1)
             hidden = self._hidden_states(input_ids, attention_mask, decoder_input_ids)
         else:
-            places = packed.places_of(real)
+            counted = packed.indices_of(real)
             hidden = self._packed_hidden_states(packed)
-        hidden, targets = hidden.flatten(0, 1).index_select(0, places), labels[real]  # (N, E), (N,)
+        hidden, targets = hidden.flatten(0, 1).index_select(0, counted), labels[real]  # (N, E), (N,)
         if smoothing:
             logits = self._logits(hidden).float()
             total = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
@@ -92,7 +92,7 @@ class PrefixLM(nn.Module):
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, counted: Tensor
     ) -> "PackedPair | None":
-        """The batch packed; None where that does not pay, or dropout gives every text a prefix of its own."""
+        """The batch packed; None where that does not pay, or where dropout gives every text another prefix."""
         if self.prefix is not None and self.prefix.drops:
             return None
         return pack(
@@ -144,8 +144,8 @@ class PackedPair:
     needed: Tensor  # (B, T): the tokens of the padded batch's targets that were laid out
     padding: int  # the id that hides a decoder input from the later ones
 
-    def places_of(self, counted: Tensor) -> Tensor:
-        """Where on the flattened target rows each position in `counted` (B, T) stands, in the batch's order."""
+    def indices_of(self, counted: Tensor) -> Tensor:
+        """Index on the flattened target rows of each position in `counted` (B, T), in the batch's order."""
         return self.target.places[counted[self.needed]]
 
     def decoder_mask(self) -> Tensor:
