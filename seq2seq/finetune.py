@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, record
+from prefixlib import checkpoint, files, original, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task
 from prefixlib.settings import Parser, explicit_flags
@@ -28,7 +28,7 @@ from seq2seq.decoding import decoding_rule, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
 from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
-from seq2seq.model import Model, load, new, on_device, saved_settings
+from seq2seq.model import Model, load, load_prefix, new, on_device, saved_settings
 from seq2seq.utils import Example, build_loaders, load_examples
 
 logger = logging.getLogger("seq2seq.finetune")
@@ -103,10 +103,7 @@ def train(settings: Settings) -> TrainResult:
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
     if settings.resume and is_finished(output):
-        trained = record.read_results(output)["training"]
-        curves = {name: [tuple(point) for point in points] for name, points in trained["curves"].items()}
-        model = load(output, model_name_or_path=_own_base(settings), cache_dir=settings.cache_dir)
-        return TrainResult(model, trained["last"], curves, output)
+        return _finished(settings, output)
     resume_from = find_resume(settings, output)
     started = time.perf_counter()
     examples = {
@@ -152,9 +149,13 @@ def train(settings: Settings) -> TrainResult:
     return TrainResult(model, module.validation_result, log.curves, output)
 
 
-def _own_base(settings: Settings) -> str | None:
-    """The base model that was given, where a prefix is trained for it; a tuned model needs none."""
-    return settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None
+def _finished(settings: Settings, output: Path) -> TrainResult:
+    """The result of a run that was trained to its end earlier, from its folder."""
+    trained = record.read_results(output)["training"]
+    history = {name: [tuple(point) for point in points] for name, points in trained["curves"].items()}
+    base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
+    model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
+    return TrainResult(model, trained["last"], history, output)
 
 
 def write_results(settings: Settings, model: Model, output: Path, trained: dict[str, Any]) -> None:
@@ -225,6 +226,8 @@ def load_for(settings: Settings, given: Collection[str]) -> Model:
         if folder is None:
             raise UserError(f"--finetune_model_path {directory}: no model folder there (it needs a config.json)")
         directory = folder
+    elif not original.is_prefix(directory):
+        load_prefix(directory)  # raises UserError that says what the folder holds instead
     values = {name: value for name, value in settings.as_flags().items() if name in given}
     values.pop("max_source_length", None)  # decoding may read more or less of a source than training did
     checkpoint.check_agrees(values, saved_settings(directory), directory)

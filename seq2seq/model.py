@@ -7,6 +7,7 @@ Legend: P prefix length, L layers, H heads, D head size.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -230,10 +231,7 @@ class Model:
         if self.prefix is None:
             return {"trainable": trainable, "base": None, "stored": base}
         config = self.prefix.config
-        stored = 0
-        for branch in self.prefix.branches:
-            layers, heads, size = config.shape(branch.site)
-            stored += config.preseqlen * layers * heads * size
+        stored = sum(config.preseqlen * math.prod(config.shape(branch.site)) for branch in self.prefix.branches)
         tuned = base if self.task.get("tuning_mode") == "bothtune" else 0
         return {"trainable": trainable, "base": base, "stored": stored + tuned}
 

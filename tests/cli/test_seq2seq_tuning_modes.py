@@ -94,6 +94,11 @@ def test_decodes_alike_wherever_the_folder_is(place, tuned_run, tmp_path):
             decode(place, "finetune", output, tmp_path / "half")
         with pytest.raises(UserError, match=r"--model_name_or_path .* contradicts .*, which brings its own tuned"):
             decode(place, mode, output, tmp_path / "x", f"--model_name_or_path={place / 'bart'}")
+    else:
+        with pytest.raises(
+            UserError, match="is no prefix checkpoint: .*; it holds a whole model, tuned without a prefix"
+        ):
+            decode(place, "bothtune", output, tmp_path / "x")
     if mode == "adaptertune":
         with pytest.raises(UserError, match="--adapter_bottleneck 7 contradicts .*, which was trained with .* 6"):
             decode(place, mode, output, tmp_path / "x", "--adapter_bottleneck=7")
