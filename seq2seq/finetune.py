@@ -111,7 +111,7 @@ def train(settings: Settings) -> TrainResult:
         for split in ("train", "valid")
     }
     record.seed_everything(settings.seed)
-    model = new(settings)
+    model = new(settings, resuming=resume_from is not None)
     config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch

@@ -239,11 +239,12 @@ class Model:
 # ---- a new model -------------------------------------------------------------------------------------------------
 
 
-def new(settings: Settings) -> Model:
+def new(settings: Settings, *, resuming: bool = False) -> Model:
     """The model that a run trains: a base with a new prefix, or the base itself, whole, in part, or its adapters.
 
     Just what the tuning mode trains requires gradients. The prefix starts at random, from a text, or at the weights of
-    --prefix_model_path. Raises UserError for a base model or a start that does not fit.
+    --prefix_model_path; that of a resumed run gets its weights later, so it does not start from a text again. Raises
+    UserError for a base model or a start that does not fit.
     """
     name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
     hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
@@ -253,7 +254,7 @@ def new(settings: Settings) -> Model:
     prefix = None
     if settings.has_prefix:
         attention.install(base)
-        prefix = _new_prefix(settings, base, tokenizer)
+        prefix = _new_prefix(settings, base, tokenizer, resuming)
     elif settings.tuning_mode == "finetune-top":
         baselines.train_top(base, settings.top_layers, embeddings=settings.top_embeddings)
     elif settings.tuning_mode == "adaptertune":
@@ -272,7 +273,7 @@ def new(settings: Settings) -> Model:
     return Model(lm, tokenizer, task, {"name": name, "revision": settings.model_revision})
 
 
-def _new_prefix(settings: Settings, base: nn.Module, tokenizer: Any) -> PrefixTuning:
+def _new_prefix(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bool) -> PrefixTuning:
     text, ids = settings.start_text(), []
     if text is not None:
         ids, limit = tokenizer(text, add_special_tokens=False)["input_ids"], max_positions(base.config)
@@ -290,7 +291,7 @@ def _new_prefix(settings: Settings, base: nn.Module, tokenizer: Any) -> PrefixTu
         init_shallow=settings.init_shallow,
     )
     prefix = PrefixTuning(config)
-    if ids:
+    if ids and not resuming:
         start_from_text(prefix, base, ids)
     if settings.prefix_model_path:
         saved = load_prefix(settings.prefix_model_path)

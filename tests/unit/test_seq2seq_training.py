@@ -107,6 +107,17 @@ def test_resumed_with_batches_by_length_equals_uninterrupted(place, tmp_path, mo
     assert results["training"]["curves"] == whole[1]["training"]["curves"]
 
 
+def test_a_prefix_that_started_from_a_text_is_resumed_without_starting_again(place, tmp_path, monkeypatch):
+    settings = {"init_text": "sum up", "save_steps": 1, "epoch": 1}
+    whole, _ = train(place, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        kill_at(patch, Checkpoints, "on_train_batch_end", 3)
+        with pytest.raises(Killed):
+            train(place, tmp_path / "killed", **settings)
+    monkeypatch.setattr(model, "start_from_text", None)
+    assert equal(train(place, tmp_path / "killed", resume="yes", **settings)[0], whole)
+
+
 def test_half_written_checkpoint_is_never_seen(place, tmp_path, monkeypatch):
     """A run killed while it writes its second checkpoint leaves the first one whole."""
     saved = lightning_base.files.sync_file
