@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from prefixlib.errors import UserError
-from prefixlib.readers import Group, Record, prompt_text, training_text
+from prefixlib.readers import Group, Record
+from prefixlib.tasks import prompt_text, training_text
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ IGNORED = -100  # label of a position that the loss does not count
 
 @dataclass(frozen=True)
 class Format:
-    """What of an example stands in the text, and what the prefix is made of: the same in training and decoding."""
+    """Which parts of an example stand in the text, and what the prefix is made of; in training and decoding alike."""
 
     name: str = "cat"  # --format_mode
     optim_prefix: bool = True  # False: the prefix is made of words of the source
@@ -72,7 +73,7 @@ class TableToTextDataset(Dataset):
         texts = [training_text(mode, record.source, record.target, tokenizer.eos_token)[1] for record in used]
         inputs = encode_inputs(mode, used, tokenizer, form, source_limit)
         continuations = encode(tokenizer, texts, target_limit)
-        whole = [replace(both[0], continuation=both[1]) for both in zip(inputs, continuations, strict=True)]
+        whole = [replace(example, continuation=ids) for example, ids in zip(inputs, continuations, strict=True)]
         self.examples = [truncate(example, max_length) for example in whole]
         self.tokens_cut = sum(len(example) for example in whole) - sum(len(example) for example in self.examples)
         if self.tokens_cut:
@@ -91,7 +92,7 @@ class TableToTextDataset(Dataset):
 def encode_inputs(
     mode: str, rows: Sequence[Record | Group], tokenizer, form: Format, source_limit: int | None = None
 ) -> list[Encoded]:
-    """What decoding is given of every row and training continues: prompt and, where the prefix needs it, source.
+    """The input of every row: its prompt and, where the prefix depends on it, its source.
 
     A source's tokens are those of its prompt without the separator, whether the text shows them or the prefix reads
     them; at most `source_limit`. Raises UserError for a row without the words that its prefix would be made of.
@@ -104,9 +105,7 @@ def encode_inputs(
     if form.optim_prefix and form.name != "infix":
         return [Encoded(prompt, []) for prompt in prompts]
     if form.name == "cat":  # the category words, each with its leading space, as the original's batch had them
-        sources = [
-            [token for word in encode(tokenizer, [f" {w}" for w in row.fields if w]) for token in word] for row in rows
-        ]
+        sources = [_joined(encode(tokenizer, [f" {word}" for word in row.fields if word])) for row in rows]
     if not all(sources):
         row = rows[[bool(source) for source in sources].index(False)]
         raise UserError(
@@ -114,6 +113,10 @@ def encode_inputs(
             f"{row.source[:60]!r} (mode {mode}); --format_mode peek takes the words of the source itself"
         )
     return [Encoded(prompt, [], source) for prompt, source in zip(prompts, sources, strict=True)]
+
+
+def _joined(rows: Sequence[list[int]]) -> list[int]:
+    return [token for row in rows for token in row]
 
 
 def encode(tokenizer, texts: Sequence[str], limit: int | None = None) -> list[list[int]]:
@@ -128,14 +131,14 @@ def encode(tokenizer, texts: Sequence[str], limit: int | None = None) -> list[li
 def truncate(example: Encoded, max_length: int) -> Encoded:
     """Cut to `max_length` tokens: the end of the target first, then the end of the source, never the separator.
 
-    The source gives way only where it would leave the target less than a quarter of the room. Words that stand in the
-    prefix and in the text too give way in the prefix, down to a quarter of the room.
+    The source is cut only where it would leave the target less than a quarter of the positions. Words that stand in the
+    prefix and in the text too are cut in the prefix, down to a quarter of the positions.
     """
     if len(example) <= max_length:
         return example
     if example.source is None:
-        target_room = min(len(example.continuation), max(max_length // 4, 1))
-        prompt = truncate_prompt(example.prompt, max_length - target_room)
+        target_length = min(len(example.continuation), max(max_length // 4, 1))
+        prompt = truncate_prompt(example.prompt, max_length - target_length)
         return Encoded(prompt, example.continuation[: max_length - len(prompt)])
     if len(example.prompt) == 1:  # the separator alone: the source stands in the prefix only
         cut = truncate(Encoded(example.source + example.prompt, example.continuation), max_length)
@@ -169,7 +172,7 @@ def collate(examples: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]
 
 
 def pad_sources(examples: Sequence[Encoded], pad_token_id: int = 0) -> dict[str, Tensor]:
-    """Right-padded `source` (B, S) and `source_mask` (B, S), 0 at padding: what PrefixLM and its prefix call them."""
+    """Right-padded `source` (B, S) and `source_mask` (B, S), 0 at padding, as PrefixLM takes them."""
     source = torch.full((len(examples), max(len(example.source) for example in examples)), pad_token_id)
     source_mask = torch.zeros_like(source)
     for row, example in enumerate(examples):

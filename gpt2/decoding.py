@@ -1,26 +1,27 @@
-"""Decoding prompts in batches with a decoder-only model, with or without a prefix; from tokens back to text.
+"""The stepwise model that prefixlib.beam_search drives, decoding prompts in batches, and from tokens back to text.
 
 Legend: N sentences of a batch, K beams, T tokens of the longest prompt, P prefix length, W cached positions, H heads,
 D head size, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from gpt2.flags import Decoding
 from gpt2.frozen_lm import count_positions, position_mask
 from gpt2.train_control import Past
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
 from prefixlib.beam_tree import BeamTree, growing_cache
-from prefixlib.text import clean_up
-
-STRATEGIES = ("beam", "greedy", "nucleus")
+from prefixlib.errors import UserError
+from prefixlib.tasks import clean_up
 
 
 class CausalSteps:
-    """A decoder-only model over a batch of prompts: the stepwise model that prefixlib.beam_search asks for.
+    """A decoder-only model over a batch of prompts: a `StepwiseModel` of prefixlib.beam_search.
 
     Prompts are padded on the left; the padding is masked and takes no position, so a row's numbers do not depend on
     its neighbours. The prefix (layers of keys and values, (1, H, P, D), or (N, H, P, D) where every prompt has its own)
@@ -38,13 +39,13 @@ class CausalSteps:
         self.body, self.head, self.config = model.base_model, model.get_output_embeddings(), model.config
         embeddings = model.get_input_embeddings().weight
         rows, width = len(prompts), max(len(prompt) for prompt in prompts)
-        before = layers[0][0].shape[2] if layers else 0
+        length = layers[0][0].shape[2] if layers else 0
         self.input_ids = torch.zeros(rows, width, dtype=torch.long)
-        mask = torch.zeros(rows, before + width, dtype=torch.bool)
-        mask[:, :before] = True if visible is None else visible
+        mask = torch.zeros(rows, length + width, dtype=torch.bool)
+        mask[:, :length] = True if visible is None else visible
         for row, prompt in enumerate(prompts):
             self.input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, before + width - len(prompt) :] = True
+            mask[row, length + width - len(prompt) :] = True
         self.input_ids, mask = self.input_ids.to(embeddings.device), mask.to(embeddings.device)
         self.positions = count_positions(mask)  # (N, W) of what is cached; first real token: P
         self.tree = BeamTree(mask)
@@ -56,7 +57,7 @@ class CausalSteps:
         width, cached = self.input_ids.shape[1], self.positions.shape[1]
         column = torch.arange(cached, device=self.input_ids.device)
         token = column[cached - width :].unsqueeze(1)  # the columns of the tokens themselves, (T, 1)
-        # padding sees itself, so that no row is left with nothing to look at
+        # padding attends to itself: a query without any key would give NaN
         seen = (self.tree.visible & (column <= token)) | (column == token)  # (N, T, W)
         return self.head(self._forward(self.input_ids, seen)[:, -1])
 
@@ -83,8 +84,13 @@ class CausalSteps:
         ).last_hidden_state
 
 
+def decode(model: nn.Module, prompts: Sequence[Sequence[int]], rule: DecodingRule, **how: Any) -> list[Hypothesis]:
+    """The best hypothesis for every prompt, in the order given: see `decode_several`."""
+    return [hypotheses[0] for hypotheses in decode_several(model, prompts, rule, **how)]
+
+
 @torch.no_grad()
-def decode(
+def decode_several(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
     rule: DecodingRule,
@@ -92,35 +98,59 @@ def decode(
     layers: Sequence[tuple[Tensor, Tensor]] | None = None,
     past: Callable[[Sequence[int]], Past] | None = None,
     strategy: str = "beam",
+    count: int = 1,
     batch_size: int = 32,
     seed: int = 42,
     progress: bool = True,
-) -> list[Hypothesis]:
-    """The best hypothesis for every prompt, in the order given.
+) -> list[list[Hypothesis]]:
+    """The `count` best hypotheses for every prompt, or as many samples; in the order given.
 
-    `layers` is a prefix that all prompts share; `past` gives the prefixes of the prompts with the numbers it is asked
-    for, where each has its own. Batches are made of prompts of similar length; results do not depend on `batch_size`.
+    layers: the prefix that all prompts share. past: gives the prefixes of the prompts with the numbers it is called
+    with, where each has its own. Batches are made of prompts of similar length; results do not depend on `batch_size`.
     Raises ValueError for a prompt without tokens: there is nothing whose next token could be predicted.
     """
     if not all(map(len, prompts)):
         raise ValueError("a prompt needs at least one token")
-    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))  # longest first: memory trouble shows at once
-    results: list[Hypothesis | None] = [None] * len(prompts)
-    with tqdm(total=len(prompts), desc="decoding", unit=" sentences", disable=not progress, leave=False) as bar:
-        for start in range(0, len(order), batch_size):
-            members = order[start : start + batch_size]
+    repeats = 1 if strategy == "beam" else count  # samples are drawn one by one
+    numbered = [(n, repeat) for n in range(len(prompts)) for repeat in range(repeats)]
+    numbered.sort(key=lambda job: -len(prompts[job[0]]))  # longest first: memory trouble shows at once
+    results: list[list[Hypothesis]] = [[] for _ in prompts]
+    with tqdm(total=len(numbered), desc="decoding", unit=" sentences", disable=not progress, leave=False) as bar:
+        for start in range(0, len(numbered), batch_size):
+            jobs = numbered[start : start + batch_size]
+            members = [n for n, _ in jobs]
             batch = [prompts[n] for n in members]
-            own = past(members) if past else None
-            steps = CausalSteps(model, batch, own.layers, own.visible) if own else CausalSteps(model, batch, layers)
-            if strategy == "beam":
-                best = [hypotheses[0] for hypotheses in beam_search(steps, batch, rule)]
+            if past is None:
+                steps = CausalSteps(model, batch, layers)
             else:
-                seeds = [seed + n for n in members] if strategy == "nucleus" else None
-                best = sample(steps, batch, rule, seeds)
-            for n, hypothesis in zip(members, best, strict=True):
-                results[n] = hypothesis
-            bar.update(len(members))
+                own = past(members)
+                steps = CausalSteps(model, batch, own.layers, own.visible)
+            if strategy == "beam":
+                found = [hypotheses[:count] for hypotheses in beam_search(steps, batch, rule)]
+            else:
+                seeds = [seed + n * count + repeat for n, repeat in jobs] if strategy == "nucleus" else None
+                found = [[hypothesis] for hypothesis in sample(steps, batch, rule, seeds)]
+            for n, hypotheses in zip(members, found, strict=True):
+                results[n] += hypotheses
+            bar.update(len(jobs))
     return results
+
+
+def decoding_rule(settings: Decoding, tokenizer: Any) -> DecodingRule:
+    """The rule of the settings; raises UserError for values that no search can have."""
+    try:
+        return DecodingRule(
+            eos_token_id=tokenizer.eos_token_id,
+            max_new_tokens=settings.length,
+            num_beams=settings.num_beams,
+            length_penalty=settings.length_penalty,
+            length_normalization=settings.length_normalization,
+            banned_token_ids=newline_token_ids(tokenizer),
+            top_p=settings.top_p,
+            temperature=settings.temperature,
+        )
+    except ValueError as error:
+        raise UserError(f"decoding flags: {error}") from error
 
 
 def to_text(tokenizer, tokens: Sequence[int]) -> str:

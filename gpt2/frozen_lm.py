@@ -1,24 +1,52 @@
-"""What the frozen model gives by itself: keys and values of real inputs, positions, where its attention is.
+"""All that is asked of a bare transformers model: its shape, keys and values, positions, masks, attention modules.
 
-Legend: B batch, S inputs, Q queries, W keys of a row, H key/value heads, D head size.
+Legend: B batch, S inputs, Q queries, W keys of a row, L layers, H key/value heads, D head size, E embedding width.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
-from gpt2.prefix_config import PrefixConfig
 from prefixlib import attention
 from prefixlib.errors import UserError
 
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, S, D)
 
 
+def shape_of(config: PreTrainedConfig) -> dict[str, int]:
+    """n_layer L, n_head H (fewer than the queries' in grouped-query models), head_dim D, n_embd E."""
+    text = config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    return {
+        "n_layer": text.num_hidden_layers,
+        "n_head": getattr(text, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+        "n_embd": getattr(text, "word_embed_proj_dim", None) or text.hidden_size,  # OPT's can be narrower
+    }
+
+
+def attention_window(config: PreTrainedConfig) -> int | None:
+    """How far back the attention of a sliding-window model reaches, in tokens; None where it reaches everything."""
+    text = config.get_text_config(decoder=True)
+    if "local" in (getattr(text, "attention_layers", None) or ()):  # GPT-Neo
+        return text.window_size
+    everywhere = "sliding_attention" not in (getattr(text, "layer_types", None) or ["sliding_attention"])
+    return None if everywhere else getattr(text, "sliding_window", None)
+
+
+def max_positions(config: PreTrainedConfig) -> int:
+    """The number of positions (P + T must not exceed it): those that every token can look back on."""
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is None:
+        raise UserError(f"a {config.model_type} model does not say how many positions it has: it is not supported")
+    return min(limit, attention_window(config) or limit)
+
+
 def count_positions(visible: Tensor) -> Tensor:
-    """Positions (B, S) of what is visible, bool (B, S), numbered by row: padding and neighbours shift nothing."""
+    """Positions (B, S) of what is visible, bool (B, S), counted in each row: padding and other rows shift nothing."""
     return (visible.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
@@ -72,15 +100,16 @@ def check_rows(base: nn.Module) -> None:
         raise refusal
 
 
-def key_values(
-    base: nn.Module, visible: Tensor | None = None, positions: Callable[[Tensor], Tensor] = count_positions, **inputs
-) -> Layers:
-    """The keys and values (B, H, S, D) that the model itself gives S inputs: `input_ids` or `inputs_embeds`."""
+def key_values(base: nn.Module, visible: Tensor | None = None, **inputs: Tensor) -> Layers:
+    """The keys and values (B, H, S, D) that the model itself gives S inputs: `input_ids` or `inputs_embeds`.
+
+    visible: bool (B, S), False at padding, which takes no position; None if there is none.
+    """
     if visible is None:
         first = next(iter(inputs.values()))
         inputs["position_ids"] = torch.arange(first.shape[1], device=first.device).unsqueeze(0)
     else:
-        inputs.update(attention_mask=visible, position_ids=positions(visible))
+        inputs.update(attention_mask=visible, position_ids=count_positions(visible))
     if base.training and attention.is_checkpointed(base):  # checkpointed layers take no cache
         modules = attention_modules(base)
         with attention.record_key_values(modules) as seen:
@@ -99,8 +128,9 @@ def attention_modules(base: nn.Module) -> list[nn.Module]:
     return [found[layer] for layer in sorted(found)]
 
 
-def check_shape(base: nn.Module, config: PrefixConfig) -> None:
-    """Raise UserError unless every layer of the base model keeps keys and values of H heads of size D each."""
+def check_takes_prefix(base: nn.Module) -> None:
+    """Raise UserError unless every layer of the base model keeps keys and values of the same H heads of size D."""
+    shape = shape_of(base.config)
     token = torch.zeros(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
     try:
         with torch.no_grad(), evaluating(base):
@@ -109,9 +139,9 @@ def check_shape(base: nn.Module, config: PrefixConfig) -> None:
             plain = torch.allclose(base.get_output_embeddings()(hidden), base(input_ids=token).logits, atol=1e-3)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"a {base.config.model_type} model takes no prefix of keys and values ({error})") from error
-    if not plain:  # what training and decoding here take for logits
+    if not plain:  # training and decoding take head(hidden) for the logits
         raise UserError(f"a {base.config.model_type} model is not supported: it caps or scales what its head gives")
-    if found != {(1, config.n_head, 1, config.head_dim)}:
+    if found != {(1, shape["n_head"], 1, shape["head_dim"])}:
         raise UserError(
             f"a {base.config.model_type} model takes no prefix: its layers' keys and values differ, {found}"
         )

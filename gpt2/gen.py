@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import DEMO_DATA, Parser, add_yes_no, as_flags, child_command, refuse_together, run
-from prefixlib.readers import MODES
+from prefixlib.launch import DEMO_DATA, as_words, child_command, run
+from prefixlib.settings import Parser, refuse_together
+from prefixlib.tasks import GPT2_MODES
 
 TREE = Path(__file__).resolve().parent
 
@@ -20,12 +21,12 @@ def make_parser() -> Parser:
         description=__doc__.split("\n")[0],
         epilog="Any further flag goes to run_generation.py: --batch_size, --num_beams, --strategy, ...",
     )
-    parser.add_argument("mode", choices=tuple(MODES), help="the task the checkpoint was trained for")
+    parser.add_argument("mode", choices=GPT2_MODES, help="the task the checkpoint was trained for")
     parser.add_argument("control", choices=("yes",), help="always yes, as in the original")
     parser.add_argument("split", choices=("valid", "test"), help="which file of the data set to decode")
     parser.add_argument("checkpoint", help="prefix checkpoint or fine-tuned model folder")
     parser.add_argument("submit", choices=("no",), nargs="?", default="no", help="always no: runs here")
-    add_yes_no(parser, "--demo", "no", "decode the bundled data")
+    parser.add_argument("--demo", choices=("yes", "no"), default="no", help="decode the bundled data")
     parser.add_argument("--dry_run", action="store_true", help="print the command line and stop")
     return parser
 
@@ -47,7 +48,7 @@ def build_command(args: argparse.Namespace, rest: list[str]) -> list[str]:
     flags = {"mode": args.mode, "split": args.split, "checkpoint": args.checkpoint}
     if args.demo == "yes":
         flags["data_dir"] = DEMO_DATA
-    return child_command(TREE / "run_generation.py", as_flags(flags) + rest)
+    return child_command(TREE / "run_generation.py", as_words(flags) + rest)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,6 @@
 python gpt2/run_generation.py --mode webnlg --split valid --checkpoint gpt2/webnlg_models/NAME
 """
 
-import argparse
 import logging
 import sys
 import time
@@ -14,149 +13,86 @@ from typing import Any
 
 import torch
 
-from gpt2 import decoding
-from gpt2.dataset import Encoded, encode, encode_inputs, truncate
-from gpt2.generator import Generator, load_generator
-from gpt2.tasks import DECODING, label_groups, read_openings
-from prefixlib import checkpoint, files, metrics, record
-from prefixlib.beam_search import DecodingRule
+from gpt2 import decoding, model
+from gpt2.dataset import Encoded, encode, encode_inputs
+from gpt2.flags import Decoding
+from prefixlib import checkpoint, files, metrics, original, record
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser, add_yes_no, refuse_together
 from prefixlib.metrics.distinct import distinct
-from prefixlib.readers import MODES, Group, data_file, prompt_text, read_groups
+from prefixlib.readers import Group
+from prefixlib.settings import Parser
+from prefixlib.tasks import (
+    GPT2_MODES,
+    data_file,
+    find_task,
+    prompt_text,
+    read_groups,
+    read_label_groups,
+    read_openings,
+)
 
 logger = logging.getLogger("gpt2.run_generation")
 
 
-def add_flags(parser: Parser) -> None:
-    """The decoding flags that gen.py passes on."""
-    group = parser.add_argument_group("decoding")
-    group.add_argument("--data_file", help="the file to decode (default: the mode's SPLIT file under --data_dir)")
-    group.add_argument("--data_dir", help="folder with e2e_data/, webnlg_challenge_2017/, dart/ (default: data/)")
-    group.add_argument("--output_dir", help="where the outputs go (default: into the checkpoint's folder)")
-    group.add_argument("--model_name_or_path", help="base model, where the checkpoint's own is not to be found")
-    group.add_argument("--cache_dir", help="where hub files are kept")
-    group.add_argument(
-        "--strategy",
-        choices=decoding.STRATEGIES,
-        help="how tokens are chosen (default: classify-* greedy; sentiment, topic, writingPrompts nucleus; else beam)",
-    )
-    group.add_argument(
-        "--samples", type=int, help="outputs per prompt, drawn one by one (default: sentiment, topic 3; else 1)"
-    )
-    group.add_argument(
-        "--openings", help="sentiment, topic: file of what texts begin with, one a line (default: PPLM's)"
-    )
-    group.add_argument("--num_beams", type=int, default=5, help="beams (strategy beam)")
-    group.add_argument("--length", type=int, default=100, help="most tokens to generate")
-    group.add_argument("--length_penalty", type=float, default=1.0, help="above 1 favours long outputs")
-    group.add_argument(
-        "--length_normalization",
-        default="prompt+output",
-        choices=("prompt+output", "output"),
-        help="what a beam's score is divided by: the original's rule, or that of transformers today",
-    )
-    group.add_argument("--top_p", type=float, default=0.8, help="probability mass kept (strategy nucleus)")
-    group.add_argument("--temperature", type=float, default=1.0, help="softens (above 1) or sharpens nucleus sampling")
-    group.add_argument("--seed", type=int, default=42, help="seed of nucleus sampling")
-    group.add_argument("--batch_size", type=int, default=32, help="sentences decoded together; changes speed only")
-    add_yes_no(group, "--bf16", "no", "the frozen model in bfloat16")
-    add_yes_no(group, "--disable_tqdm", "no", "no progress bar")
-
-
-def decoding_rule(args: argparse.Namespace, tokenizer) -> DecodingRule:
-    """The rule that the decoding flags ask for."""
-    try:
-        return DecodingRule(
-            eos_token_id=tokenizer.eos_token_id,
-            max_new_tokens=args.length,
-            num_beams=args.num_beams,
-            length_penalty=args.length_penalty,
-            length_normalization=args.length_normalization,
-            banned_token_ids=decoding.newline_token_ids(tokenizer),
-            top_p=args.top_p,
-            temperature=args.temperature,
-        )
-    except ValueError as error:
-        raise UserError(f"decoding flags: {error}") from error
-
-
 @dataclass(frozen=True)
 class Prompts:
-    """What is decoded: one prompt per group."""
+    """One prompt per group."""
 
     groups: list[Group]
     texts: list[str]
     inputs: list[Encoded]
     openings: list[list[int]]  # the prompt's last ids where they are the output's first words, else empty
-    cut: int  # prompts that had to give way
+    cut: int  # prompts that lost tokens
 
 
-def make_prompts(generator: Generator, mode: str, path: Path, args: argparse.Namespace) -> Prompts:
+def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompts:
     """The prompts for a data file: its inputs, or (sentiment, topic) its labels times the openings.
 
     An opening stands a space behind the separator. Raises UserError where prompt and output cannot both fit.
     """
-    tokenizer = generator.tokenizer
-    room = generator.prompt_room - args.length
-    if room < 2:
-        raise UserError(
-            f"--length {args.length}: the model has only {generator.prompt_room} positions for prompt and output"
-        )
-    openings = read_openings(Path(args.openings)) if args.openings else DECODING[mode].openings
-    groups = label_groups(mode, path, openings) if openings else read_groups(mode, path)
-    texts = [prompt_text(mode, generator.form.source_text(group.source), tokenizer.eos_token) for group in groups]
-    whole = encode_inputs(mode, groups, tokenizer, generator.form, generator.source_limit)
-    if openings:
-        beginnings = [f" {opening}" for opening in openings] * (len(groups) // len(openings))
-        begun = encode(tokenizer, beginnings)
-        texts = [text + beginning for text, beginning in zip(texts, beginnings, strict=True)]
-        whole = [replace(both[0], prompt=both[0].prompt + both[1]) for both in zip(whole, begun, strict=True)]
-        longest = max(range(len(whole)), key=lambda n: len(whole[n]))
-        if len(whole[longest]) > room:
-            raise UserError(f"the prompt {texts[longest]!r} has {len(whole[longest])} tokens; there is room for {room}")
-        return Prompts(groups, texts, whole, begun, cut=0)
-    inputs = [truncate(example, room) for example in whole]
-    cut = sum(len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
-    if cut:
-        logger.warning("%d of %d sources cut to %d tokens to leave room for the output", cut, len(inputs), room)
-    return Prompts(groups, texts, inputs, [[]] * len(inputs), cut)
+    mode, tokenizer = trained.task["mode"], trained.tokenizer
+    openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
+    groups = read_label_groups(mode, path, openings) if openings else read_groups(mode, path)
+    texts = [prompt_text(mode, trained.format.source_text(group.source), tokenizer.eos_token) for group in groups]
+    whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
+    if not openings:
+        inputs = trained.fit(whole, settings)
+        cut = sum(len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
+        return Prompts(groups, texts, inputs, [[]] * len(inputs), cut)
+    beginnings = [f" {opening}" for opening in openings] * (len(groups) // len(openings))
+    begun = encode(tokenizer, beginnings)
+    texts = [text + beginning for text, beginning in zip(texts, beginnings, strict=True)]
+    inputs = [replace(example, prompt=example.prompt + ids) for example, ids in zip(whole, begun, strict=True)]
+    longest, limit = max(range(len(inputs)), key=lambda n: len(inputs[n])), trained.text_positions - settings.length
+    if len(inputs[longest]) > limit:
+        raise UserError(f"the prompt {texts[longest]!r} has {len(inputs[longest])} tokens; there is room for {limit}")
+    return Prompts(groups, texts, inputs, begun, cut=0)
 
 
-def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: argparse.Namespace) -> dict[str, Any]:
+def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding) -> dict[str, Any]:
     """Decode every prompt of `path`; write STEM_{STRATEGY,gold,src}; return scores and counts.
 
     `stem` is OUTPUT_DIR/NAME_SPLIT. The files are in the data file's order: see `write_outputs`.
     """
-    strategy, samples = choose_strategy(mode, args)
-    tokenizer, prompts = generator.tokenizer, make_prompts(generator, mode, path, args)
-    inputs = [example for example in prompts.inputs for _ in range(samples)]
+    mode = trained.task["mode"]
+    strategy, samples = settings.strategy_for(mode)
+    prompts = make_prompts(trained, path, settings)
     started = time.perf_counter()
-    hypotheses = decoding.decode(
-        generator.model,
-        [example.prompt for example in inputs],
-        decoding_rule(args, tokenizer),
-        layers=generator.layers,
-        past=(lambda members: generator.past([inputs[n] for n in members])) if generator.prefix else None,
-        strategy=strategy,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        progress=args.disable_tqdm == "no",
-    )
+    found = trained.decode(prompts.inputs, settings, samples)
     seconds = time.perf_counter() - started
-    openings = [ids for ids in prompts.openings for _ in range(samples)]
     outputs = [
-        decoding.to_text(tokenizer, opening + hypothesis.tokens)
-        for opening, hypothesis in zip(openings, hypotheses, strict=True)
+        decoding.to_text(trained.tokenizer, opening + hypothesis.tokens)
+        for opening, hypotheses in zip(prompts.openings, found, strict=True)
+        for hypothesis in hypotheses
     ]
-    write_outputs(stem, strategy, outputs, prompts, one_reference=not MODES[mode].grouped)
+    write_outputs(stem, strategy, outputs, prompts, one_reference=not find_task(mode).grouped)
     logger.info(
         "%d sentences in %.1f s (%.1f/s) -> %s_%s", len(outputs), seconds, len(outputs) / seconds, stem, strategy
     )
-    if DECODING[mode].open_ended:
+    if find_task(mode).metrics:
+        scores = score_groups(mode, outputs[::samples], prompts.groups, trained.task.get("categories", ()))
+    else:  # no reference is the right answer: outputs are described, not scored
         scores = distinct(outputs)
-    else:
-        scores = score_groups(mode, outputs[::samples], prompts.groups, generator.seen_categories)
     return {
         "data_file": str(path),
         "strategy": strategy,
@@ -168,29 +104,6 @@ def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: a
     }
 
 
-def choose_strategy(mode: str, args: argparse.Namespace) -> tuple[str, int]:
-    """The strategy and the samples per prompt that the flags, else the task's row, ask for.
-
-    Raises UserError for flags that the strategy would not heed.
-    """
-    strategy = args.strategy or DECODING[mode].strategy
-    samples = args.samples or (DECODING[mode].samples if strategy == "nucleus" else 1)
-    if args.samples is not None and args.samples < 1:
-        raise UserError(f"--samples {args.samples}: at least 1")
-    if samples > 1 and strategy != "nucleus":
-        refuse_together(f"--strategy {strategy}", f"--samples {samples}", "every sample would be the same")
-    if args.openings and not DECODING[mode].openings:
-        refuse_together(f"--mode {mode}", "--openings", "its texts are not begun for it")
-    blank = make_parser()
-    for name, heeds in (
-        *((name, "nucleus") for name in ("top_p", "temperature")),
-        *((name, "beam") for name in ("num_beams", "length_penalty", "length_normalization")),
-    ):
-        if strategy != heeds and getattr(args, name) != blank.get_default(name):
-            refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {heeds}")
-    return strategy, samples
-
-
 def write_outputs(stem: Path, strategy: str, outputs: Sequence[str], prompts: Prompts, one_reference: bool) -> None:
     """The output files, named as the original named them; line breaks inside a text become spaces.
 
@@ -198,11 +111,11 @@ def write_outputs(stem: Path, strategy: str, outputs: Sequence[str], prompts: Pr
     blank line after each source; labels: one per line and nothing else; none where texts have no references to have
     (sentiment, topic). STEM_src: one prompt per line.
     """
-    after = "" if one_reference else "\n"
-    gold = "".join("".join(f"{_line(text)}\n" for text in group.references) + after for group in prompts.groups)
+    end = "" if one_reference else "\n"
+    gold = ["".join(f"{_line(text)}\n" for text in group.references) + end for group in prompts.groups]
     kinds = {
         strategy: "".join(f"{output}\n" for output in outputs),
-        "gold": gold,
+        "gold": "".join(gold),
         "src": "".join(f"{_line(text)}\n" for text in prompts.texts),
     }
     if any(prompts.openings):
@@ -224,7 +137,7 @@ def score_groups(
         return {}
     categories = [group.category for _, group in pairs] if any(group.category for _, group in pairs) else None
     return metrics.score_task(
-        mode,
+        find_task(mode).metrics,
         [output for output, _ in pairs],
         [list(group.references) for _, group in pairs],
         categories=categories,
@@ -234,31 +147,43 @@ def score_groups(
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mode", required=True, choices=tuple(MODES), help="the task the checkpoint was trained for")
+    parser.add_argument("--mode", required=True, choices=GPT2_MODES, help="the task the checkpoint was trained for")
     parser.add_argument("--split", required=True, choices=("valid", "test"), help="which file of the data set")
     parser.add_argument("--checkpoint", required=True, help="prefix checkpoint or fine-tuned model folder")
-    add_flags(parser)
+    Decoding.add_to(parser)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
-    choose_strategy(args.mode, args)  # raises what it has against the flags before a model is loaded
+    settings, mode, split = Decoding.from_args(args), args.mode, args.split
+    settings.strategy_for(mode)  # raises its objections before a model is loaded
     record.set_up_logging()
     directory = Path(args.checkpoint).expanduser().resolve()  # resolved: a trailing slash changes no name
-    if not args.output_dir and checkpoint.is_plain_model(directory):
+    if not settings.output_dir and is_plain_model(directory):
         raise UserError(f"{directory} is a model, not the folder of a run: say with --output_dir where the outputs go")
-    out = Path(args.output_dir).expanduser().resolve() if args.output_dir else directory
-    path = Path(args.data_file) if args.data_file else data_file(args.mode, args.split, args.data_dir)
+    out = Path(settings.output_dir).expanduser().resolve() if settings.output_dir else directory
+    path = Path(settings.data_file) if settings.data_file else data_file(mode, split, settings.data_dir)
     if not path.is_file():
-        read_groups(args.mode, path)  # raises the reader's own message before a model is loaded
-    dtype = torch.bfloat16 if args.bf16 == "yes" else torch.float32
-    generator = load_generator(directory, args.mode, args.model_name_or_path, args.cache_dir, dtype)
-    result = decode_file(generator, args.mode, path, out / f"{directory.name}_{args.split}", args)
+        read_groups(mode, path)  # raises the reader's own message before a model is loaded
+    trained = model.load(
+        directory,
+        mode=mode,
+        model_name_or_path=settings.model_name_or_path,
+        cache_dir=settings.cache_dir,
+        dtype=torch.bfloat16 if settings.bf16 else torch.float32,
+    )
+    result = decode_file(trained, path, out / f"{directory.name}_{split}", settings)
     known = record.read_results(out).get("decoding", {})
-    record.update_results(out, {"decoding": {**known, args.split: result}})
-    print_scores(args.split, result["scores"])
+    record.update_results(out, {"decoding": {**known, split: result}})
+    print_scores(split, result["scores"])
     return 0
+
+
+def is_plain_model(directory: Path) -> bool:
+    """True for a model folder that no run here or of the original code wrote."""
+    holds_model = (directory / "config.json").is_file()
+    return holds_model and not original.is_prefix(directory) and not checkpoint.load_task(directory)
 
 
 def print_scores(split: str, scores: dict[str, float | None]) -> None:

@@ -1,142 +1,131 @@
-"""Entry of table-to-text training: data, model, trainer, then decoding and scores. train_e2e.py fills in the flags.
+"""Entry of table-to-text training: flags -> settings -> model, data, loop, decoding. train_e2e.py fills in the flags.
 
 python gpt2/run_language_modeling.py --mode webnlg --model_name_or_path gpt2-medium --output_dir runs/webnlg
 """
 
-import argparse
 import functools
 import logging
 import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from gpt2 import flags, run_generation
-from gpt2.dataset import Format, TableToTextDataset, collate
-from gpt2.distillation import Distillation, load_teacher
-from gpt2.generator import Generator
-from gpt2.prefix_config import PrefixConfig, max_positions
-from gpt2.train_control import PrefixLM
-from gpt2.trainer_prefix import PrefixTrainer
-from gpt2.tuning import base_record, check_same_prefix, load_base, load_weights, make_model, save_model
+from gpt2 import model, run_generation
+from gpt2.dataset import TableToTextDataset, collate
+from gpt2.flags import Decoding, Settings
+from gpt2.train_control import PrefixConfig
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, load_teacher
 from prefixlib import checkpoint, files, record
-from prefixlib.base_model import load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser, tuning_settings
-from prefixlib.readers import data_file, read_records
+from prefixlib.settings import Parser
+from prefixlib.tasks import data_file, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
 
-# Settings that shape the weights: a resumed run must repeat them, so they stand in the checkpoint.
-TRAINING_SETTINGS = (
-    *(
-        "mode",
-        "tuning_mode",
-        "objective_mode",
-        "use_dropout",
-        "bsz",
-        "gradient_accumulation_steps",
-        "epoch",
-        "max_steps",
-    ),
-    *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dropout", "seed", "bf16", "fp16"),
-    *("max_source_length", "train_max_target_length", "val_max_target_length"),
-    *("distill", "finetuned_model_path", "matching_objective", "matching_positions", "use_custom_teacher_dropout"),
-)
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves."""
+
+    model: model.Model  # with its last weights, in eval mode
+    scores: dict[str, dict[str, float | None]]  # split -> name -> value; empty with skip_decode
+    history: list[dict[str, Any]]  # the loop's log: step, loss or eval_loss, ...
+    output_dir: Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    rank = int(os.environ.get("RANK", "0"))
-    record.set_up_logging(verbose=rank == 0)
-    output = Path(args.output_dir).expanduser().resolve()
-    resume_from = find_resume(args, output)
-    paths = {split: find_file(args, split) for split in ("train", "valid", "test")}
-    record.seed_everything(args.seed)
-    name = resolve_model_name(args.model_name_or_path)
-    tokenizer = load_tokenizer(name, revision=args.model_revision, cache_dir=args.cache_dir)
-    records = {split: read_records(args.mode, paths[split]) for split in ("train", "valid")}
-    base = load_base(name, args)
-    task = training_settings(args)
-    task["categories"] = sorted({row.category for row in records["train"]} - {""})
-    if args.tuning_mode == "finetune":
-        task["lowdata_token"] = args.lowdata_token if args.use_lowdata_token == "yes" else ""
-    model = make_model(args, base, tokenizer, resuming=resume_from is not None)
-    room = max_positions(base.config) - (model.prefix.config.preseqlen if isinstance(model, PrefixLM) else 0)
-    form = model.prefix.config.form if isinstance(model, PrefixLM) else Format(word=task.get("lowdata_token", ""))
-    distillation = make_distillation(args, model, room)
-    limits = {"train": args.train_max_target_length, "valid": args.val_max_target_length}
-    datasets = {
-        split: TableToTextDataset(args.mode, rows, tokenizer, room, form, args.max_source_length, limits[split])
-        for split, rows in records.items()
-    }
-    save = functools.partial(
-        save_model, model=model, tokenizer=tokenizer, base=base_record(name, base, args), task=task
-    )
-    trainer = make_trainer(args, output, model, tokenizer, datasets, save, distillation)
-    training = train(args, trainer, model, resume_from, output)
-    training["examples"] = len(datasets["train"])
-    training["tokens_cut"] = datasets["train"].tokens_cut
-    if rank != 0:
-        return 0
-    run = {
-        "command": shlex.join(sys.argv),
-        **task,
-        "base_model": name,
-        "device": record.device_name(),
-        **record.versions(),
-    }
-    record.update_results(output, {"run": run, "training": training})
-    if args.skip_decode == "no":
-        decode_splits(args, model, tokenizer, task, output, paths, save)
+    record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
+    train(parse(argv))
     return 0
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> Settings:
+    """The command line as checked settings."""
     parser = Parser(description=__doc__.split("\n")[0])
-    flags.add_all(parser)
-    parser.add_argument("--output_dir", required=True, help="where checkpoints, logs, curves and results go")
-    args = parser.parse_args(argv)
-    flags.check(args)
-    flags.fill_limits(args)
-    if args.finetuned_model_path:  # resolved: it stands in the checkpoint, and a resumed run must name the same one
-        args.finetuned_model_path = str(Path(args.finetuned_model_path).expanduser().resolve())
-    if not args.model_name_or_path:
-        raise UserError("--model_name_or_path is missing (train_e2e.py fills it in)")
-    record.check_machine(fp16=args.fp16 == "yes")
-    return args
+    Settings.add_to(parser)
+    settings = Settings.from_args(parser.parse_args(argv))
+    settings.check()
+    return settings
 
 
-def training_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What shapes the weights of this run, under the flags' names."""
-    settings = {key: getattr(args, key) for key in TRAINING_SETTINGS if getattr(args, key) is not None}
-    return settings | tuning_settings(args)
+def train(settings: Settings) -> TrainResult:
+    """Train as train_e2e.py does, decode and score the dev and test files, and leave it all in settings.output_dir.
+
+    Raises UserError for settings that contradict each other, bad data, and an output folder that holds an earlier run.
+
+    >>> result = train(Settings(mode="webnlg", output_dir="runs/webnlg", epoch=5))  # doctest: +SKIP
+    >>> result.scores["test"]["BLEU all"]  # doctest: +SKIP
+    """
+    settings.check()
+    record.check_machine(fp16=settings.fp16)
+    if not settings.output_dir:
+        raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
+    output = Path(settings.output_dir).expanduser().resolve()
+    resume_from = find_resume(settings, output)
+    paths = {split: find_file(settings, split) for split in ("train", "valid", "test")}
+    record.seed_everything(settings.seed)
+    records = {split: read_records(settings.mode, paths[split]) for split in ("train", "valid")}
+    task = settings.training_settings()
+    task["categories"] = sorted({row.category for row in records["train"]} - {""})
+    if settings.tuning_mode == "finetune":
+        task["lowdata_token"] = settings.source_word()
+    trained = model.new(settings, resuming=resume_from is not None, task=task)
+    lengths = settings.lengths()
+    datasets = {
+        split: TableToTextDataset(
+            settings.mode,
+            rows,
+            trained.tokenizer,
+            trained.text_positions,
+            trained.format,
+            source_limit=lengths["max_source_length"],
+            target_limit=lengths["train_max_target_length" if split == "train" else "val_max_target_length"],
+        )
+        for split, rows in records.items()
+    }
+    trainer = make_trainer(settings, output, trained, datasets)
+    training = run_training(settings, trainer, trained, resume_from, output)
+    trained.lm.eval()
+    scores = {}
+    if trainer.is_world_process_zero():
+        run = {
+            "command": shlex.join(sys.argv),
+            **task,
+            "base_model": trained.base_record["name"],
+            "device": record.device_name(),
+            **record.versions(),
+        }
+        record.update_results(output, {"run": run, "training": training})
+        if not settings.skip_decode:
+            scores = decode_splits(settings, trained, output, paths)
+    return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
-def find_file(args: argparse.Namespace, split: str) -> Path | None:
-    """The data file of a split: the flag's, or the mode's own; None for a test set that is not there."""
-    given = {"train": args.train_file, "valid": args.eval_file, "test": args.test_file}[split]
+def find_file(settings: Settings, split: str) -> Path | None:
+    """The data file of a split: the flag's, or the task's own; None for a test set that is not there."""
+    given = {"train": settings.train_file, "valid": settings.eval_file, "test": settings.test_file}[split]
     if given:
         return Path(given).expanduser().resolve()
-    if split == "test" and args.train_file:
+    if split == "test" and settings.train_file:
         return None  # the standard test set does not belong to one's own training file
-    path = data_file(args.mode, split, args.data_dir)
+    path = data_file(settings.mode, split, settings.data_dir)
     return path if split != "test" or path.is_file() else None
 
 
-def find_resume(args: argparse.Namespace, output: Path) -> Path | None:
+def find_resume(settings: Settings, output: Path) -> Path | None:
     """The checkpoint to go on from, if any. Raises UserError where a result would be overwritten or does not fit."""
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
-    if args.resume == "no":
+    if not settings.resume:
         finished = [name for name in (checkpoint.CONFIG, "model.safetensors") if (output / name).exists()]
-        if (last or finished) and args.overwrite_output_dir == "no":
+        if (last or finished) and not settings.overwrite_output_dir:
             raise UserError(
                 f"{output} holds an earlier run: --resume yes goes on with it, --overwrite_output_dir yes replaces it, "
                 "--notes or --output_dir keep both"
@@ -145,82 +134,87 @@ def find_resume(args: argparse.Namespace, output: Path) -> Path | None:
     if last is None:
         logger.info("nothing to resume in %s: starting from the beginning", output)
         return None
+    given = settings.training_settings()
     if checkpoint.is_checkpoint(last):
         saved = checkpoint.read_config(last)
-        settings, given = saved["task"], {}
-        check_same_prefix(args, PrefixConfig.from_saved(saved["prefix"], last), last)
+        task = saved["task"]
+        model.check_same_prefix(settings, PrefixConfig.from_saved(saved["prefix"], last), last)
     else:
-        settings = checkpoint.load_task(last)
-        given = {"lowdata_token": args.lowdata_token if args.use_lowdata_token == "yes" else ""}
-    checkpoint.check_agrees({**training_settings(args), **given}, settings, last)
+        task = checkpoint.load_task(last)
+        given["lowdata_token"] = settings.source_word()
+    checkpoint.check_agrees(given, task, last)
     return Path(last)
 
 
-def make_distillation(args: argparse.Namespace, model: nn.Module, room: int) -> Distillation | None:
+def make_distillation(settings: Settings, trained: model.Model) -> Distillation | None:
     """The teacher of --distill yes, in the precision of the frozen base; None without."""
-    if args.distill == "no":
+    if not settings.distill:
         return None
-    dtype = model.base.get_input_embeddings().weight.dtype
-    teacher = load_teacher(Path(args.finetuned_model_path), args.mode, model.base, room, dtype)
-    return Distillation(teacher, args.matching_objective, args.matching_positions)
+    dtype = trained.base.get_input_embeddings().weight.dtype
+    directory = Path(trained.task["finetuned_model_path"])
+    teacher = load_teacher(directory, settings.mode, trained.base, trained.text_positions, dtype)
+    return Distillation(teacher, settings.matching_objective, settings.matching_positions)
 
 
 def make_trainer(
-    args, output: Path, model: nn.Module, tokenizer, datasets, save, distillation: Distillation | None
+    settings: Settings, output: Path, trained: model.Model, datasets: Mapping[str, TableToTextDataset]
 ) -> PrefixTrainer:
     """transformers.Trainer with the original's optimisation: AdamW, linear decay without warm-up, clip 1.0."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "runs"))
-    settings = TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=args.bsz // processes,
-        per_device_eval_batch_size=args.bsz // processes,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        num_train_epochs=args.epoch,
-        max_steps=args.max_steps,
-        learning_rate=args.learning_rate,
-        warmup_steps=args.warmup_steps,
+        per_device_train_batch_size=settings.bsz // processes,
+        per_device_eval_batch_size=settings.bsz // processes,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        num_train_epochs=settings.epoch,
+        max_steps=settings.max_steps,
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
         lr_scheduler_type="linear",
-        weight_decay=args.weight_decay,
-        max_grad_norm=args.max_grad_norm,
-        seed=args.seed,
-        bf16=args.bf16 == "yes",
-        fp16=args.fp16 == "yes",
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        fp16=settings.fp16,
         use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps" if args.eval_steps else "epoch",
-        eval_steps=args.eval_steps or None,
-        save_strategy="steps" if args.save_steps else "epoch",
-        save_steps=args.save_steps or 500,
+        eval_strategy="steps" if settings.eval_steps else "epoch",
+        eval_steps=settings.eval_steps or None,
+        save_strategy="steps" if settings.save_steps else "epoch",
+        save_steps=settings.save_steps or 500,
         save_total_limit=1,
-        logging_steps=args.logging_steps,
+        logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,  # a loss that is no number must be seen
         include_num_input_tokens_seen="non_padding",
         prediction_loss_only=True,
         remove_unused_columns=False,
-        disable_tqdm=args.disable_tqdm == "yes" or (processes > 1 and os.environ["RANK"] != "0"),
+        disable_tqdm=settings.disable_tqdm or (processes > 1 and os.environ["RANK"] != "0"),
         report_to="tensorboard",
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    settings._n_gpu = min(settings.n_gpu, 1)  # several GPUs are used through --num_processes, never by DataParallel
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are used through --num_processes, never by DataParallel
+    separator = trained.tokenizer.eos_token_id
     return PrefixTrainer(
-        model=model,
-        args=settings,
+        model=trained.lm,
+        args=arguments,
         train_dataset=datasets["train"],
         eval_dataset=datasets["valid"],
-        data_collator=functools.partial(collate, pad_token_id=tokenizer.eos_token_id),
-        objective_mode=args.objective_mode,
-        separator_id=tokenizer.eos_token_id,
-        save_model_to=save,
-        load_model_from=functools.partial(load_weights, model=model),
-        keep_best=args.keep_best == "yes",
-        distillation=distillation,
+        data_collator=functools.partial(collate, pad_token_id=separator),
+        objective_mode=settings.objective_mode if settings.has_prefix else 0,  # fine-tuning takes the token mean
+        separator_id=separator,
+        save_model_to=trained.save,
+        load_model_from=trained.load_weights,
+        keep_best=settings.keep_best,
+        distillation=make_distillation(settings, trained),
     )
 
 
-def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | None, output: Path) -> dict[str, Any]:
-    """Run the training, save the final model into `output`, and return the numbers worth keeping."""
-    if resume_from is None and args.overwrite_output_dir == "yes" and trainer.is_world_process_zero():
+def run_training(
+    settings: Settings, trainer: PrefixTrainer, trained: model.Model, resume_from: Path | None, output: Path
+) -> dict[str, Any]:
+    """Run the loop, save the final model into `output`, and return the `training` entry of results.json."""
+    if resume_from is None and settings.overwrite_output_dir and trainer.is_world_process_zero():
         outputs = (f"{output.name}_{split}_*" for split in ("valid", "test"))
         own = ("checkpoint-*", "config.json", "model*.safetensors*", "trainer_state.json", "runs", *outputs)
         files.clear_run(output, (*checkpoint.RUN_FILES, *own))
@@ -231,9 +225,9 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
         )
         trainer.load_model_from(resume_from)
         trainer.state = ended
-        trained = record.read_results(output).get("training")
-        if trained is not None:
-            return trained
+        earlier = record.read_results(output).get("training")
+        if earlier is not None:
+            return earlier
         if not any(row["step"] == ended.global_step for row in ended.log_history if "eval_loss" in row):
             trainer.evaluate()
     started = time.perf_counter()
@@ -254,27 +248,18 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
         "dev": [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row],
     }
     if trainer.is_world_process_zero():
-        title = f"{args.mode}, {args.tuning_mode}"
+        title = f"{settings.mode}, {settings.tuning_mode}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
-    stored = 0
-    if isinstance(model, PrefixLM):  # what decoding needs; a prefix made of the source needs its network
-        prefix = model.prefix.stored(model.base) or model.prefix.state_dict()
-        stored = sum(tensor.numel() for tensor in prefix.values())
-    parameters = list(model.parameters())
-    whole = sum(p.numel() for p in (model.base if stored else model).parameters())
-    return {
-        "seconds": round(seconds, 2),
-        "steps": trainer.state.global_step,
-        "train_loss": outcome.training_loss if outcome else None,
-        "dev_loss": curves["dev"][-1][1] if curves["dev"] else None,
-        "first_train_loss": curves["train"][0][1] if curves["train"] else None,
-        "last_train_loss": curves["train"][-1][1] if curves["train"] else None,
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "base_parameters": whole if stored else None,
-        "stored_parameters": stored if args.tuning_mode == "prefixtune" else stored + whole,
-        "tokens_seen": trainer.state.num_input_tokens_seen,
-        "peak_memory_bytes": record.peak_memory_bytes(),
-    }
+    return record.training_results(
+        seconds=seconds,
+        steps=trainer.state.global_step,
+        examples=len(trainer.train_dataset),
+        curves=curves,
+        parameters=trained.count_parameters(),
+        train_loss=outcome.training_loss if outcome else None,
+        tokens_seen=trainer.state.num_input_tokens_seen,
+        tokens_cut=trainer.train_dataset.tokens_cut,
+    )
 
 
 def ended_run(resume_from: Path | None) -> TrainerState | None:
@@ -285,27 +270,23 @@ def ended_run(resume_from: Path | None) -> TrainerState | None:
     return state if state.global_step >= state.max_steps else None
 
 
-def decode_splits(args, model: nn.Module, tokenizer, task, output: Path, paths: dict[str, Path | None], save) -> None:
+def decode_splits(
+    settings: Settings, trained: model.Model, output: Path, paths: Mapping[str, Path | None]
+) -> dict[str, dict[str, float | None]]:
     """Decode and score valid and test, as the original does after training; scores go to results.json and the card."""
-    argv = ["--mode", args.mode, "--split", "valid", "--checkpoint", str(output)]
-    argv += ["--batch_size", str(args.batch_size), "--disable_tqdm", args.disable_tqdm]
-    decoding_args = run_generation.make_parser().parse_args(argv)
-    model.eval()
-    base = model.base if isinstance(model, PrefixLM) else model
-    prefix = model.prefix if isinstance(model, PrefixLM) else None
-    generator = Generator.of(base, tokenizer, prefix, task)
-    decoded = {}
+    decoding = Decoding(batch_size=settings.batch_size, disable_tqdm=settings.disable_tqdm)
+    decoded: dict[str, dict[str, Any]] = {}
     for split in ("valid", "test"):
         if paths[split] is None:
             logger.info("no test file: %s is not decoded", split)
             continue
         stem = output / f"{output.name}_{split}"
-        decoded[split] = run_generation.decode_file(generator, args.mode, paths[split], stem, decoding_args)
+        decoded[split] = run_generation.decode_file(trained, paths[split], stem, decoding)
         record.update_results(output, {"decoding": decoded})
         run_generation.print_scores(split, decoded[split]["scores"])
-    scores = {f"{split} {name}": value for split, result in decoded.items() for name, value in result["scores"].items()}
-    if isinstance(model, PrefixLM):
-        save(output, scores=scores)
+    scores = {split: result["scores"] for split, result in decoded.items()}
+    trained.save(output, scores={f"{split} {name}": v for split, row in scores.items() for name, v in row.items()})
+    return scores
 
 
 if __name__ == "__main__":

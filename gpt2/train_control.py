@@ -4,23 +4,74 @@ Legend: B batch, T tokens, S source tokens, P prefix length, L layers, H key/val
 word embeddings, M mid_dim.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from gpt2.dataset import IGNORED
-from gpt2.frozen_lm import Layers, attention_modules, count_positions, evaluating, key_values
-from gpt2.packing import pack, packed_mask
-from gpt2.prefix_config import PrefixConfig
-from prefixlib import attention
-from prefixlib.accumulation import OncePerStep
+from gpt2.frozen_lm import Layers, attention_window, evaluating, key_values, max_positions, shape_of
 from prefixlib.errors import UserError
-from prefixlib.head import token_nll
-from prefixlib.packing import Packed
 
 FAMILY = "decoder-only"
+
+
+@dataclass(frozen=True)
+class PrefixConfig:
+    """Everything needed to rebuild the prefix module: the method's settings, then the base model's shape."""
+
+    preseqlen: int  # P; 0 where the prefix is made of the source and has its length
+    mid_dim: int  # M
+    prefix_dropout: float
+    prefix_mode: str
+    format_mode: str
+    n_layer: int  # L
+    n_head: int  # H, heads of the keys and values (fewer than the queries' in grouped-query models)
+    head_dim: int  # D
+    n_embd: int  # E, the width of the prefix's input embeddings
+    # settings that came later have the values that earlier checkpoints mean
+    optim_prefix: bool = True  # a free prefix; False: made of the source's words
+    parametrize_emb: str = "MLP"
+    use_deep: bool = False  # three linear layers instead of two
+    init_shallow: bool = False  # the keys and values are the parameters: no MLP
+    init_text: str | None = None  # the text that the training started from
+
+    @classmethod
+    def for_model(cls, base: PreTrainedConfig, **settings: Any) -> "PrefixConfig":
+        """The settings with the shape read off the base model's configuration. Raises UserError if P does not fit."""
+        config = cls(**shape_of(base), **settings)
+        limit = max_positions(base)
+        if config.optim_prefix and not 1 <= config.preseqlen <= limit - 2:
+            raise UserError(f"--preseqlen {config.preseqlen}: the model has {limit} positions; take 1 to {limit - 2}")
+        if config.needs_source and attention_window(base):
+            raise UserError(
+                f"a prefix that depends on the source (--optim_prefix no, --format_mode infix) does not fit a "
+                f"{base.model_type} model, whose attention reaches only {attention_window(base)} tokens back"
+            )
+        return config
+
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any], directory) -> "PrefixConfig":
+        """The settings as a checkpoint holds them. Raises UserError if they are not this version's."""
+        try:
+            return cls(**saved)
+        except TypeError as error:
+            raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def width(self) -> int:
+        """2*L*H*D: a key and a value per layer."""
+        return 2 * self.n_layer * self.n_head * self.head_dim
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether every row of a batch has a prefix of its own."""
+        return not self.optim_prefix or self.format_mode == "infix"
 
 
 @dataclass(frozen=True)
@@ -53,7 +104,6 @@ class PrefixTuning(nn.Module):
             self.wte = nn.Embedding(config.preseqlen, config.n_embd)
             self.control_trans = reparametrisation(config, config.width)
         self.dropout = nn.Dropout(config.prefix_dropout)
-        self.once_per_step: OncePerStep | None = None  # set by a trainer that accumulates gradients
 
     def flat(self) -> Tensor:
         """The prefix before it is cut into layers, (P, 2*L*H*D); the network runs on P rows only."""
@@ -61,14 +111,14 @@ class PrefixTuning(nn.Module):
 
     def forward(self, batch_size: int) -> Layers:
         """Keys and values per layer, each (B, H, P, D). Dropout is drawn for every row of the batch on its own."""
-        once = self.once_per_step
-        flat = once(lambda: {"prefix": self.flat()})["prefix"] if once is not None else self.flat()
-        return split_layers(flat, self.config, batch_size, self.dropout)
+        return split_layers(self.flat(), self.config, batch_size, self.dropout)
 
-    def past(self, base: nn.Module, batch_size: int, source: Tensor | None = None, source_mask=None, positions=None):
-        """The `Past` of a batch of texts. Every kind of prefix has this method; most don't look at the source.
+    def past(
+        self, base: nn.Module, batch_size: int, source: Tensor | None = None, source_mask: Tensor | None = None
+    ) -> Past:
+        """The `Past` of a batch of texts. Every kind of prefix has this method; most do not use the source.
 
-        source: (B, S) token ids, right-padded; source_mask: (B, S), 0 at padding; positions: as `count_positions`.
+        source: (B, S) token ids, right-padded; source_mask: (B, S), 0 at padding.
         """
         return Past(self(batch_size))
 
@@ -86,11 +136,11 @@ class InfixTuning(PrefixTuning):
         super().__init__(config)
         self.wte2 = nn.Embedding(config.preseqlen, config.n_embd)
 
-    def past(self, base, batch_size, source=None, source_mask=None, positions=count_positions) -> Past:
+    def past(self, base, batch_size, source=None, source_mask=None) -> Past:
         words = base.get_input_embeddings()(source)  # (B, S, E)
         inputs = torch.cat([words, self.wte2.weight.to(words.dtype).expand(batch_size, -1, -1)], dim=1)
         visible = torch.cat([source_mask.bool(), source_mask.new_ones(batch_size, len(self.wte2.weight)).bool()], dim=1)
-        own = key_values(base, visible, positions, inputs_embeds=inputs)  # (B, H, S+P, D)
+        own = key_values(base, visible, inputs_embeds=inputs)  # (B, H, S+P, D)
 
         def added(states: Tensor, trained: Tensor) -> Tensor:
             return states + nn.functional.pad(trained, (0, 0, source.shape[1], 0))  # nothing is added to the source's
@@ -110,7 +160,7 @@ class SourcePrefixTuning(nn.Module):
         self.control_trans = reparametrisation(config, config.width)
         self.dropout = nn.Dropout(config.prefix_dropout)
 
-    def past(self, base, batch_size, source=None, source_mask=None, positions=None) -> Past:
+    def past(self, base, batch_size, source=None, source_mask=None) -> Past:
         flat = self.control_trans(base.get_input_embeddings()(source).float())  # (B, S, 2*L*H*D)
         return Past(split_rows(flat, self.config, self.dropout), source_mask.bool())
 
@@ -133,7 +183,7 @@ class PrefixEmbTuning(nn.Module):
         """(P, E)."""
         return self.control_trans(self.wte.weight) if self.config.parametrize_emb == "MLP" else self.wte.weight
 
-    def past(self, base, batch_size, source=None, source_mask=None, positions=None) -> Past:
+    def past(self, base, batch_size, source=None, source_mask=None) -> Past:
         # one row serves for all, unless dropout, here or in the model, is drawn for every row on its own
         rows = batch_size if self.training and (self.config.prefix_dropout > 0 or base.training) else 1
         inputs = self.dropout(self.embeddings().expand(rows, -1, -1)).to(base.get_input_embeddings().weight.dtype)
@@ -179,120 +229,3 @@ def split_rows(flat: Tensor, config: PrefixConfig, dropout: nn.Module | None = N
 def join_layers(layers: Layers) -> Tensor:
     """The inverse of `split_layers`: L pairs (1, H, P, D) to (P, 2*L*H*D)."""
     return torch.cat([states for layer in layers for states in layer]).permute(2, 0, 1, 3).flatten(1)
-
-
-class PrefixLM(nn.Module):
-    """A frozen language model with a prefix in front: what the trainer moves and the decoder asks.
-
-    `train_base` puts the frozen model in train mode together with the prefix: for its dropout, or because
-    checkpointed layers recompute only there. The original's default is eval mode, without dropout.
-    `checkpointing` recomputes activations in the backward pass; a cache would not survive that, so the prefix then
-    enters inside the attention function. `freeze=False` leaves the model to be tuned together with the prefix.
-    """
-
-    def __init__(
-        self,
-        base: nn.Module,
-        prefix: nn.Module,
-        train_base: bool = False,
-        checkpointing: bool = False,
-        freeze: bool = True,
-    ):
-        super().__init__()
-        self.base = base
-        self.prefix = prefix
-        self.train_base = train_base
-        self.checkpointing = checkpointing
-        self.positions = count_positions  # where each row's own prefix and text stand
-        for parameter in base.parameters() if freeze else ():
-            parameter.requires_grad_(False)
-        if checkpointing:
-            try:
-                attention.install(base)
-            except (TypeError, ValueError) as error:
-                kind = base.config.model_type
-                raise UserError(
-                    f"--gradient_checkpointing yes with a prefix: not for a {kind} model ({error})"
-                ) from error
-            attention.enable_checkpointing(base)
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        return self.base.config
-
-    def train(self, mode: bool = True) -> "PrefixLM":
-        super().train(mode)
-        self.base.train(mode and self.train_base)
-        return self
-
-    def hidden_states(
-        self, input_ids: Tensor, source: Tensor | None = None, source_mask=None, packed: Packed | None = None
-    ) -> Tensor:
-        """Last hidden states (B, T, E) of right-padded `input_ids` (B, T) behind the prefix, with positions after it.
-
-        `source` and `source_mask`, both (B, S), serve prefixes that depend on the source. Without them no attention
-        mask is needed: padding stands to the right of every real token and attention is causal. `packed` says how the
-        texts lie if several share a row.
-        """
-        weight = self.base.get_input_embeddings().weight
-        kind = weight.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        past = self.prefix.past(self.base, len(input_ids), source, source_mask, self.positions)
-        layers = [(keys.to(dtype), values.to(dtype)) for keys, values in past.layers]
-        before = layers[0][0].shape[2]
-        if packed is not None:
-            positions = before + packed.positions
-            mask = packed_mask(packed, self.config, 0 if self.checkpointing else before)
-        elif past.visible is None:
-            mask = None
-            positions = torch.arange(before, before + input_ids.shape[1], device=input_ids.device).unsqueeze(0)
-        else:
-            mask = torch.cat([past.visible, torch.ones_like(input_ids, dtype=torch.bool)], dim=1)
-            positions = self.positions(mask)[:, before:]
-        inputs = {"input_ids": input_ids, "position_ids": positions}
-        if self.checkpointing:
-            carried = dict(zip(attention_modules(self.base), layers, strict=True))
-            mask = mask if packed is not None else None  # the attention function widens it, or makes a causal one
-            with attention.prefix_attention(carried, past.visible):
-                return self.base.base_model(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
-        # a cache is filled in place by the forward, so every forward gets its own
-        cache = DynamicCache(layers)
-        return self.base.base_model(
-            **inputs, attention_mask=mask, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-
-    def _pack(self, input_ids: Tensor, attention_mask: Tensor | None) -> Packed | None:
-        """The batch packed, where that pays and all texts have one prefix, not one by their source or by dropout."""
-        own = self.prefix.config.needs_source or (self.prefix.training and self.prefix.dropout.p > 0)
-        if attention_mask is None or own:
-            return None
-        return pack(input_ids, attention_mask, self.config.hidden_size)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        labels: Tensor | None = None,
-        source: Tensor | None = None,
-        source_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Without labels: logits (B, T, V) at every position. With labels (B, T): the negative log-likelihood (S,) of
-        the S scored tokens, and the rows (S,) they stand in.
-
-        Logits are made at scored positions only: source and padding, half of a table-to-text batch, never meet the
-        head. `attention_mask` (B, T), 0 at padding, allows for packing.
-        """
-        head = self.base.get_output_embeddings()
-        if labels is None:
-            return head(self.hidden_states(input_ids, source, source_mask))
-        scored = nn.functional.pad(labels[:, 1:].ne(IGNORED), (0, 1))  # position t predicts the label at t + 1
-        rows, columns = scored.nonzero(as_tuple=True)  # (S,); before the forward, for it waits for a GPU's work
-        packed = self._pack(input_ids, attention_mask)
-        if packed is None:
-            places = rows * input_ids.shape[1] + columns
-            hidden = self.hidden_states(input_ids, source, source_mask)
-        else:
-            places = packed.places[scored[attention_mask.bool()]]
-            hidden = self.hidden_states(packed.input_ids, packed=packed)
-        hidden = hidden.flatten(0, 1).index_select(0, places)  # (S, E)
-        return token_nll(hidden, labels[rows, columns + 1], head), rows

@@ -1,6 +1,6 @@
-"""The training loop on transformers.Trainer: objectives, what a checkpoint holds, logging, safe saving.
+"""The training loop on transformers.Trainer: objectives, distillation, checkpoints that a kill cannot break, logging.
 
-Legend: B batch, T tokens, S scored tokens of the batch (labels that count).
+Legend: B batch, T tokens, S scored tokens of the batch (labels that count), N matched positions, V vocabulary.
 """
 
 import logging
@@ -8,25 +8,25 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, Trainer
+from torch import Tensor, nn
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from gpt2.dataset import IGNORED
-from gpt2.distillation import Distillation
-from gpt2.train_control import PrefixTuning
-from prefixlib import files
+from gpt2.frozen_lm import max_positions
+from gpt2.train_control import FAMILY
+from prefixlib import checkpoint, files, original
 from prefixlib.accumulation import OncePerStep
+from prefixlib.base_model import freeze, load_model
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-OBJECTIVE_MODES = (0, 1, 2, 3, 4)
 
 
 def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, mode: int) -> Tensor:
@@ -52,10 +52,91 @@ def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, 
     return sums / text_lengths
 
 
-class PrefixTrainer(Trainer):
-    """Trainer for a PrefixLM under an objective mode, or for a whole language model under its own token mean.
+@dataclass(frozen=True)
+class Distillation:
+    """The model to learn from (the original's --distill yes), frozen and in eval mode, and how it is matched.
 
-    With `distillation` a PrefixLM is trained to match the teacher alone; its dev loss stays the objective mode's.
+    It is no part of the model that is trained, so it is neither saved nor moved.
+    """
+
+    teacher: nn.Module
+    objective: str  # "kl" or "logits"
+    positions: str  # "all", "text" or "target"
+
+    def row_losses(self, student: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Loss (B,) of the student's logits (B, T, V) on a batch from `collate`; the training loss is its mean.
+
+        The teacher reads the same ids without a prefix, so its positions start at 0.
+        """
+        with torch.no_grad():
+            teacher = self.teacher(input_ids=inputs["input_ids"], use_cache=False).logits
+        positions = matched_positions(inputs["labels"], inputs["attention_mask"], self.positions)
+        return matching_losses(student, teacher, positions, self.objective)
+
+
+def matched_positions(labels: Tensor, attention_mask: Tensor, which: str) -> Tensor:
+    """Where student and teacher are compared, bool (B, T): position t stands for the distribution of token t + 1.
+
+    which: "all" every position, source, separator and padding included (the original's); "text" all but padding;
+        "target" those whose next token is scored (`labels`, (B, T)).
+    Under "all" a row's loss depends on its neighbours: a row is padded to the longest one beside it, and its padding
+    counts. That repeats for the same batches, so a run and its resumption agree, but two processes each pad their own
+    half of a batch. Under "text" and "target" a row's loss is the row's alone.
+    """
+    if which == "all":
+        return torch.ones_like(attention_mask, dtype=torch.bool)
+    if which == "text":
+        return attention_mask.bool()
+    if which != "target":
+        raise ValueError(f"positions {which!r}: 'all', 'text' or 'target'")
+    return torch.cat([labels[:, 1:].ne(IGNORED), labels.new_zeros(len(labels), 1, dtype=torch.bool)], dim=1)
+
+
+def matching_losses(student: Tensor, teacher: Tensor, positions: Tensor, objective: str) -> Tensor:
+    """Distance of the student from the teacher, summed over the matched positions of each row: (B,).
+
+    Args:
+        student, teacher: logits (B, T, V), compared in float32.
+        positions: (B, T) bool, see `matched_positions`.
+        objective: "kl": sum over the vocabulary of p_T (log p_T - log p_S); "logits": L2 norm of the difference.
+    """
+    student, teacher = student[positions].float(), teacher[positions].float()  # (N, V)
+    if objective == "kl":
+        log_teacher = teacher.log_softmax(dim=-1)
+        distances = (log_teacher.exp() * (log_teacher - student.log_softmax(dim=-1))).sum(dim=-1)
+    elif objective == "logits":
+        distances = torch.linalg.vector_norm(student - teacher, dim=-1)
+    else:
+        raise ValueError(f"objective {objective!r}: 'kl' or 'logits'")
+    rows = positions.nonzero()[:, 0]
+    return distances.new_zeros(len(positions)).index_add(0, rows, distances)
+
+
+def load_teacher(directory: Path, mode: str, student: nn.Module, longest: int, dtype: torch.dtype) -> nn.Module:
+    """The fine-tuned model in `directory`. Raises UserError where the student cannot learn from it.
+
+    student: the base model behind the prefix, whose tokens the teacher must share. longest: tokens of the longest text.
+    """
+    flag = f"--finetuned_model_path {directory}"
+    if not (directory / "config.json").is_file() or original.is_prefix(directory):
+        raise UserError(f"{flag}: no fine-tuned model there (a folder that --tuning_mode finetune has written)")
+    task = checkpoint.load_task(directory)
+    if task.get("tuning_mode") not in (None, "finetune", "finetune-top"):
+        raise UserError(f"{flag} holds a model of --tuning_mode {task['tuning_mode']}; a teacher is a fine-tuned one")
+    checkpoint.check_agrees({"mode": mode}, {"mode": task.get("mode") or mode}, directory)
+    teacher = load_model(str(directory), FAMILY, dtype=dtype)
+    sizes = [model.get_input_embeddings().num_embeddings for model in (teacher, student)]
+    if sizes[0] != sizes[1]:
+        raise UserError(f"{flag} has a vocabulary of {sizes[0]} tokens, the model to train one of {sizes[1]}")
+    if max_positions(teacher.config) < longest:
+        raise UserError(f"{flag} has {max_positions(teacher.config)} positions, the texts may have {longest} tokens")
+    return freeze(teacher)
+
+
+class PrefixTrainer(Trainer):
+    """Trainer of a PrefixLM under an objective mode; fine-tuning takes mode 0, the mean over tokens.
+
+    With `distillation` it is trained to match the teacher alone; its dev loss stays the objective mode's.
     `save_model_to(directory)` writes the model in its own format; `load_model_from(directory)` reads it back on resume.
     """
 
@@ -77,11 +158,11 @@ class PrefixTrainer(Trainer):
         self.load_model_from = load_model_from
         self.keep_best = keep_best
         self.distillation = distillation
-        self.once_per_step, prefix = None, getattr(self.model, "prefix", None)
-        if isinstance(prefix, PrefixTuning):
+        self.once_per_step, prefix = None, self.model.prefix
+        if hasattr(prefix, "flat"):
+            OncePerStep.remove(prefix)  # an earlier trainer's
             if self.args.gradient_accumulation_steps > 1:
-                self.once_per_step = OncePerStep()
-            prefix.once_per_step = self.once_per_step  # or None: nothing is left of an earlier trainer's
+                self.once_per_step = OncePerStep(prefix)
         if distillation is not None:
             distillation.teacher.to(self.args.device)
         # accumulation averages the micro-batches' losses, as the original does, instead of weighting them by tokens
@@ -98,12 +179,9 @@ class PrefixTrainer(Trainer):
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Scalar loss of a batch from `collate`; fine-tuning always takes the token mean."""
+        """Scalar loss of a batch from `collate`."""
         input_ids, labels = inputs["input_ids"], inputs["labels"]
-        if isinstance(self.accelerator.unwrap_model(model), PreTrainedModel):
-            loss = model(input_ids=input_ids, attention_mask=inputs["attention_mask"], labels=labels).loss
-            loss = self._of_global_batch(loss, labels) if model.training else loss
-        elif self.distillation is not None and model.training:
+        if self.distillation is not None and model.training:
             loss = self.distillation.row_losses(model(input_ids), inputs).mean()
         else:
             source = inputs.get("source"), inputs.get("source_mask")
@@ -118,8 +196,8 @@ class PrefixTrainer(Trainer):
         """This process's mean over its tokens, weighted so that the processes' mean is that of all their tokens."""
         if self.accelerator.num_processes == 1:
             return token_mean
-        own = labels[:, 1:].ne(IGNORED).sum()
-        return token_mean * own * self.accelerator.num_processes / self.accelerator.reduce(own, reduction="sum")
+        scored = labels[:, 1:].ne(IGNORED).sum()
+        return token_mean * scored * self.accelerator.num_processes / self.accelerator.reduce(scored, reduction="sum")
 
     def evaluate(self, *args, **kwargs):
         """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""

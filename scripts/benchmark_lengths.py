@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
-from prefixlib.readers import data_file, prompt_text, read_groups, read_records, training_text
+from prefixlib.tasks import data_file, prompt_text, read_groups, read_records, training_text
 
 RECORDED = REPOSITORY / "data" / "lengths"
 MOST_BINS = 1500  # keeps a file under 30 KB

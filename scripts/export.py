@@ -9,18 +9,20 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpt2 import flags, prefix_io, train_control
-from prefixlib import checkpoint, files, kv_format, peft_format
+from gpt2 import model as gpt2_model
+from gpt2 import train_control
+from gpt2.frozen_lm import shape_of
+from prefixlib import checkpoint, files, kv_format, original, peft_format
 from prefixlib.base_model import HUB_IDS, choose_base, load_config
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser, refuse_together
-from prefixlib.readers import MODES
+from prefixlib.settings import Parser, refuse_together
+from prefixlib.tasks import GPT2_MODES
 from seq2seq import prefix_io as seq2seq_io
 from seq2seq import prefixTuning as seq2seq_prefix
 
@@ -46,7 +48,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model_name_or_path", help="base model, where the source names none or it has moved (default: the source's)"
     )
-    parser.add_argument("--mode", choices=tuple(MODES), help="with --from: the task the adapter was trained for")
+    parser.add_argument("--mode", choices=GPT2_MODES, help="with --from: the task the adapter was trained for")
     args = parser.parse_args(argv)
     if args.from_ and not (args.output_dir and args.mode):
         raise UserError("--from peft needs --output_dir, the new checkpoint's folder, and --mode, its task")
@@ -64,7 +66,7 @@ def export_prefix(args: argparse.Namespace) -> Path:
             f"--to peft cannot hold {directory}: PEFT prefixes only the decoder's self-attention of an encoder-decoder "
             "and shifts its positions; use --to kv"
         )
-    loaded = (seq2seq_io if is_seq2seq else prefix_io).load_prefix(directory)
+    loaded = (seq2seq_io if is_seq2seq else gpt2_model).load_prefix(directory)
     if not is_seq2seq:
         check_same_for_all(loaded.config, directory, args.to)
     base = base_of(loaded.base, args.model_name_or_path, directory)
@@ -87,9 +89,7 @@ def family_of(directory: Path) -> str:
     """The kind of model that a checkpoint, ours or the original's, belongs to; what is no checkpoint fails to load."""
     if checkpoint.is_checkpoint(directory):
         return checkpoint.read_config(directory)["family"]
-    config = directory / "config.json"
-    is_bart = config.is_file() and '"encoder_layers"' in config.read_text(encoding="utf-8")
-    return seq2seq_prefix.FAMILY if is_bart else train_control.FAMILY
+    return seq2seq_prefix.FAMILY if original.is_bart(directory) else train_control.FAMILY
 
 
 def check_same_for_all(config: train_control.PrefixConfig, directory: Path, to: str) -> None:
@@ -116,8 +116,10 @@ def base_of(saved: dict[str, Any], given: str | None, directory: Path) -> dict[s
 def check_shape(config, base: dict[str, str | None], directory: Path) -> None:
     """Raise UserError if the prefix in `directory` does not fit the base model that --model_name_or_path names."""
     model = load_config(base["name"], revision=base["revision"])
+    if isinstance(config, train_control.PrefixConfig):
+        gpt2_model.check_fits(config, model, directory, base["name"])
+        return
     shape = {field.name for field in fields(config)} & {
-        *("n_layer", "n_head", "head_dim", "n_embd"),
         *("encoder_layers", "decoder_layers", "encoder_heads", "decoder_heads", "d_model"),
     }
     settings = {name: value for name, value in config.as_dict().items() if name not in shape}
@@ -129,7 +131,7 @@ def check_shape(config, base: dict[str, str | None], directory: Path) -> None:
         raise UserError(f"the prefix in {directory} was trained for a model of another shape than {base['name']}")
 
 
-def cut_gpt2(loaded: prefix_io.LoadedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+def cut_gpt2(loaded: gpt2_model.SavedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The one site of a decoder-only model: per layer keys and values (H, P, D)."""
     layers = train_control.split_layers(loaded.flat, loaded.config, batch_size=1)
     return {kv_format.DECODER: [(keys[0], values[0]) for keys, values in layers]}
@@ -144,32 +146,20 @@ def cut_seq2seq(loaded: seq2seq_io.LoadedPrefix) -> dict[str, list[tuple[torch.T
 def import_adapter(args: argparse.Namespace) -> Path:
     """Turn a PEFT adapter into a checkpoint without an MLP; returns its folder. Raises UserError if it is none."""
     directory = Path(args.source).expanduser()
-    adapter = peft_format.read(directory)
+    if not (directory / peft_format.CONFIG).is_file():
+        raise UserError(f"{directory} is no adapter of PEFT: {peft_format.CONFIG} is missing")
+    adapter = gpt2_model.load_prefix(directory)
     saved = {**adapter.base, "name": HUB_IDS.get(adapter.base["name"], adapter.base["name"])}
     name, revision = choose_base(saved, args.model_name_or_path, directory)
-    blank = Parser(add_help=False)
-    flags.add_method_flags(blank)
-    config = train_control.PrefixConfig.for_model(
-        load_config(name, revision=revision),
-        preseqlen=adapter.flat.shape[0],
-        mid_dim=blank.get_default("mid_dim"),  # unused, but a run that goes on from here must agree with it
-        prefix_dropout=0.0,
-        prefix_mode="activation",
-        format_mode="cat",
-        init_shallow=True,
-    )
-    if (adapter.layers, adapter.heads) != (config.n_layer, config.n_head) or adapter.flat.shape[1] != (
-        2 * config.n_layer * config.n_head * config.head_dim
-    ):
-        raise UserError(f"the adapter in {directory} was trained for a model of another shape than {name}")
-    prefix = train_control.PrefixTuning(config)
-    with torch.no_grad():
-        prefix.control_trans.copy_(adapter.flat)
-    task = {"mode": args.mode, "tuning_mode": "prefixtune", "imported_from": "peft"}
+    base = load_config(name, revision=revision)
+    gpt2_model.check_fits(adapter.config, base, directory, name)
+    prefix = adapter.for_decoding()
+    prefix.config = replace(prefix.config, n_embd=shape_of(base)["n_embd"])
+    task = {**adapter.task, "mode": args.mode}
     return write_folder(
         args,
         directory,
-        lambda folder: prefix_io.save_prefix(folder, prefix, {"name": name, "revision": revision}, task),
+        lambda folder: gpt2_model.save_prefix(folder, prefix, {"name": name, "revision": revision}, task),
     )
 
 

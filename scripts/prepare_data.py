@@ -24,7 +24,7 @@ from prefixlib.data_convert import convert_dart, convert_documents, convert_e2e,
 from prefixlib.data_sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
 from prefixlib.data_subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.readers import DATA_DIR, data_file, iter_records
+from prefixlib.tasks import DATA_DIR, data_file, iter_records
 
 log = logging.getLogger("prepare_data")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")

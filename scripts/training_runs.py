@@ -14,11 +14,9 @@ from pathlib import Path
 
 from experiments import Experiment, Row
 
-from gpt2 import train_e2e
 from prefixlib import files
-from prefixlib.launch import DEMO_DATA, REPOSITORY, as_flags
-from prefixlib.readers import MODES, data_file
-from seq2seq import flags as seq2seq_flags
+from prefixlib.launch import DEMO_DATA, REPOSITORY, as_words
+from prefixlib.tasks import DEMO, SPLITS, data_file, find_task
 
 RECIPE = "recipe.json"
 PATIENCE = 30  # seconds that a stopped run gets to write what it has
@@ -28,7 +26,6 @@ NOT_IN_DEMO = (
     *("learning_rate", "epoch", "bsz", "mid_dim", "warmup_steps", "gradient_accumulation_steps"),
     *("fp16", "max_source_length"),
 )
-PREPARED_AS = {"xsum_topic-news-sports": "xsum_news_sport"}  # folders that prepare_data.py knows by another name
 
 
 class RunFailed(Exception):
@@ -72,14 +69,14 @@ class Run:
         if settings.demo:
             values = {name: value for name, value in values.items() if name not in NOT_IN_DEMO}
             if row.size:  # the launcher's demo takes no training file, so its model and settings are named here
-                chosen = {k: v for k, v in train_e2e.DEMO.get(row.tuning_mode, {}).items() if k not in values}
+                chosen = {k: v for k, v in DEMO["gpt2"].get(row.tuning_mode, {}).items() if k not in values}
                 values |= {"model_name_or_path": DEMO_DATA / "gpt2", **chosen}
             else:
                 values["demo"] = "yes"
         else:
             values["model_name_or_path"] = settings.gpt2_model if row.tree == "gpt2" else settings.bart_model
             if settings.data_dir is not None and not row.size:
-                values["data_dir"] = self._launcher_data_dir()
+                values["data_dir"] = settings.data_dir
         if "max_steps" in values and "eval_steps" in values:  # a run without an evaluation would have no best one
             values["eval_steps"] = min(values["eval_steps"], values["max_steps"])
         if settings.passed_on.get("bf16") == "yes":
@@ -88,7 +85,7 @@ class Run:
             stem = self.sample_stem()
             ending = "txt" if row.tree == "gpt2" else "source"
             values |= {"train_file": f"{stem}_train.{ending}", "eval_file": f"{stem}_valid.{ending}"}
-        return [f"{row.tree}/train_{'e2e' if row.tree == 'gpt2' else 'bart'}.py", *as_flags(values)]
+        return [f"{row.tree}/train_{'e2e' if row.tree == 'gpt2' else 'bart'}.py", *as_words(values)]
 
     def decode_words(self) -> list[str]:
         """The decoding of the test set, which also scores it; its results join the training's in the same folder."""
@@ -100,17 +97,12 @@ class Run:
         if settings.demo:
             where["demo"] = "yes"
         elif settings.data_dir is not None:
-            where["data_dir"] = self._launcher_data_dir()
+            where["data_dir"] = settings.data_dir
         if row.tree == "gpt2":
-            return ["gpt2/gen.py", row.mode, "yes", "test", str(checkpoint), "no", *as_flags({**row.decode, **where})]
+            return ["gpt2/gen.py", row.mode, "yes", "test", str(checkpoint), "no", *as_words({**row.decode, **where})]
         kind = "prefix_model_path" if row.tuning_mode == "prefixtune" else "finetune_model_path"
         values = {"mode": row.mode, "do_train": "no", kind: checkpoint, **row.decode, **where}
-        return ["seq2seq/train_bart.py", *as_flags(values)]
-
-    def _launcher_data_dir(self) -> Path:
-        """gpt2 takes the folder of all sets, seq2seq that of its own."""
-        folder = self.settings.data_dir
-        return folder if self.row.tree == "gpt2" else folder / seq2seq_flags.MODES[self.row.mode].data
+        return ["seq2seq/train_bart.py", *as_words(values)]
 
     # ---- data ----------------------------------------------------------------------------------------------------
 
@@ -130,22 +122,16 @@ class Run:
         values = {"of": self._sampled_from(), "sizes": self.row.size, "samples": self.sample}
         values["source"] = self.data_dir() / ("e2e_data" if self.row.tree == "gpt2" else "xsum")
         values["output_dir"] = self.sample_stem().parent.parent
-        return ["scripts/prepare_data.py", "lowdata", *as_flags(values)]
+        return ["scripts/prepare_data.py", "lowdata", *as_words(values)]
 
     def missing(self) -> str | None:
         """One line about the first data file or model that is not there, with the command that makes it."""
-        if self.row.tree == "gpt2":
-            prepare = MODES[self.row.mode].prepare
-            paths = [data_file(self.row.mode, split, self.data_dir()) for split in ("train", "valid", "test")]
-        else:
-            folder = seq2seq_flags.MODES[self.row.mode].data
-            prepare = PREPARED_AS.get(folder, folder)
-            paths = [self.data_dir() / folder / f"{split}.source" for split in ("train", "val", "test")]
-            if self.settings.demo and not (DEMO_DATA / "bart" / "config.json").is_file():
-                return f"{DEMO_DATA / 'bart'} is missing: python scripts/build_demo.py bart"
-        for path in paths:
+        if self.row.tree == "seq2seq" and self.settings.demo and not (DEMO_DATA / "bart" / "config.json").is_file():
+            return f"{DEMO_DATA / 'bart'} is missing: python scripts/build_demo.py bart"
+        for split in SPLITS:
+            path = data_file(self.row.mode, split, self.data_dir())
             if not path.is_file():
-                return f"{path} is missing: python scripts/prepare_data.py {prepare}"
+                return f"{path} is missing: python scripts/prepare_data.py {find_task(self.row.mode).prepare}"
         return None
 
     # ---- state ---------------------------------------------------------------------------------------------------
@@ -154,7 +140,7 @@ class Run:
         """The two commands without this machine's folders: what must be the same for a result to be this run's."""
         row, recipe = self.row, {}
         decode = {"checkpoint": "best" if row.best else "last", **row.decode}
-        for step, words in (("train", self.train_words()), ("decode", as_flags(decode))):
+        for step, words in (("train", self.train_words()), ("decode", as_words(decode))):
             if "--data_dir" in words:
                 del words[words.index("--data_dir") : words.index("--data_dir") + 2]
             line = shlex.join(words)

@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2.train_control import PrefixConfig, PrefixLM, PrefixTuning
+from gpt2.flags import Settings
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import PrefixConfig, PrefixTuning
 from prefixlib.base_model import fuse_gelu
+from prefixlib.settings import Parser
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -59,6 +62,15 @@ def tiny_lm():
     )
     prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=3, mid_dim=8, **SETTINGS))
     return PrefixLM(base.eval(), prefix)
+
+
+def gpt2_settings(*argv: str) -> Settings:
+    """A command line of gpt2/ as checked settings."""
+    parser = Parser()
+    Settings.add_to(parser)
+    settings = Settings.from_args(parser.parse_args(argv))
+    settings.check()
+    return settings
 
 
 def close(actual: torch.Tensor, reference: torch.Tensor) -> bool:

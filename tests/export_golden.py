@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from gpt2 import prefix_io
-from gpt2.train_control import PrefixConfig, PrefixLM, PrefixTuning
+from gpt2.model import save_prefix
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import PrefixConfig, PrefixTuning
 from tests.conftest import GOLDEN, SETTINGS
 
 SPECIAL = {"gpt2": {"<|endoftext|>": 99, "[PAD]": 100}, "bart": {"<s>": 0, "<pad>": 1, "</s>": 2}}
@@ -61,5 +62,5 @@ def write_original(folder: Path, name: str, **more) -> Path:
 def save_gpt2(folder, base, base_folder, preseqlen=3):
     """A checkpoint of a random prefix for `base`; returns its folder and the PrefixLM."""
     prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=preseqlen, mid_dim=8, **SETTINGS))
-    prefix_io.save_prefix(folder, prefix, {"name": str(base_folder), "revision": None}, TASK)
+    save_prefix(folder, prefix, {"name": str(base_folder), "revision": None}, TASK)
     return folder, PrefixLM(base, prefix).eval()

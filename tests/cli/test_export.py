@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gpt2 import prefix_io, run_generation, run_language_modeling, train_control
+from gpt2 import model as gpt2_model
+from gpt2 import run_generation, run_language_modeling, train_control
 from prefixlib.errors import UserError
 from scripts import export
 from seq2seq import finetune, prefixTuning
@@ -56,7 +57,7 @@ def ours_of(original, folder, module, io, base):
 
 def test_a_gpt2_checkpoint_of_the_original_decodes_trains_on_and_leaves(golden_bases, originals, tmp_path, monkeypatch):
     base, original = golden_bases["gpt2"], originals["gpt2"]
-    ours = ours_of(original, tmp_path / "gpt2", train_control, prefix_io, base)
+    ours = ours_of(original, tmp_path / "gpt2", train_control, gpt2_model, base)
     where = ["--model_name_or_path", str(base)]
     texts = [decode_gpt2(original, tmp_path / "a", tmp_path, *where), decode_gpt2(ours, tmp_path / "b", tmp_path)]
     assert texts[0] == texts[1]
@@ -146,7 +147,7 @@ def test_an_infix_checkpoint_does_not_leave(golden_bases, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(golden_bases["gpt2"])
     checkpoint, model = save_gpt2(tmp_path / "run", base, golden_bases["gpt2"])
     model.prefix.config = replace(model.prefix.config, format_mode="infix")
-    prefix_io.save_prefix(checkpoint, model.prefix, {"name": "gpt2", "revision": None}, {"mode": "webnlg"})
+    gpt2_model.save_prefix(checkpoint, model.prefix, {"name": "gpt2", "revision": None}, {"mode": "webnlg"})
     with pytest.raises(UserError, match="depend on the source; decode it with gpt2/gen.py"):
         export.main([str(checkpoint), "--to", "peft"])
     assert not (checkpoint / "peft").exists()

@@ -7,7 +7,7 @@ import pytest
 
 from prefixlib.data_subsets import topic_of
 from prefixlib.errors import UserError
-from prefixlib.readers import read_records
+from prefixlib.tasks import read_records
 from scripts import prepare_data
 from tests.conftest import ROOT, run_command
 

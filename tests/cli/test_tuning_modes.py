@@ -6,14 +6,14 @@ import shutil
 
 import pytest
 import torch
+from gpt2.generator import load_generator
 from safetensors.torch import load_file
 
 from gpt2 import flags as gpt2_flags
 from gpt2 import gen, run_generation, run_language_modeling, train_e2e
-from gpt2.generator import load_generator
 from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib.errors import UserError
-from prefixlib.launch import Parser
+from prefixlib.settings import Parser
 from tests.conftest import ROOT, run_command
 
 DEMO = ROOT / "data" / "demo"

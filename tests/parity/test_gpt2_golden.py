@@ -9,7 +9,8 @@ from transformers import TrainingArguments
 
 from gpt2.dataset import Encoded, collate
 from gpt2.decoding import CausalSteps
-from gpt2.train_control import PrefixLM, split_layers
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import split_layers
 from gpt2.trainer_prefix import PrefixTrainer, row_losses
 from prefixlib.base_model import dropout_settings
 from prefixlib.beam_search import DecodingRule, beam_search, sample

@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt2 import initialise
+from gpt2 import frozen_lm, prefix_lm
 from gpt2.dataset import Encoded, pad_sources
 from gpt2.decoding import CausalSteps
-from gpt2.prefix_io import load_prefix
-from gpt2.train_control import PrefixLM, make_prefix
+from gpt2.model import load_prefix, start_from_text
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import make_prefix
 from gpt2.trainer_prefix import row_losses
 from prefixlib.beam_search import DecodingRule, beam_search, sample
 from prefixlib.errors import UserError
@@ -39,6 +40,13 @@ def original_checkpoint(folder, arrays, **settings):
     return folder
 
 
+@pytest.fixture
+def padding_counts(monkeypatch):
+    """The original numbers the padding of a source too."""
+    for module in (frozen_lm, prefix_lm):
+        monkeypatch.setattr(module, "count_positions", lambda seen: torch.arange(seen.shape[1]).expand_as(seen))
+
+
 def golden(case, golden_gpt2, tmp_path, train_base=False, checkpointing=False):
     """The tiny model behind the case's prefix, loaded as an original checkpoint, and the case's arrays."""
     base = golden_gpt2[0]
@@ -47,8 +55,6 @@ def golden(case, golden_gpt2, tmp_path, train_base=False, checkpointing=False):
     prefix = make_prefix(loaded.config)
     prefix.load_state_dict(loaded.network)
     model = PrefixLM(base, prefix, train_base=train_base, checkpointing=checkpointing)
-    # the original numbers the padding of a source too
-    model.positions = lambda visible: torch.arange(visible.shape[1]).expand_as(visible)
     source = {"source": arrays["batch.src"], "source_mask": arrays["batch.src_attn"]} if case == "infix" else {}
     return model, arrays, source
 
@@ -62,14 +68,14 @@ def test_every_case_is_there():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_past_logits_losses_and_gradients(golden_gpt2, tmp_path, case, checkpointing):
+def test_past_logits_losses_and_gradients(golden_gpt2, padding_counts, tmp_path, case, checkpointing):
     if checkpointing:
         for module in golden_gpt2[0].modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
     model, arrays, source = golden(case, golden_gpt2, tmp_path, checkpointing, checkpointing)
     model.train()
-    past = model.prefix.past(model.base, 3, positions=model.positions, **source)
+    past = model.prefix.past(model.base, 3, **source)
     assert close(torch.stack([torch.stack(layer) for layer in past.layers]), arrays["past"])
     if case == "infix":
         assert torch.equal(past.visible, arrays["attention_mask_prompt"].bool())
@@ -102,7 +108,7 @@ def test_words_are_the_keys_and_values_copied(golden_gpt2, tmp_path):
     model, arrays, _ = golden("shallow_words", golden_gpt2, tmp_path)
     copied = model.prefix.flat().detach().clone()
     model.prefix.control_trans.data.zero_()
-    assert initialise.start_from_text(model.prefix, model.base, arrays["init_words"][0].tolist()) == []
+    assert start_from_text(model.prefix, model.base, arrays["init_words"][0].tolist()) == []
     assert close(model.prefix.flat().detach(), copied)
 
 
@@ -110,7 +116,7 @@ def test_low_data_start_takes_the_500_steps_of_the_original(golden_gpt2, tmp_pat
     model, arrays, _ = golden("lowdata", golden_gpt2, tmp_path)
     start = {name.removeprefix("init."): array for name, array in arrays.items() if name.startswith("init.")}
     model.prefix.load_state_dict(start)
-    losses = initialise.start_from_text(model.prefix, model.base, arrays["init_words"][0].tolist())
+    losses = start_from_text(model.prefix, model.base, arrays["init_words"][0].tolist())
     assert len(losses) == 500
     assert close(torch.tensor(losses), arrays["mse_losses"])
     for name, parameter in model.prefix.named_parameters():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt2.prefix_io import load_prefix, save_prefix
-from prefixlib import checkpoint
+from gpt2.model import load_prefix, save_prefix
+from prefixlib import checkpoint, original
 from prefixlib.errors import UserError
 
 BASE, TASK = (
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_the_original_loads(tiny_lm, tmp_path):
     assert loaded.config == tiny_lm.prefix.config
     assert torch.equal(loaded.flat, tiny_lm.prefix.flat())
     assert loaded.task["mode"] == "webnlg"
-    assert checkpoint.is_prefix(tmp_path / "original")
+    assert original.is_prefix(tmp_path / "original")
 
 
 def test_a_checkpoint_with_another_array_is_refused(tiny_lm, tmp_path):

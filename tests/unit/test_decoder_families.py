@@ -22,13 +22,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from gpt2 import initialise
 from gpt2.dataset import Encoded, collate, pad_sources
 from gpt2.decoding import decode
-from gpt2.frozen_lm import check_rows, check_shape, key_values
-from gpt2.generator import Generator
-from gpt2.prefix_config import PrefixConfig, max_positions
-from gpt2.train_control import PrefixLM, join_layers, make_prefix, split_layers
+from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_positions
+from gpt2.model import Model, start_from_text
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import PrefixConfig, join_layers, make_prefix, split_layers
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
 from tests.conftest import SETTINGS, close
@@ -82,7 +81,7 @@ def base(request):
 def make(base, kind="cat", **more) -> PrefixLM:
     settings = {"preseqlen": 3, "mid_dim": 8, **SETTINGS, **KINDS[kind], **more}
     config = PrefixConfig.for_model(base.config, **settings)
-    check_shape(base, config)
+    check_takes_prefix(base)
     return PrefixLM(base, make_prefix(config)).eval()
 
 
@@ -122,7 +121,7 @@ def test_keys_and_values_of_real_tokens_equal_those_tokens_prepended(base):
         if kind not in kinds_for(base):
             continue
         model = make(base, kind, **extra)
-        assert initialise.start_from_text(model.prefix, base, [3, 1, 4]) == []
+        assert start_from_text(model.prefix, base, [3, 1, 4]) == []
         source = pad_sources([Encoded([], [], [7, 8])]) if kind == "infix" else {}
         before = [7, 8, 3, 1, 4] if kind == "infix" else [3, 1, 4]
         whole = base(torch.tensor([[*before, 5, 6, 49, 9]])).logits[:, len(before) :]
@@ -166,26 +165,27 @@ def test_batched_decoding_equals_single_and_the_training_forward(base, strategy)
     rule = DecodingRule(eos_token_id=49, max_new_tokens=6, num_beams=3)
     for kind in kinds_for(base):
         model = make(base, kind)
-        generator = Generator.of(base, None, model.prefix, {})
+        trained, own = Model(PrefixLM(base, model.prefix), None), model.prefix.config.needs_source
 
-        def run(members, generator=generator):
-            past = (lambda rows: generator.past([EXAMPLES[members[n]] for n in rows])) if generator.prefix else None
+        def run(members, trained=trained, own=own):
+            past = (lambda rows: trained.past([EXAMPLES[members[n]] for n in rows])) if own else None
+            layers = None if own else trained.past([]).layers
             prompts = [EXAMPLES[n].prompt for n in members]
             options = {"strategy": strategy, "batch_size": 3, "progress": False}
-            return [h.tokens for h in decode(base, prompts, rule, layers=generator.layers, past=past, **options)]
+            return [h.tokens for h in decode(base, prompts, rule, layers=layers, past=past, **options)]
 
         whole = run([0, 1, 2])
         assert whole == [run([n])[0] for n in range(3)], kind
         if strategy == "greedy":
             for example, tokens in zip(EXAMPLES, whole, strict=True):
-                source = pad_sources([example]) if generator.prefix else {}
+                source = pad_sources([example]) if own else {}
                 ids = torch.tensor([[*example.prompt, *tokens]])
                 best = model(ids, **source)[0].argmax(dim=-1)[len(example.prompt) - 1 : -1]
                 assert best.tolist() == tokens, kind
 
 
 def test_a_text_start_through_an_mlp_comes_near(base):
-    losses = initialise.start_from_text((model := make(base)).prefix, base, [3, 1, 4])
+    losses = start_from_text((model := make(base)).prefix, base, [3, 1, 4])
     assert len(losses) == 500
     assert losses[-1] < losses[0]
     assert model.prefix.config.n_head * model.prefix.config.head_dim * 4 == model.prefix.flat().shape[1]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from prefixlib.readers import data_file, read_records, training_text
+from prefixlib.tasks import data_file, read_records, training_text
 from scripts.demo_text import SEEN, UNSEEN, documents
 
 ROOT = Path(__file__).resolve().parents[2]

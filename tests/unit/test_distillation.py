@@ -9,10 +9,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2.dataset import Encoded, collate
-from gpt2.distillation import Distillation, load_teacher, matched_positions, matching_losses
-from gpt2.prefix_io import load_prefix
-from gpt2.train_control import PrefixLM
-from gpt2.trainer_prefix import row_losses
+from gpt2.model import load_prefix
+from gpt2.prefix_lm import PrefixLM
+from gpt2.trainer_prefix import Distillation, load_teacher, matched_positions, matching_losses, row_losses
 from prefixlib.errors import UserError
 from tests.unit.test_trainer import EXAMPLES, losses, make_trainer
 

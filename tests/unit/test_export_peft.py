@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from gpt2 import prefix_io
-from gpt2.generator import load_generator
-from gpt2.train_control import PrefixLM, PrefixTuning
+from gpt2 import model as gpt2_model
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import PrefixTuning
 from prefixlib.errors import UserError
 from scripts import export
 from tests.conftest import GOLDEN, ROOT, close
@@ -103,7 +103,7 @@ def test_an_adapter_that_peft_made_decodes_the_same_here(tmp_path, projection):
     export.main([str(tmp_path / "adapter"), "--from", "peft", "--mode", "data2text", "--output_dir", str(out)])
     ids = torch.randint(1000, (3, 9))
     expected = theirs(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    loaded = prefix_io.load_prefix(out)
+    loaded = gpt2_model.load_prefix(out)
     prefix = PrefixTuning(loaded.config)
     prefix.load_state_dict(loaded.network)
     ours = PrefixLM(AutoModelForCausalLM.from_pretrained(DEMO / "gpt2"), prefix).eval()
@@ -118,12 +118,11 @@ def test_there_and_back_again(tmp_path):
     export.main([str(checkpoint), "--to", "peft"])
     back = tmp_path / "back"
     export.main([str(checkpoint / "peft"), "--from", "peft", "--mode", "data2text", "--output_dir", str(back)])
-    ours, again = prefix_io.load_prefix(checkpoint), prefix_io.load_prefix(back)
+    ours, again = gpt2_model.load_prefix(checkpoint), gpt2_model.load_prefix(back)
     assert torch.equal(ours.flat, again.flat)
     assert again.base == {"name": str(DEMO / "gpt2"), "revision": None}
     assert again.task == {"mode": "data2text", "tuning_mode": "prefixtune", "imported_from": "peft"}
-    generator = load_generator(back, "data2text", None, None, torch.float32)
-    assert generator.prompt_room == 256 - 3
+    assert gpt2_model.load(back, mode="data2text").text_positions == 256 - 3
 
 
 def test_an_adapter_for_another_shape_is_refused(golden_bases, originals, tmp_path):

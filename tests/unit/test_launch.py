@@ -6,22 +6,23 @@ import sys
 
 import pytest
 
-from gpt2 import flags, train_e2e
-from gpt2.tasks import DECODING
+from gpt2 import train_e2e
+from gpt2.flags import Settings
 from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser, as_flags, child_command, explicit_flags
-from prefixlib.readers import MODES
+from prefixlib.launch import as_words, child_command, make_parser
+from prefixlib.settings import TUNING_MODES, Parser, explicit_flags
+from prefixlib.tasks import GPT2_MODES, TASKS
 from tests.conftest import ROOT
 
 
 def test_flags_from_values():
     values = {"notes": "a b; $(touch x) 'q' \"", "max_steps": -1, "cache_dir": None, "preseqlen": 5}
-    assert as_flags(values) == ["--notes", "a b; $(touch x) 'q' \"", "--max_steps=-1", "--preseqlen", "5"]
+    assert as_words(values) == ["--notes", "a b; $(touch x) 'q' \"", "--max_steps=-1", "--preseqlen", "5"]
 
 
 def test_explicit_flags_tell_given_from_default():
-    assert explicit_flags(train_e2e.make_parser(), ["--bsz", "10", "--gradient_accumulation_step", "3"]) == {
+    assert explicit_flags(make_parser("", Settings), ["--bsz", "10", "--gradient_accumulation_step", "3"]) == {
         "bsz",
         "gradient_accumulation_steps",
     }
@@ -79,14 +80,14 @@ def test_what_makes_no_sense_is_refused(argv, message):
 )
 def test_the_demo_trains_without_a_network_too(more):
     """It fills in the width of the network only where there is one."""
-    assert train_e2e.parse_args(["--demo", "yes"]).mid_dim == 256
-    assert train_e2e.parse_args(["--demo", "yes", *more]).mid_dim == 512
+    assert train_e2e.parse_args(["--demo", "yes"]).settings.mid_dim == 256
+    assert train_e2e.parse_args(["--demo", "yes", *more]).settings.mid_dim == 512
 
 
 def test_the_name_of_the_original():
     printed = "--optim_prefix yes --preseqlen 5 --epoch 5 --learning_rate 0.00005 --mode webnlg --bsz 5 --seed 101"
     argv = shlex.split(printed)
-    assert train_e2e.run_name(train_e2e.parse_args(argv)) == (
+    assert train_e2e.run_name(train_e2e.parse_args(argv).settings, None) == (
         "webnlgprefixtune_y_5_act_cat_b=5-e=5_d=0.0_u=no_lr=5e-05_w=0.0_s=101_r=n_m=512_o=1"
     )
 
@@ -106,12 +107,15 @@ def test_the_name_of_the_original():
     ],
 )
 def test_the_labels_of_teachers_and_students(argv, end):
-    assert train_e2e.run_name(train_e2e.parse_args(argv)).endswith(end)
+    parsed = train_e2e.parse_args(argv)
+    assert train_e2e.run_name(parsed.settings, parsed.launch.notes).endswith(end)
 
 
 def test_every_task_has_a_folder_and_a_way_to_decode():
-    assert set(train_e2e.FOLDERS) == set(MODES) == set(DECODING)
-    assert len(MODES) == 10
+    rows = [TASKS[mode].gpt2 for mode in GPT2_MODES]
+    assert [row.strategy for row in rows] == ["beam"] * 5 + ["nucleus"] * 3 + ["greedy"] * 2
+    assert all(row.folder.endswith("models") or row.folder == "save_e2e_models_convcheck" for row in rows)
+    assert len(rows) == 10
 
 
 @pytest.mark.parametrize(
@@ -122,22 +126,23 @@ def test_base_model_by_notes(notes, model):
     assert command[command.index("--model_name_or_path") + 1] == model
 
 
-@pytest.mark.parametrize("mode", tuple(train_e2e.FOLDERS))
-@pytest.mark.parametrize("tuning_mode", flags.TUNING_MODES)
+@pytest.mark.parametrize("mode", GPT2_MODES)
+@pytest.mark.parametrize("tuning_mode", TUNING_MODES)
 def test_the_child_understands_every_command_line(mode, tuning_mode):
     """Launcher argv -> child's parser -> the same values, for every mode and tuning mode."""
     odd = "a b; $(x) '\""
-    args = train_e2e.parse_args(["--mode", mode, "--tuning_mode", tuning_mode, "--cache_dir", odd, "--output_dir", odd])
-    command = train_e2e.build_command(args)
+    launched = train_e2e.parse_args(
+        ["--mode", mode, "--tuning_mode", tuning_mode, "--cache_dir", odd, "--output_dir", odd]
+    )
+    command = train_e2e.build_command(launched)
     assert command[:2] == [sys.executable, str(ROOT / "gpt2" / "run_language_modeling.py")]
     child = Parser()
-    flags.add_all(child)
-    child.add_argument("--output_dir")
-    parsed = child.parse_args(command[2:])
-    flags.check(parsed)
+    Settings.add_to(child)
+    parsed = Settings.from_args(child.parse_args(command[2:]))
+    parsed.check()
     for name, value in vars(parsed).items():
-        expected = {"output_dir": str(train_e2e.output_dir(args)), "model_name_or_path": "gpt2-medium"}
-        assert value == expected.get(name, getattr(args, name)), name
+        expected = {"output_dir": str(train_e2e.output_dir(launched)), "model_name_or_path": "gpt2-medium"}
+        assert value == expected.get(name, getattr(launched.settings, name)), name
     assert len(vars(parsed)) == 59
 
 

@@ -8,9 +8,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, Qwen3Config
 
 from gpt2.dataset import Encoded, collate
-from gpt2.packing import best_layout, pack
-from gpt2.prefix_config import PrefixConfig
-from gpt2.train_control import PrefixLM, make_prefix
+from gpt2.prefix_lm import PrefixLM, best_layout, pack
+from gpt2.train_control import PrefixConfig, make_prefix
 from prefixlib.head import token_nll
 from prefixlib.packing import first_fit, width_of
 from tests.conftest import SETTINGS, close

@@ -6,17 +6,17 @@ import json
 import pytest
 import torch
 
-from gpt2 import initialise, tuning
+from gpt2 import model as model_module
 from gpt2.dataset import Encoded, Format, TableToTextDataset, collate, encode_inputs, pad_sources, truncate
 from gpt2.decoding import decode
-from gpt2.generator import Generator
-from gpt2.prefix_io import load_prefix, save_prefix
-from gpt2.train_control import PrefixConfig, PrefixLM, make_prefix
+from gpt2.model import Model, load_prefix, save_prefix
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import PrefixConfig, make_prefix
 from prefixlib.base_model import load_tokenizer
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
 from prefixlib.readers import Record
-from tests.conftest import ROOT, SETTINGS, close
+from tests.conftest import ROOT, SETTINGS, close, gpt2_settings
 
 KINDS = {  # settings -> the parameters there must be
     "cat": ({}, 5),
@@ -123,22 +123,24 @@ def test_dropout_is_drawn_for_every_row(tiny_lm, kind):
 def test_trained_as_decoded_from_its_checkpoint(tiny_lm, kind, tmp_path):
     """Stored, loaded, and decoded in a batch, one by one, and step by step with the training forward: all the same."""
     model = make(tiny_lm, kind)
-    save_prefix(tmp_path / "run", model.prefix, {"name": "x"}, {}, model=model.base)
+    save_prefix(tmp_path / "run", model.prefix, {"name": "x"}, {}, base=model.base)
     loaded = load_prefix(tmp_path / "run")
     assert loaded.config == model.prefix.config
     again = make_prefix(loaded.config)
     again.load_state_dict(loaded.network)
     decoding = loaded.for_decoding()
     assert kind.startswith("words") or not list(decoding.named_modules())[1:][0][0].startswith("control_trans")
-    generator = Generator.of(model.base, None, decoding, {})
+    trained = Model(PrefixLM(model.base, decoding), None)
+    own = decoding.config.needs_source
     rule = DecodingRule(eos_token_id=49, max_new_tokens=6, num_beams=1)
     prompts = [example.prompt for example in EXAMPLES]
 
     def run(members, batch_size, strategy="greedy", rule=rule):
-        past = (lambda rows: generator.past([EXAMPLES[members[n]] for n in rows])) if generator.prefix else None
+        past = (lambda rows: trained.past([EXAMPLES[members[n]] for n in rows])) if own else None
+        layers = None if own else trained.past([]).layers
         texts = [prompts[n] for n in members]
         found = decode(
-            model.base, texts, rule, layers=generator.layers, past=past, strategy=strategy, batch_size=batch_size,
+            model.base, texts, rule, layers=layers, past=past, strategy=strategy, batch_size=batch_size,
             progress=False,
         )  # fmt: skip
         return [hypothesis.tokens for hypothesis in found]
@@ -149,7 +151,7 @@ def test_trained_as_decoded_from_its_checkpoint(tiny_lm, kind, tmp_path):
     assert run([0, 1, 2], 3, "beam", beam) == [run([n], 1, "beam", beam)[0] for n in range(3)]
     for example, tokens in zip(EXAMPLES, whole, strict=True):
         ids = list(example.prompt)
-        source = pad_sources([example]) if generator.prefix else {}
+        source = pad_sources([example]) if own else {}
         for _ in range(6):
             best = model(torch.tensor([ids]), **source)[0, -1].argmax().item()
             if best == 49:
@@ -179,7 +181,7 @@ def test_an_infix_without_additions_equals_its_embeddings_between_source_and_tar
 @pytest.mark.parametrize("kind", ["shallow", "embedding Emb", "infix", "infix shallow", "infix deep"])
 def test_a_text_start_equals_the_text_itself(tiny_lm, kind):
     model = make(tiny_lm, kind)
-    assert initialise.start_from_text(model.prefix, model.base, [3, 1, 4]) == []
+    assert model_module.start_from_text(model.prefix, model.base, [3, 1, 4]) == []
     example = EXAMPLES[0]
     infix = kind.startswith("infix")
     prompt = [49] if infix else example.prompt
@@ -193,7 +195,7 @@ def test_a_text_start_through_an_mlp_comes_near_and_leaves_no_gradient(tiny_lm):
     for kind in ("cat", "deep", "embedding"):
         model = make(tiny_lm, kind)
         before = copy.deepcopy(model.prefix.state_dict())
-        losses = initialise.start_from_text(model.prefix, model.base, [3, 1, 4])
+        losses = model_module.start_from_text(model.prefix, model.base, [3, 1, 4])
         assert len(losses) == 500
         assert losses[-1] < losses[0]
         assert torch.equal(before["wte.weight"], model.prefix.wte.weight)
@@ -256,17 +258,6 @@ def test_what_does_not_fit_is_cut_in_source_and_text(example, cut):
 # ---- flags to module -------------------------------------------------------------------------------------------------
 
 
-def arguments(*argv):
-    from gpt2 import flags
-    from prefixlib.launch import Parser
-
-    parser = Parser()
-    flags.add_all(parser)
-    args = parser.parse_args(argv)
-    flags.check(args)
-    return args
-
-
 @pytest.fixture
 def demo():
     from gpt2.train_control import FAMILY
@@ -292,14 +283,14 @@ def test_a_start_has_the_texts_own_length_and_is_not_repeated_on_resume(demo, ar
     (tmp_path / "start.txt").write_text("from a\nfile\n")
     argv = [word.replace("FILE", str(tmp_path / "start.txt")) for word in argv]
     starts = []
-    monkeypatch.setattr(tuning, "start_from_text", lambda prefix, base, ids: starts.append(ids))
+    monkeypatch.setattr(model_module, "start_from_text", lambda prefix, base, ids: starts.append(ids))
     base, tokenizer = demo
-    prefix = tuning.make_start(arguments(*argv), base, tokenizer, resuming=False)
+    prefix = model_module.make_start(gpt2_settings(*argv), base, tokenizer, resuming=False)
     assert prefix.config.init_text == text
     expected = tokenizer(f" {text}")["input_ids"] if text else None
     assert prefix.config.preseqlen == (len(expected) if text else 10)
     assert starts == ([expected] if text else [])
-    tuning.make_start(arguments(*argv), base, tokenizer, resuming=True)
+    model_module.make_start(gpt2_settings(*argv), base, tokenizer, resuming=True)
     assert len(starts) == bool(text)
 
 
@@ -313,7 +304,7 @@ def test_a_start_has_the_texts_own_length_and_is_not_repeated_on_resume(demo, ar
 )
 def test_texts_that_cannot_start_a_prefix(demo, argv, message):
     with pytest.raises(UserError, match=message):
-        tuning.make_start(arguments(*argv), *demo, resuming=False)
+        model_module.make_start(gpt2_settings(*argv), *demo, resuming=False)
 
 
 @pytest.mark.parametrize(
@@ -332,12 +323,12 @@ def test_texts_that_cannot_start_a_prefix(demo, argv, message):
 )
 def test_resume_and_prefix_model_path_want_the_same_prefix(demo, saved, given, message):
     base, tokenizer = demo
-    earlier = tuning.make_start(arguments(*saved), base, tokenizer, resuming=True).config
+    earlier = model_module.make_start(gpt2_settings(*saved), base, tokenizer, resuming=True).config
     if message is None:
-        tuning.check_same_prefix(arguments(*given), earlier, "RUN")
+        model_module.check_same_prefix(gpt2_settings(*given), earlier, "RUN")
     else:
         with pytest.raises(UserError, match=message):
-            tuning.check_same_prefix(arguments(*given), earlier, "RUN")
+            model_module.check_same_prefix(gpt2_settings(*given), earlier, "RUN")
 
 
 def test_settings_of_an_earlier_version_load(tiny_lm):

@@ -5,14 +5,15 @@ from transformers import AutoTokenizer
 
 from gpt2 import run_generation
 from gpt2.dataset import TableToTextDataset
-from gpt2.flags import PART_LIMITS
-from gpt2.generator import Generator, source_limit
-from gpt2.run_generation import Prompts, choose_strategy, make_prompts, write_outputs
-from gpt2.tasks import DECODING, SENTIMENT_OPENINGS, TOPIC_OPENINGS, read_openings
+from gpt2.flags import Decoding, Settings
+from gpt2.model import Model
+from gpt2.prefix_lm import PrefixLM
+from gpt2.run_generation import Prompts, make_prompts, write_outputs
 from prefixlib.errors import UserError
 from prefixlib.metrics import score_task
 from prefixlib.metrics.distinct import distinct
-from prefixlib.readers import Group, Record, read_groups
+from prefixlib.readers import Group, Record
+from prefixlib.tasks import GPT2_MODES, SENTIMENT_OPENINGS, TOPIC_OPENINGS, find_task, read_groups, read_openings
 from tests.conftest import ROOT
 
 DEMO = ROOT / "data" / "demo"
@@ -23,19 +24,20 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(DEMO / "gpt2", local_files_only=True)
 
 
-def decoding_args(mode, *more):
+def decoding_settings(mode, *more):
     argv = ["--mode", mode, "--split", "test", "--checkpoint", "x", *more]
-    return run_generation.make_parser().parse_args(argv)
+    return Decoding.from_args(run_generation.make_parser().parse_args(argv))
 
 
 def test_part_limits_are_the_originals():
-    assert PART_LIMITS == {
+    assert {mode: find_task(mode).gpt2.lengths for mode in GPT2_MODES if find_task(mode).gpt2.lengths} == {
         "xsum": {"max_source_length": 512, "train_max_target_length": 60, "val_max_target_length": 60},
         "cnndm": {"max_source_length": 512, "train_max_target_length": 56, "val_max_target_length": 142},
     }
-    assert source_limit({"mode": "cnndm"}) == 512
-    assert source_limit({"mode": "cnndm", "max_source_length": 40}) == 40
-    assert source_limit({"mode": "webnlg"}) is None
+    assert Settings(mode="cnndm").lengths()["max_source_length"] == 512
+    assert Model(None, None, {"mode": "cnndm"}).source_limit == 512
+    assert Model(None, None, {"mode": "cnndm", "max_source_length": 40}).source_limit == 40
+    assert Model(None, None, {"mode": "webnlg"}).source_limit is None
 
 
 def test_summaries_are_cut_part_by_part(tokenizer):
@@ -65,8 +67,8 @@ def test_prompts_are_labels_times_openings(tokenizer, tmp_path):
     path.write_text("positive ||| A .\nnegative|||B .\npositive ||| C .\n")
     openings = tmp_path / "openings"
     openings.write_text("The book\n\nA town\n")
-    args = decoding_args("sentiment", "--openings", str(openings), "--length", "20")
-    prompts = make_prompts(Generator(model_of(64), tokenizer), "sentiment", path, args)
+    settings = decoding_settings("sentiment", "--openings", str(openings), "--length", "20")
+    prompts = make_prompts(model_of(64, tokenizer), path, settings)
     assert prompts.texts == [
         " negative<|endoftext|> The book",
         " negative<|endoftext|> A town",
@@ -76,14 +78,15 @@ def test_prompts_are_labels_times_openings(tokenizer, tmp_path):
     assert [example.prompt for example in prompts.inputs] == [tokenizer(text)["input_ids"] for text in prompts.texts]
     assert prompts.openings == [tokenizer(text)["input_ids"] for text in (" The book", " A town")] * 2
     with pytest.raises(UserError, match=r"the prompt .* has \d+ tokens; there is room for 4"):
-        make_prompts(Generator(model_of(24), tokenizer), "sentiment", path, args)
+        make_prompts(model_of(24, tokenizer), path, settings)
 
 
-def model_of(positions):
-    """All that make_prompts asks of a model: its number of positions."""
+def model_of(positions, tokenizer):
+    """A model whose number of positions is all that matters."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    return GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=9, n_positions=positions))
+    base = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=4, vocab_size=9, n_positions=positions))
+    return Model(PrefixLM(base, None), tokenizer, {"mode": "sentiment"})
 
 
 @pytest.mark.parametrize(
@@ -113,25 +116,24 @@ def test_a_bad_openings_file_is_one_line(tmp_path, content, message):
     ],
 )
 def test_strategies_are_the_originals(mode, strategy, samples):
-    assert choose_strategy(mode, decoding_args(mode)) == (strategy, samples)
-    assert decoding_args(mode).top_p == 0.8
-    assert choose_strategy(mode, decoding_args(mode, "--strategy", "greedy")) == ("greedy", 1)
-    assert len(DECODING) == 10
+    assert decoding_settings(mode).strategy_for(mode) == (strategy, samples)
+    assert decoding_settings(mode).top_p == 0.8
+    assert decoding_settings(mode, "--strategy", "greedy").strategy_for(mode) == ("greedy", 1)
 
 
 @pytest.mark.parametrize(
     ("mode", "argv", "message"),
     [
         ("webnlg", ["--samples", "2"], "--strategy beam and --samples 2 do not"),
-        ("topic", ["--samples", "0"], "--samples 0: at least 1"),
+        ("topic", ["--samples", "0"], "--samples 0: must be at least 1"),
         ("topic", ["--num_beams", "3"], "--strategy nucleus and --num_beams do not"),
         ("topic", ["--strategy", "beam", "--top_p", "0.5"], "--strategy beam and --top_p do not"),
         ("webnlg", ["--openings", "x"], "--mode webnlg and --openings do not"),
     ],
 )
-def test_decoding_flags_that_nothing_heeds_are_refused(mode, argv, message):
+def test_decoding_flags_without_effect_are_refused(mode, argv, message):
     with pytest.raises(UserError, match=message):
-        choose_strategy(mode, decoding_args(mode, *argv))
+        decoding_settings(mode, *argv).strategy_for(mode)
 
 
 def test_equal_texts_are_classified_line_by_line(tmp_path):

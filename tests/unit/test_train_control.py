@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt2.train_control import PrefixConfig, PrefixLM, PrefixTuning, split_layers
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import PrefixConfig, PrefixTuning, split_layers
 from prefixlib.errors import UserError
 from tests.conftest import SETTINGS, close
 

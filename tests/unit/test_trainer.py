@@ -10,8 +10,10 @@ import torch
 from transformers import TrainingArguments
 
 from gpt2.dataset import Encoded, collate
-from gpt2.prefix_io import load_prefix, save_prefix
+from gpt2.model import load_prefix, save_prefix
+from gpt2.prefix_lm import PrefixLM
 from gpt2.trainer_prefix import PrefixTrainer, row_losses
+from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
 
 EXAMPLES = [Encoded([n % 40, n % 7, 49], [n % 30, n % 11, n % 5, 49]) for n in range(30)]
@@ -169,7 +171,8 @@ def test_the_network_runs_once_a_step_and_changes_nothing(tiny_lm, tmp_path, dro
     apart, runs = copy.deepcopy(tiny_lm), []
     settings = {"gradient_accumulation_steps": 4, "save_strategy": "no"}
     trainer = make_trainer(apart, tmp_path / "apart", **settings)
-    trainer.once_per_step = apart.prefix.once_per_step = None
+    trainer.once_per_step = None
+    OncePerStep.remove(apart.prefix)
     trainer.train()
     tiny_lm.prefix.control_trans.register_forward_hook(lambda *_: runs.append(1))
     shared = make_trainer(tiny_lm, tmp_path / "shared", **settings)
@@ -183,7 +186,7 @@ def test_the_network_runs_once_a_step_and_changes_nothing(tiny_lm, tmp_path, dro
 def test_a_trainer_without_accumulation_inherits_no_shared_run(tiny_lm, tmp_path):
     make_trainer(tiny_lm, tmp_path / "a", gradient_accumulation_steps=4)
     make_trainer(tiny_lm, tmp_path / "b")
-    assert tiny_lm.prefix.once_per_step is None
+    assert "flat" not in vars(tiny_lm.prefix)
 
 
 def test_two_half_batches_accumulated_equal_one_batch(tiny_lm, tmp_path):
@@ -221,11 +224,14 @@ def test_text_length_of_mode_4_leaves_out_padding_and_separators(tiny_lm, tmp_pa
     assert trainer.compute_loss(tiny_lm, batch).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_a_model_of_transformers_is_trained_on_its_token_mean(tiny_lm, tmp_path):
-    trainer = make_trainer(tiny_lm, tmp_path)
-    assert not make_trainer(tiny_lm.base, tmp_path).model_accepts_loss_kwargs  # micro-batches are averaged
+def test_a_model_without_a_prefix_is_trained_on_its_token_mean(tiny_lm, tmp_path):
+    model = PrefixLM(tiny_lm.base.requires_grad_(True), None)
+    trainer = make_trainer(model, tmp_path)
+    trainer.objective_mode = 0
+    assert not trainer.model_accepts_loss_kwargs  # micro-batches are averaged
     batch = collate(EXAMPLES[:4], pad_token_id=49)
-    loss = trainer.compute_loss(tiny_lm.base, batch)
+    model.eval()
+    loss = trainer.compute_loss(model, batch)
     logits = tiny_lm.base(batch["input_ids"]).logits
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
