@@ -6,6 +6,7 @@
 Legend: P prefix length, L layers, H heads, D head size.
 """
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from prefixlib import attention, baselines, checkpoint, files, original, record
 from prefixlib.base_model import choose_base, load_model, load_tokenizer, resolve_model_name, save_whole
@@ -24,7 +26,7 @@ from prefixlib.settings import spelled
 from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
 from seq2seq import decoding
 from seq2seq.flags import DEFAULT_MODEL, Settings
-from seq2seq.frozen_lm import key_values_of_text, max_positions
+from seq2seq.frozen_lm import key_values_of_text, max_positions, shape_of
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning
 from seq2seq.utils import count_cut
@@ -453,9 +455,16 @@ def load(
     task = _task_of(saved.task, mode, directory)
     name, revision = choose_base(saved.base, model_name_or_path, directory)
     base, tokenizer = _load_base(name, model_revision or revision, **hub)
-    if not saved.config.fits(base.config):
-        raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
+    check_fits(saved.config, base.config, directory, name)
     return Model(on_device(PrefixLM(base, saved.for_decoding())), tokenizer, task, dict(saved.base))
+
+
+def check_fits(config: PrefixConfig, base: PreTrainedConfig, directory: Path | str, name: str) -> None:
+    """Raise UserError if a prefix was trained for a model of another shape than `base`, a model's configuration."""
+    with contextlib.suppress(AttributeError):  # a model of the other family
+        if all(getattr(config, size) == value for size, value in shape_of(base).items()):
+            return
+    raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
 
 
 def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **hub: Any) -> Model:

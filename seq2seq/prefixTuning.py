@@ -80,10 +80,6 @@ class PrefixConfig:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def fits(self, base: PreTrainedConfig) -> bool:
-        """Whether the prefix is of the base model's shape."""
-        return all(getattr(self, name) == size for name, size in shape_of(base).items())
-
     def shape(self, site: str) -> tuple[int, int, int]:
         """(2L, H, D) at a site: a key and a value per layer."""
         side = "encoder" if site == "encoder" else "decoder"
