@@ -12,6 +12,7 @@ from prefixlib.errors import UserError
 from prefixlib.settings import TUNING_MODES
 from seq2seq import decoding, finetune
 from seq2seq.model import Model
+from seq2seq.prefix_lm import PrefixLM
 from tests.conftest import GOLDEN
 from tests.export_golden import make_golden_base, write_original
 from tests.seq2seq_tiny import make_bart, make_summaries
@@ -134,6 +135,23 @@ def test_samples_depend_on_their_seed_alone(model):
     assert len({text for texts in several for text in texts}) > 3
     alone = model.generate([SOURCES[1]], strategy="nucleus", seed=9, **SHORT)
     assert alone == [several[1][0]]  # two samples a source: the third in all
+
+
+@torch.no_grad()
+def test_scores_are_those_of_teacher_forcing_behind_the_prefix(model):
+    """The sum of the tokens' log-probabilities; the end is free of charge where the limit forces it."""
+    inputs, _ = model.encode(SOURCES, model.source_limit)
+    rule = decoding.decoding_rule("xsum", model.base.config, max_length=10, min_length=0)
+    bare = PrefixLM(model.base)
+    for source, (best,) in zip(inputs, model.decode(inputs, rule, strategy="greedy", progress=False), strict=True):
+        ids, start = torch.tensor([source]), model.base.config.decoder_start_token_id
+        expected = best.tokens + [rule.eos_token_id] * (len(best.tokens) < 8)
+        scores = []
+        for lm in (model.lm, bare):
+            logits = lm(ids, torch.ones_like(ids), torch.tensor([[start, *expected[:-1]]]))
+            scores.append(logits.log_softmax(dim=-1)[0, range(len(expected)), expected].sum().item())
+        assert best.score == pytest.approx(scores[0], abs=1e-4)
+        assert abs(best.score - scores[1]) > 0.01
 
 
 def test_a_greedy_text_is_that_of_one_beam(model):

@@ -279,6 +279,16 @@ def test_every_process_needs_its_gpu(place, tmp_path, monkeypatch):
         finetune.main(training_flags(place / "bart", place / "data", tmp_path))
 
 
+def test_the_network_is_run_anew_after_training(place, tmp_path):
+    """What accumulated batches shared must not answer for a prefix that has moved since."""
+    words = training_flags(place / "bart", place / "data", tmp_path, epoch=1, gradient_accumulation_steps=4)
+    prefix = finetune.train(finetune.parse_args(words)[0]).model.prefix
+    before = prefix.flat()["self"]
+    with torch.no_grad():
+        prefix.control_trans[-1].bias += 1
+    assert torch.allclose(prefix.flat()["self"], before + 1)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_accumulated_batches_may_share_a_run_of_the_network(place, tmp_path, monkeypatch, dropout):
     """The same losses as with a run per batch, on four batches a step and on the two left over."""
