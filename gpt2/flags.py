@@ -71,6 +71,13 @@ class Settings(Training):
         "the original's --init_text for the MLP; with --tuning_mode finetune it is put in front of every source",
         START,
     )
+    init_random: str = flag(
+        "normal",
+        "where a random start is drawn from: N(0, 1), as in the original's code, or uniform (0, 1), as in the paper's "
+        "comparison of initialisations",
+        START,
+        choices=("normal", "uniform"),
+    )
     objective_mode: int = flag(
         1,
         "a prefix's loss: 0 mean over tokens; else per text, then averaged: 1 sum, 2 by padded length, "
@@ -94,6 +101,10 @@ class Settings(Training):
     )
     use_custom_teacher_dropout: bool = flag(False, "finetune: --dropout is the model's own residual dropout", OBJECTIVE)
     learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0)
+    eval_batch_size: int = flag(0, "dev texts evaluated together; changes the speed only (0: --bsz)", RECORDS, low=0)
+    early_stopping_patience: int = flag(
+        -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1
+    )
     keep_best: bool = flag(False, "keep the checkpoint with the lowest dev loss in OUTPUT/best", RECORDS)
     skip_decode: bool = flag(False, "stop after training instead of decoding and scoring valid and test", RECORDS)
     batch_size: int = flag(32, "sentences decoded together", RECORDS, above=0)
@@ -103,7 +114,19 @@ class Settings(Training):
         self.check_shared()
         if self.distill and not self.finetuned_model_path:
             raise UserError("--distill yes needs --finetuned_model_path, the fine-tuned model to learn from")
+        if self.early_stopping_patience == 0:
+            raise UserError("--early_stopping_patience 0: at least 1 evaluation, or -1 for never")
         self.check_only_with(RULES)
+        if self.init_random != "normal":
+            word = self.init_shallow and self.init_shallow_word != "no"
+            starts = {
+                "init_text": self.init_text,
+                "prefix_model_path": self.prefix_model_path,
+                "init_shallow_word": word,
+            }
+            for name, given in starts.items():
+                if given:
+                    refuse_together(f"--{name}", f"--init_random {self.init_random}", "a prefix starts once")
         if self.dropout > 0 and not self.has_prefix and not self.use_custom_teacher_dropout:
             refuse_together(f"--tuning_mode {self.tuning_mode}", "--dropout", "it changes prefixes only")
         if not self.optim_prefix and self.format_mode == "infix" and self.has_prefix:
@@ -131,7 +154,18 @@ class Settings(Training):
 
 TRAINING_SETTINGS = (
     *("mode", "tuning_mode", "objective_mode", "use_dropout", "bsz", "gradient_accumulation_steps", "epoch"),
-    *("max_steps", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dropout", "seed", "bf16", "fp16"),
+    *(
+        "max_steps",
+        "early_stopping_patience",
+        "learning_rate",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "dropout",
+        "seed",
+        "bf16",
+        "fp16",
+    ),
     *LENGTHS,
     *("distill", "finetuned_model_path", "matching_objective", "matching_positions", "use_custom_teacher_dropout"),
 )
@@ -141,7 +175,7 @@ _OF_SOURCE = "such a prefix is made of the source's words"
 RULES = (
     *(
         Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
-        for name in ("objective_mode", "prefix_mode", "format_mode", "parametrize_emb")
+        for name in ("objective_mode", "prefix_mode", "format_mode", "parametrize_emb", "init_random")
     ),
     Only("distill", "tuning_mode", ("prefixtune",), "a prefix is what learns from the teacher"),
     Only("use_lowdata_token", "tuning_mode", (*WITH_PREFIX, "finetune"), "there is nothing for the token to start"),
@@ -155,6 +189,8 @@ RULES = (
     Only("init_shallow", "optim_prefix", (True,), "a prefix made of words needs its MLP"),
     Only("init_text", "optim_prefix", (True,), _OF_SOURCE),
     Only("use_lowdata_token", "optim_prefix", (True,), _OF_SOURCE),
+    Only("init_random", "optim_prefix", (True,), _OF_SOURCE),
+    Only("init_random", "use_lowdata_token", (False,), "the prefix starts from the token"),
     Only("finetuned_model_path", "distill", (True,), "it is the teacher"),
     Only("matching_objective", "distill", (True,), "it is how the teacher is matched"),
     Only("matching_positions", "distill", (True,), "it is where the teacher is matched"),
@@ -170,8 +206,20 @@ class Decoding(Flags):
 
     data_file: str | None = flag(None, "the file to decode (default: the task's SPLIT file under --data_dir)", DECODING)
     data_dir: str | None = flag(None, "folder of all data sets, or the task's own (default: data/)", DECODING)
+    decode_limit: int | None = flag(
+        None,
+        "only the first N inputs of the file; with seen and unseen categories (WebNLG), the first N/2 of each",
+        DECODING,
+        low=1,
+    )
+    reference_loss: bool = flag(
+        False, "also the mean loss per token of each decoded input's first reference, `loss`", DECODING
+    )
     output_dir: str | None = flag(None, "where the outputs go (default: into the checkpoint's folder)", DECODING)
     model_name_or_path: str | None = flag(None, "base model, where the checkpoint's own is not to be found", DECODING)
+    allow_other_base: bool = flag(
+        False, "decode with a base model of the same shape that is not the one trained on", DECODING
+    )
     cache_dir: str | None = flag(None, "where hub files are kept", DECODING)
     strategy: str | None = flag(
         None,

@@ -17,15 +17,27 @@ import torch
 from torch import Tensor, nn
 
 from gpt2 import decoding
-from gpt2.dataset import Encoded, Format, encode, encode_inputs, pad_sources, truncate
+from gpt2.dataset import (
+    Encoded,
+    Format,
+    TableToTextDataset,
+    collate,
+    encode,
+    encode_inputs,
+    pad_sources,
+    truncate,
+)
 from gpt2.flags import DEFAULT_MODEL, Decoding, Settings
 from gpt2.frozen_lm import check_rows, check_takes_prefix, evaluating, key_values, max_positions
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import FAMILY, Past, PrefixConfig, join_layers, make_prefix
 from prefixlib import baselines, checkpoint, files, original, peft_format, record
 from prefixlib.base_model import (
+    check_fingerprint,
+    check_tokenizer,
     choose_base,
     dropout_settings,
+    fingerprint,
     load_config,
     load_model,
     load_tokenizer,
@@ -34,6 +46,7 @@ from prefixlib.base_model import (
 )
 from prefixlib.beam_search import Hypothesis, stream, text_pieces
 from prefixlib.errors import UserError
+from prefixlib.readers import Group, Record
 from prefixlib.tasks import as_group, find_task
 
 logger = logging.getLogger(__name__)
@@ -213,6 +226,29 @@ class Model:
         batch = {name: ids.to(self.base.device) for name, ids in pad_sources(inputs).items()}
         return self.prefix.past(self.base, len(inputs), **batch)
 
+    @torch.no_grad()
+    def reference_loss(self, groups: Sequence[Group], batch_size: int = 32) -> float | None:
+        """Mean negative log-likelihood per token, in nats, of every group's first reference and its end.
+
+        Unlike the training losses, a sum per text behind a prefix and a mean over tokens in a tuned model, it can be
+        compared between the two. None where no group has a reference.
+        """
+        groups = [group for group in groups if group.references]
+        records = [Record(group.source, group.references[0], True, group.fields, "") for group in groups]
+        if not records:
+            return None
+        form, mode = self.format, self._task().name
+        examples = TableToTextDataset(
+            mode, records, self.tokenizer, self.text_positions, form, self.source_limit
+        ).examples
+        total, count = 0.0, 0
+        with evaluating(self.lm):
+            for start in range(0, len(examples), batch_size):
+                batch = collate(examples[start : start + batch_size], pad_token_id=self.tokenizer.eos_token_id)
+                nll, _ = self.lm(**{name: ids.to(self.base.device) for name, ids in batch.items()})
+                total, count = total + nll.sum().item(), count + len(nll)
+        return total / count
+
     def _task(self):
         mode = self.task.get("mode")
         if mode is None:
@@ -271,17 +307,22 @@ class Model:
 # ---- a new model -------------------------------------------------------------------------------------------------
 
 
-def new(settings: Settings, *, resuming: bool = False, task: Mapping[str, Any] | None = None) -> Model:
+def new(
+    settings: Settings, *, resuming: bool = False, task: Mapping[str, Any] | None = None, texts: Sequence[str] = ()
+) -> Model:
     """The model that a run trains: a base with a new prefix in front, or the base itself, whole, in part, or adapters.
 
     Just what the tuning mode trains requires gradients. A resumed run has its weights already, so its prefix does not
-    start from a text again. Raises UserError for a base model that does not fit.
+    start from a text again. The tokenizer must be able to write `texts`. Raises UserError for a base model that does
+    not fit.
     """
     name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
     hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
     tokenizer = load_tokenizer(name, **hub)
     base = _load_base(name, settings, hub)
-    base_record = {"name": name, "revision": settings.model_revision or getattr(base.config, "_commit_hash", None)}
+    check_tokenizer(name, tokenizer, base, texts)
+    revision = settings.model_revision or getattr(base.config, "_commit_hash", None)
+    base_record = {"name": name, "revision": revision, "fingerprint": fingerprint(base, tokenizer)}
     checkpointing, both = settings.gradient_checkpointing, settings.tuning_mode == "bothtune"
     prefix, train_base = None, True
     if settings.has_prefix:
@@ -366,6 +407,8 @@ def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bo
     elif ids is not None and not resuming:
         logger.info("the prefix starts from a text of %d tokens, which is its length", len(ids))
         start_from_text(prefix, base, ids)
+    elif settings.init_random == "uniform" and not resuming:
+        start_uniform(prefix)
     return prefix
 
 
@@ -405,6 +448,13 @@ def start_from_text(prefix: nn.Module, base: nn.Module, ids: list[int]) -> list[
             _copy(added, torch.zeros_like(added))
         return _copy(prefix.wte2.weight, words)
     return _copy(prefix.control_trans, states) if config.init_shallow else _regress(prefix, prefix.flat, states)
+
+
+def start_uniform(prefix: nn.Module) -> None:
+    """Draw what a random prefix is made of, its P vectors (without an MLP its keys and values), from [0, 1)."""
+    drawn = [module.weight for module in prefix.modules() if isinstance(module, nn.Embedding)]
+    for parameter in [*drawn, prefix.control_trans] if prefix.config.init_shallow else drawn:
+        nn.init.uniform_(parameter)
 
 
 def _copy(parameter: Tensor, values: Tensor) -> list[float]:
@@ -534,6 +584,7 @@ def load(
     model_name_or_path: str | None = None,
     cache_dir: str | None = None,
     dtype: torch.dtype = torch.float32,
+    allow_other_base: bool = False,
 ) -> Model:
     """The trained model in `directory`, ready to generate, on a GPU if there is one.
 
@@ -543,6 +594,7 @@ def load(
         mode: the task, where the checkpoint does not say it; another one than the checkpoint's is refused.
         model_name_or_path: the base model, where it is not where the checkpoint says.
         cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
+        allow_other_base: decode with a base model of the same shape that is not the one trained on.
 
     Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
 
@@ -561,6 +613,9 @@ def load(
     base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype)
     tokenizer = load_tokenizer(name, revision=revision, cache_dir=cache_dir)
     check_fits(saved.config, base.config, directory, name)
+    if not allow_other_base:
+        check_fingerprint(saved.base, base, tokenizer, name, directory)
+    check_tokenizer(name, tokenizer, base, ())
     lm = PrefixLM(base, saved.for_decoding())
     task = {**saved.task, "mode": mode or saved.task.get("mode")}
     return Model(_on_device(lm), tokenizer, task, dict(saved.base))

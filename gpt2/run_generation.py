@@ -53,13 +53,14 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     mode, tokenizer = trained.task["mode"], trained.tokenizer
     openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
     groups = read_label_groups(mode, path, openings) if openings else read_groups(mode, path)
+    groups = first_groups(groups, settings.decode_limit, trained.task.get("categories", ()))
     texts = [prompt_text(mode, trained.format.source_text(group.source), tokenizer.eos_token) for group in groups]
     whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
     if not openings:
         inputs = trained.fit(whole, settings)
         cut = sum(len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
         return Prompts(groups, texts, inputs, [[]] * len(inputs), cut)
-    beginnings = [f" {opening}" for opening in openings] * (len(groups) // len(openings))
+    beginnings = [f" {openings[n % len(openings)]}" for n in range(len(groups))]
     begun = encode(tokenizer, beginnings)
     texts = [text + beginning for text, beginning in zip(texts, beginnings, strict=True)]
     inputs = [replace(example, prompt=example.prompt + ids) for example, ids in zip(whole, begun, strict=True)]
@@ -67,6 +68,21 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     if len(inputs[longest]) > limit:
         raise UserError(f"the prompt {texts[longest]!r} has {len(inputs[longest])} tokens; there is room for {limit}")
     return Prompts(groups, texts, inputs, begun, cut=0)
+
+
+def first_groups(groups: list[Group], limit: int | None, seen: Collection[str]) -> list[Group]:
+    """The first `limit` groups, in file order; where some categories were seen in training and some not, half of each.
+
+    WebNLG's test file has all its seen categories first.
+    """
+    if limit is None or limit >= len(groups):
+        return groups
+    unseen = [n for n, group in enumerate(groups) if group.category and seen and group.category not in seen]
+    if not unseen:
+        return groups[:limit]
+    known = sorted(set(range(len(groups))) - set(unseen))
+    half = limit // 2
+    return [groups[n] for n in sorted(known[: limit - half] + unseen[:half])]
 
 
 def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding) -> dict[str, Any]:
@@ -91,6 +107,8 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
     )
     if find_task(mode).metrics:
         scores = score_groups(mode, outputs[::samples], prompts.groups, trained.task.get("categories", ()))
+        if settings.reference_loss:
+            scores["loss"] = trained.reference_loss(prompts.groups, settings.batch_size)
     else:  # no reference is the right answer: outputs are described, not scored
         scores = distinct(outputs)
     return {
@@ -172,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
         model_name_or_path=settings.model_name_or_path,
         cache_dir=settings.cache_dir,
         dtype=torch.bfloat16 if settings.bf16 else torch.float32,
+        allow_other_base=settings.allow_other_base,
     )
     result = decode_file(trained, path, out / f"{directory.name}_{split}", settings)
     known = record.read_results(out).get("decoding", {})

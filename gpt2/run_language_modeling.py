@@ -22,7 +22,7 @@ from gpt2 import model, run_generation
 from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
 from gpt2.train_control import PrefixConfig
-from gpt2.trainer_prefix import Distillation, PrefixTrainer, load_teacher
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, TensorBoard, is_exhausted, load_teacher
 from prefixlib import checkpoint, files, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.settings import Parser
@@ -77,7 +77,8 @@ def train(settings: Settings) -> TrainResult:
     task["categories"] = sorted({row.category for row in records["train"]} - {""})
     if settings.tuning_mode == "finetune":
         task["lowdata_token"] = settings.source_word()
-    trained = model.new(settings, resuming=resume_from is not None, task=task)
+    texts = [text for row in records["train"][:20] for text in (row.source, row.target)]
+    trained = model.new(settings, resuming=resume_from is not None, task=task, texts=texts)
     lengths = settings.lengths()
     datasets = {
         split: TableToTextDataset(
@@ -161,11 +162,10 @@ def make_trainer(
 ) -> PrefixTrainer:
     """transformers.Trainer with the original's optimisation: AdamW, linear decay without warm-up, clip 1.0."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "runs"))
     arguments = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=settings.bsz // processes,
-        per_device_eval_batch_size=settings.bsz // processes,
+        per_device_eval_batch_size=max((settings.eval_batch_size or settings.bsz) // processes, 1),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         num_train_epochs=settings.epoch,
         max_steps=settings.max_steps,
@@ -189,7 +189,7 @@ def make_trainer(
         prediction_loss_only=True,
         remove_unused_columns=False,
         disable_tqdm=settings.disable_tqdm or (processes > 1 and os.environ["RANK"] != "0"),
-        report_to="tensorboard",
+        report_to="none",  # Trainer's own TensorBoard folder is one for the whole process
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
@@ -206,7 +206,9 @@ def make_trainer(
         save_model_to=trained.save,
         load_model_from=trained.load_weights,
         keep_best=settings.keep_best,
+        patience=settings.early_stopping_patience,
         distillation=make_distillation(settings, trained),
+        callbacks=[TensorBoard(output / "runs")],
     )
 
 
@@ -218,7 +220,7 @@ def run_training(
         outputs = (f"{output.name}_{split}_*" for split in ("valid", "test"))
         own = ("checkpoint-*", "config.json", "model*.safetensors*", "trainer_state.json", "runs", *outputs)
         files.clear_run(output, (*checkpoint.RUN_FILES, *own))
-    ended = ended_run(resume_from)
+    ended = ended_run(resume_from, trainer.patience)
     if ended is not None:
         logger.info(
             "the run in %s was trained to its end, step %d: nothing is left to train", output, ended.global_step
@@ -262,12 +264,13 @@ def run_training(
     )
 
 
-def ended_run(resume_from: Path | None) -> TrainerState | None:
+def ended_run(resume_from: Path | None, patience: int) -> TrainerState | None:
     """The trainer's state where a checkpoint is that of the run's last step: killed in what comes after training."""
     if resume_from is None:
         return None
     state = TrainerState.load_from_json(str(resume_from / "trainer_state.json"))
-    return state if state.global_step >= state.max_steps else None
+    losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
+    return state if state.global_step >= state.max_steps or is_exhausted(losses, patience) else None
 
 
 def decode_splits(

@@ -8,13 +8,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -50,6 +52,11 @@ def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, 
     if mode == 3:
         return sums / labels[:, 1:].ne(IGNORED).sum(dim=1).max()
     return sums / text_lengths
+
+
+def is_exhausted(losses: Sequence[float], patience: int) -> bool:
+    """True where the last `patience` of the dev losses brought no lower one; never for a negative patience."""
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
 
 
 @dataclass(frozen=True)
@@ -148,6 +155,7 @@ class PrefixTrainer(Trainer):
         save_model_to: Callable[[Path], None],
         load_model_from: Callable[[Path], None],
         keep_best: bool = False,
+        patience: int = -1,
         distillation: Distillation | None = None,
         **kwargs,
     ):
@@ -157,6 +165,7 @@ class PrefixTrainer(Trainer):
         self.save_model_to = save_model_to
         self.load_model_from = load_model_from
         self.keep_best = keep_best
+        self.patience = patience
         self.distillation = distillation
         self.once_per_step, prefix = None, self.model.prefix
         if hasattr(prefix, "flat"):
@@ -207,6 +216,9 @@ class PrefixTrainer(Trainer):
         is_best = metrics["eval_loss"] < min(earlier, default=math.inf)
         if self.keep_best and is_best and self.args.should_save:
             files.replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
+        if self.is_in_train and is_exhausted([*earlier, metrics["eval_loss"]], self.patience):
+            logger.info("no better dev loss in %d evaluations: training stops here", self.patience)
+            self.control.should_training_stop = True
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:
@@ -236,6 +248,19 @@ class PrefixTrainer(Trainer):
             files.move_whole(side / name, output / name)
             side.rmdir()
             rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit)
+
+
+class TensorBoard(TensorBoardCallback):
+    """Trainer's logs in `directory`."""
+
+    def __init__(self, directory: Path):
+        super().__init__()
+        self.directory = directory
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.tb_writer = SummaryWriter(str(self.directory))
+        super().on_train_begin(args, state, control, **kwargs)
 
 
 class LogLines(ProgressCallback):

@@ -1,8 +1,11 @@
 """Resolve and load the frozen base model and its tokenizer: the one place for names, folders, dtypes and hub errors."""
 
+import hashlib
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +118,79 @@ def load_model(
         output_loading_info=True,
         **config_overrides,
     )
-    odd = sorted(key for key in (*loading["missing_keys"], *loading["unexpected_keys"]) if baselines.NAME in key)
-    if odd:  # those of the original code have names of their own
-        raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
+    check_loaded(name, loading)
     fuse_gelu(model)
     avoid_cudnn_attention()
     return model.eval()
+
+
+def check_loaded(name: str, loading: Mapping[str, Any]) -> None:
+    """Raise UserError if weights of the model were not in its files, or the files hold others: they would stay random.
+
+    loading: what from_pretrained says of it. A head that is tied to the embeddings is not missing.
+    """
+    missing, unexpected = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+    mismatched = sorted(str(key[0]) for key in loading.get("mismatched_keys", ()))
+    odd = [key for key in (*missing, *unexpected) if baselines.NAME in key]
+    if odd:  # those of the original code have names of their own
+        raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
+    kinds = {"lacks": missing, "has unknown": unexpected, "has other shapes for": mismatched}
+    wrong = [
+        f"{kind} {len(keys)} arrays ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if wrong:
+        raise UserError(f"{name}: its weights do not fit its config.json: it {'; it '.join(wrong)}")
+
+
+def fingerprint(model: torch.nn.Module, tokenizer: Any) -> dict[str, str]:
+    """{"weights", "tokenizer"}: hashes that tell a base model from another one of the same shape, in milliseconds.
+
+    Of the weights, 64 numbers of each of up to 16 arrays, rounded to bfloat16, so that the precision that the model is
+    loaded in changes nothing.
+    """
+    parameters = list(model.parameters())
+    step = max(len(parameters) // 16, 1)
+    weights = hashlib.sha256()
+    for parameter in parameters[::step]:
+        part = parameter.detach().flatten()[:64].to(device="cpu", dtype=torch.bfloat16)
+        weights.update(part.view(torch.int16).numpy().tobytes())
+    entries = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
+    return {"weights": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
+
+
+def check_fingerprint(
+    saved: Mapping[str, Any], model: torch.nn.Module, tokenizer: Any, name: str, directory: Path
+) -> None:
+    """Raise UserError unless `model` and `tokenizer` are those that the checkpoint in `directory` was trained on.
+
+    saved: the checkpoint's record of its base model; those of earlier versions and other tools hold no fingerprint.
+    """
+    found = fingerprint(model, tokenizer) if saved.get("fingerprint") else {}
+    for kind, value in found.items():
+        if saved["fingerprint"].get(kind) != value:
+            raise UserError(
+                f"{directory} was trained on {saved.get('name')}, and {name} has other {kind} "
+                f"(--allow_other_base yes decodes with it all the same)"
+            )
+
+
+def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Sequence[str]) -> None:
+    """Raise UserError for a tokenizer that cannot write `texts`, or has more entries than the model has embeddings."""
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        letters = Counter(character for character in text.casefold() if character.isalnum())
+        decoded = tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+        kept = letters & Counter(decoded.casefold())
+        if 2 * kept.total() < letters.total():
+            raise UserError(
+                f"{name}: its tokenizer turns {text[:40]!r} into {decoded[:40]!r}: tokenizer files are "
+                "missing there, or are of another model"
+            )
+    entries, embeddings = len(tokenizer), model.get_input_embeddings().num_embeddings
+    if entries > embeddings:
+        raise UserError(f"{name}: its tokenizer has {entries} entries, the model embeddings for {embeddings}")
 
 
 def avoid_cudnn_attention() -> None:
@@ -158,6 +228,7 @@ def _fetch(load, name: str, **kwargs):
     Files already in the hub's cache are used as they are; the hub is asked only for what is not there.
     """
     arguments = {key: value for key, value in kwargs.items() if value is not None}
+    arguments["trust_remote_code"] = False  # a folder's own code is never run, nor is the user asked whether to
     try:
         if os.path.isdir(name):
             return load(name, **arguments)
