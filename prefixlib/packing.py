@@ -1,6 +1,6 @@
 """Texts of a padded batch laid one after the other on fewer rows, so that no computation is spent on padding.
 
-Which layout is the cheapest and who sees whom on a shared row depend on the model: gpt2/packing.py, seq2seq/packing.py.
+Which layout is the cheapest and who sees whom on a shared row depend on the model: see prefix_lm.py of each tree.
 
 Legend: B texts, T tokens of the longest, N real tokens, R rows after packing, W their width.
 """

@@ -22,7 +22,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from gpt2 import decoding
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
-from seq2seq import generation
+from seq2seq import decoding as seq2seq_decoding
 from seq2seq.frozen_lm import attend_to
 
 # sentences, batch, beams, new tokens, decoded one at a time, lengths from
@@ -172,12 +172,13 @@ def our_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = N
     with torch.no_grad():
         prefix = model.prefix(1)
     if is_bart(args):
-        steps = ending(generation.Seq2SeqSteps, work, eos, _sources)
+        steps = ending(seq2seq_decoding.Seq2SeqSteps, work, eos, _sources)
 
         def run(members: Sequence[int]) -> list[list[int]]:
-            with mock.patch.object(generation, "Seq2SeqSteps", steps):
-                found = generation.decode(base, [work.prompts[n] for n in members], rule, prefix=prefix, **settings)
-            return [hypothesis.tokens for hypothesis in found]
+            with mock.patch.object(seq2seq_decoding, "Seq2SeqSteps", steps):
+                prompts = [work.prompts[n] for n in members]
+                found = seq2seq_decoding.decode(base, prompts, rule, prefix=prefix, **settings)
+            return [best.tokens for (best,) in found]
 
         return run
     causal = ending(decoding.CausalSteps, work, eos, lambda model, prompts, *_: prompts)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
-from prefixlib.tasks import data_file, prompt_text, read_groups, read_records, training_text
+from prefixlib.tasks import data_file, find_task, prompt_text, read_groups, read_records, training_text
 
 RECORDED = REPOSITORY / "data" / "lengths"
 MOST_BINS = 1500  # keeps a file under 30 KB
@@ -50,11 +50,11 @@ def read_lengths(name: str, path: Path, tokenizer_dir: Path) -> list[Pair]:
         sources = encode(tokenizer, [prompt_text(mode, source, eos) for source, _ in pairs])
         targets = encode(tokenizer, [training_text(mode, source, target, eos)[1] for source, target in pairs])
     else:
-        from seq2seq.flags import MODES
-
-        source_limit, train_limit, _, test_limit = MODES[mode].lengths
-        limit = train_limit if split == "train" else test_limit
-        sources = tokenizer([s for s, _ in pairs], max_length=source_limit, truncation=True)["input_ids"]
+        lengths = find_task(mode).seq2seq.lengths
+        limit = lengths["max_target_length" if split == "train" else "test_max_target_length"]
+        sources = tokenizer([s for s, _ in pairs], max_length=lengths["max_source_length"], truncation=True)[
+            "input_ids"
+        ]
         targets = tokenizer([t for _, t in pairs], max_length=limit, truncation=True)["input_ids"]
     return [(len(source), len(target)) for source, target in zip(sources, targets, strict=True)]
 

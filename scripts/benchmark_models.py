@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration, DynamicCache, GPT2Config, GPT2LMHeadModel
 
+from gpt2 import prefix_lm as gpt2_lm
 from gpt2 import train_control as gpt2
 from gpt2.trainer_prefix import row_losses
 from prefixlib import attention
 from prefixlib.base_model import avoid_cudnn_attention, fuse_gelu
 from prefixlib.errors import UserError
+from seq2seq import prefix_lm as bart_lm
 from seq2seq import prefixTuning as bart
 from seq2seq.frozen_lm import attend_to
 
@@ -116,8 +118,8 @@ def our_model(args: argparse.Namespace, checkpointing: bool = False) -> nn.Modul
     fuse_gelu(base)
     prefix = our_prefix(args, base)
     if not is_bart(args):
-        return gpt2.PrefixLM(base, prefix, train_base=checkpointing, checkpointing=checkpointing)
-    model = bart.PrefixLM(base, prefix)
+        return gpt2_lm.PrefixLM(base, prefix, train_base=checkpointing, checkpointing=checkpointing)
+    model = bart_lm.PrefixLM(base, prefix)
     if checkpointing:
         attention.enable_checkpointing(base)
     return model

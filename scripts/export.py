@@ -9,7 +9,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from prefixlib.base_model import HUB_IDS, choose_base, load_config
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.settings import Parser, refuse_together
 from prefixlib.tasks import GPT2_MODES
-from seq2seq import prefix_io as seq2seq_io
+from seq2seq import model as seq2seq_model
 from seq2seq import prefixTuning as seq2seq_prefix
 
 log = logging.getLogger("export")
@@ -32,7 +32,7 @@ WRITTEN = {
     "peft": {peft_format.CONFIG, peft_format.WEIGHTS, peft_format.CARD},
     "kv": {kv_format.ARRAYS, kv_format.SHAPES, kv_format.CARD},
 }
-KV_SITES = {"self": kv_format.DECODER, "encoder_decoder": kv_format.CROSS, "encoder": kv_format.ENCODER}
+KV_SITES = {"self": kv_format.DECODER, "cross": kv_format.CROSS, "encoder": kv_format.ENCODER}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -66,12 +66,14 @@ def export_prefix(args: argparse.Namespace) -> Path:
             f"--to peft cannot hold {directory}: PEFT prefixes only the decoder's self-attention of an encoder-decoder "
             "and shifts its positions; use --to kv"
         )
-    loaded = (seq2seq_io if is_seq2seq else gpt2_model).load_prefix(directory)
+    tree = seq2seq_model if is_seq2seq else gpt2_model
+    loaded = tree.load_prefix(directory)
     if not is_seq2seq:
         check_same_for_all(loaded.config, directory, args.to)
     base = base_of(loaded.base, args.model_name_or_path, directory)
     if args.model_name_or_path:
-        check_shape(loaded.config, base, directory)
+        config = load_config(base["name"], revision=base["revision"])
+        tree.check_fits(loaded.config, config, directory, base["name"])
     if args.to == "peft":
         adapter = peft_format.Adapter(loaded.flat, loaded.config.n_layer, loaded.config.n_head, base)
         return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter))
@@ -113,33 +115,15 @@ def base_of(saved: dict[str, Any], given: str | None, directory: Path) -> dict[s
     return {"name": name, "revision": revision}
 
 
-def check_shape(config, base: dict[str, str | None], directory: Path) -> None:
-    """Raise UserError if the prefix in `directory` does not fit the base model that --model_name_or_path names."""
-    model = load_config(base["name"], revision=base["revision"])
-    if isinstance(config, train_control.PrefixConfig):
-        gpt2_model.check_fits(config, model, directory, base["name"])
-        return
-    shape = {field.name for field in fields(config)} & {
-        *("encoder_layers", "decoder_layers", "encoder_heads", "decoder_heads", "d_model"),
-    }
-    settings = {name: value for name, value in config.as_dict().items() if name not in shape}
-    try:
-        fits = type(config).for_model(model, **settings) == config
-    except AttributeError:  # a model of the other family
-        fits = False
-    if not fits:
-        raise UserError(f"the prefix in {directory} was trained for a model of another shape than {base['name']}")
-
-
 def cut_gpt2(loaded: gpt2_model.SavedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The one site of a decoder-only model: per layer keys and values (H, P, D)."""
     layers = train_control.split_layers(loaded.flat, loaded.config, batch_size=1)
     return {kv_format.DECODER: [(keys[0], values[0]) for keys, values in layers]}
 
 
-def cut_seq2seq(loaded: seq2seq_io.LoadedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+def cut_seq2seq(loaded: seq2seq_model.SavedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The sites of an encoder-decoder that have a prefix: per layer keys and values (H, P, D)."""
-    sites = loaded.layers(torch.device("cpu"))
+    sites = loaded.for_decoding()(1)
     return {KV_SITES[site]: [(keys[0], values[0]) for keys, values in layers] for site, layers in sites.items()}
 
 

@@ -12,20 +12,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from prefixlib import files
 from prefixlib.errors import UserError
-from seq2seq.lightning_base import RESUME
 
 logger = logging.getLogger(__name__)
+
+RESUME = "resume.ckpt"
 
 
 class LogLines(Callback):
     """One readable line per `every` steps: loss, learning rate, tokens per second; the same into TensorBoard.
 
-    Stops the run on a loss that is no number. `curves` keeps (step, loss) of training and validation.
+    Stops the run on a loss that is no number. `curves` keeps (step, loss) of training ("train") and validation ("dev").
     """
 
     def __init__(self, every: int):
         self.every = every
-        self.curves: dict[str, list[tuple[int, float]]] = {"train": [], "validation": []}
+        self.curves: dict[str, list[tuple[int, float]]] = {"train": [], "dev": []}
         self.losses: list[torch.Tensor] = []
         self.tokens = self.cut = self.last_step = 0
         self.since = self.paused = time.perf_counter()
@@ -34,12 +35,18 @@ class LogLines(Callback):
         return {"curves": self.curves}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.curves = state["curves"]
+        curves = state["curves"]
+        self.curves = {
+            "train": curves["train"],
+            "dev": curves.get("dev") or curves.get("validation", []),
+        }  # former name
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.since, self.last_step = time.perf_counter(), trainer.global_step
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.losses.append(outputs["mean"])
         self.tokens += outputs["tokens"]
         self.cut += batch["cut"]
@@ -71,7 +78,7 @@ class LogLines(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         result = module.validation_result
-        self.curves["validation"].append((trainer.global_step, result["loss"]))
+        self.curves["dev"].append((trainer.global_step, result["loss"]))
         trainer.logger.log_metrics({f"val_{name}": value for name, value in result.items()}, trainer.global_step)
         logger.info("validation at step %d: %s", trainer.global_step, _figures(result))
         self.since += time.perf_counter() - self.paused  # tokens/s are those of training
@@ -92,7 +99,8 @@ class Checkpoints(Callback):
     """OUTPUT/resume.ckpt every `every` steps and after each epoch; OUTPUT/best whenever validation improves.
 
     `metric` is a name in the module's validation_result; "loss" is better when lower, the others when higher.
-    `patience` validations without improvement end the training; -1 never does. `save_best` fills a folder.
+    `patience` validations without improvement end the training; -1 never does. `save_best` writes the model into a
+    folder, with the result.
     """
 
     def __init__(self, output: Path, every: int, metric: str, patience: int, save_best: Callable[[Path, dict], None]):
@@ -109,7 +117,9 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         trainer.should_stop = 0 <= self.patience <= self.worse  # killed after it had decided to stop
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         last = batch_idx + 1 == trainer.num_training_batches  # then validation comes first: see on_train_epoch_end
         if trainer.global_step != self.saved_step and trainer.global_step % self.every == 0 and not last:
             self._save(trainer, module)

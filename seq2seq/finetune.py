@@ -1,117 +1,75 @@
-"""Entry of summarisation and table-to-text with an encoder-decoder: data, model, fit / predict.
+"""Entry of summarisation and table-to-text with an encoder-decoder: train, or decode a test file and score it.
 
 python seq2seq/finetune.py --mode xsum --preseqlen 200 --mid_dim 800 --output_dir runs/xsum
-train_bart.py and train_e2e.py fill in the flags.
+train_bart.py and train_e2e.py fill in the flags. In Python: `seq2seq.train(seq2seq.Settings(mode="xsum", ...))`.
 """
 
-import argparse
-import functools
+import dataclasses
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from prefixlib.text import text_or_file
 
-from prefixlib import adapters, attention, checkpoint, files, layers, record
-from prefixlib.base_model import OWN_MODEL, load_model, load_tokenizer, resolve_model_name, save_whole
-from prefixlib.beam_search import DecodingRule
+from prefixlib import checkpoint, files, original, record
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parser, explicit_flags, tuning_settings
-from seq2seq import flags, generation, predict, rouge
-from seq2seq.callbacks import Checkpoints, LogLines
-from seq2seq.initialise import start_from_text
-from seq2seq.lightning_base import RESUME, BaseModule, find_resume, generic_train
-from seq2seq.prefix_io import load_prefix, save_prefix
-from seq2seq.prefixTuning import FAMILY, PrefixConfig, PrefixLM, PrefixTuning
-from seq2seq.utils import (
-    Collator,
-    EpochBatches,
-    ResumableLoader,
-    find_file,
-    find_lengths,
-    load_examples,
-    source_lengths,
-)
+from prefixlib.metrics import rouge, score_task, shown
+from prefixlib.settings import Parser, explicit_flags
+from prefixlib.tasks import find_task
+from seq2seq.callbacks import RESUME, Checkpoints, LogLines
+from seq2seq.decoding import decoding_rule, to_text
+from seq2seq.flags import Settings
+from seq2seq.frozen_lm import max_positions
+from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
+from seq2seq.model import Model, load, load_prefix, new, on_device, saved_settings
+from seq2seq.utils import Example, build_loaders, load_examples
 
 logger = logging.getLogger("seq2seq.finetune")
 
-DEFAULT_MODEL = "bart-large"
-INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
-NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model and how its training went."""
+
+    model: Model  # with the last weights; OUTPUT/best holds the best ones
+    scores: dict[str, float]  # on the dev set after the last step: loss, rouge1, rouge2, rougeL, length in tokens
+    history: dict[str, list[tuple[int, float]]]  # "train" and "dev": (step, loss per token)
+    output_dir: Path
 
 
-class SummarizationModule(BaseModule):
-    """Training and validation of a PrefixLM on batches of Collator."""
-
-    def __init__(self, lm: PrefixLM, args: argparse.Namespace, total_steps: int, tokenizer, rule: DecodingRule):
-        super().__init__(lm, args, total_steps)
-        self.tokenizer, self.rule = tokenizer, rule
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The mean over the tokens of the global batch; each process holds a part of them."""
-        total, count = self.lm.loss(*(batch[name] for name in INPUTS), smoothing=self.args.label_smoothing)
-        sums = self._over_processes(torch.stack([total.detach(), count.to(total.dtype)]))
-        # DDP divides the sum of the processes' gradients by their number
-        loss = total * self.world / sums[1]
-        tokens = batch["attention_mask"].sum() + count
-        return {"loss": loss, "mean": sums[0] / sums[1], "tokens": tokens.detach() * self.world}
-
-    def on_validation_start(self) -> None:
-        prefix = self.lm.prefix(1) if self.lm.prefix is not None else {}
-        self.frozen_prefix = {site: [(k.detach(), v.detach()) for k, v in layers] for site, layers in prefix.items()}
-        self.sums = torch.zeros(7, dtype=torch.float64)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        total, count = self.lm.loss(*(batch[name] for name in INPUTS))
-        best = generation.decode_batch(
-            self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, self.frozen_prefix
-        )
-        self.sums[:2] += torch.tensor([total.item(), count.item()])
-        for references, hypothesis in zip(batch["references"], best, strict=True):
-            if references is not None:  # None: a filler
-                scores = rouge.sentence_scores(generation.to_text(self.tokenizer, hypothesis.tokens), references)
-                self.sums[2:] += torch.tensor([*scores.values(), len(hypothesis.tokens), 1])
-
-    def on_validation_epoch_end(self) -> None:
-        del self.frozen_prefix  # the next steps move the prefix
-        loss, tokens, *sums, examples = self._over_processes(self.sums.float().to(self.device)).tolist()
-        names = (*rouge.KINDS, "length")
-        self.validated_step = self.trainer.global_step
-        self.validation_result = {"loss": loss / tokens} | {n: s / examples for n, s in zip(names, sums, strict=True)}
-
-    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of `values` over the processes."""
-        if self.world > 1:
-            torch.distributed.all_reduce(values)
-        return values
-
-
-def main(argv: list[str] | None = None) -> int:
-    args, given = parse_args(sys.argv[1:] if argv is None else argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    settings, given = parse_args(sys.argv[1:] if argv is None else argv)
     record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
-    _quiet_libraries()
-    record.check_machine(fp16=args.fp16 == "yes")
-    output = Path(args.output_dir).expanduser().resolve()
-    if args.do_train == "yes":
-        fit(args, output)
+    output = _output_dir(settings)
+    if not settings.do_train:
+        decode(settings, given)
+    elif settings.resume and is_finished(output):
+        logger.info("the run in %s has finished: nothing is left to train", output)
     else:
-        predict.predict(args, given, output)
+        train(settings)
     return 0
 
 
-def parse_args(argv: list[str]) -> tuple[argparse.Namespace, set[str]]:
-    """The flags, and which of them argv sets."""
+def parse_args(argv: Sequence[str]) -> tuple[Settings, frozenset[str]]:
+    """The settings, and the names of those that argv gives. Raises UserError for contradictions."""
     parser = Parser(description=__doc__.split("\n")[0])
-    flags.add_all(parser)
-    parser.add_argument("--output_dir", required=True, help="where the run is written")
-    args, given = parser.parse_args(argv), explicit_flags(parser, argv)
-    flags.check(args, given)
-    return args, given
+    Settings.add_to(parser)
+    settings = Settings.from_args(parser.parse_args(argv))
+    settings.check()
+    return settings, frozenset(explicit_flags(parser, argv))
+
+
+def _output_dir(settings: Settings) -> Path:
+    if settings.output_dir is None:
+        raise UserError("the following arguments are required: --output_dir, where the run is written")
+    return Path(settings.output_dir).expanduser().resolve()
 
 
 def _quiet_libraries() -> None:
@@ -121,175 +79,190 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module="lightning")
 
 
-def fit(args: argparse.Namespace, output: Path) -> None:
-    """Train, and leave in `output` the last and the best checkpoint, results.json and the curves."""
-    resume_from = find_resume(args=args, output=output)
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def is_finished(output: Path) -> bool:
+    """True where `output` holds a run that was trained to its end."""
+    return not (output / RESUME).exists() and "training" in record.read_results(output)
+
+
+def train(settings: Settings) -> TrainResult:
+    """Train, and leave in settings.output_dir the last and the best checkpoint, results.json and the curves.
+
+    With settings.resume a run goes on from its newest resumable checkpoint, and one that has finished is loaded.
+    Raises UserError for settings, files or a base model that do not go together, and where the loss is no number.
+
+    >>> settings = Settings(mode="xsum", data_dir="data", output_dir="runs/xsum")
+    >>> train(settings).model.generate(["The document to summarise."])  # doctest: +SKIP
+    """
+    settings.check()
+    if not settings.do_train:
+        raise UserError("train() with do_train=False: load(CHECKPOINT).generate(...) decodes a checkpoint")
+    output = _output_dir(settings)
+    _quiet_libraries()
+    record.check_machine(fp16=settings.fp16)
+    if settings.resume and is_finished(output):
+        return _finished(settings, output)
+    resume_from = find_resume(settings, output)
     started = time.perf_counter()
-    paths = {
-        split: find_file(args.mode, split, getattr(args, f"{split}_file"), args.data_dir) for split in ("train", "eval")
-    }
     examples = {
-        split: load_examples(args.mode, split, paths[split], getattr(args, f"n_{short}"))
-        for split, short in (("train", "train"), ("eval", "val"))
+        split: load_examples(settings.mode, split, settings.file(split), settings.first(split))
+        for split in ("train", "valid")
     }
-    record.seed_everything(args.seed)
-    name = resolve_model_name(args.model_name_or_path or DEFAULT_MODEL)
-    base = {"name": name, "revision": args.model_revision}
-    tokenizer = load_tokenizer(name, revision=args.model_revision, cache_dir=args.cache_dir)
-    lm = build_lm(args, base, tokenizer)
-    lengths = find_lengths(args, lm.base.config)
-    loaders = build_loaders(args, examples, tokenizer, lm.base.config, lengths)
-    steps = -(-len(loaders[0]) // args.gradient_accumulation_steps) * args.epoch
-    steps = min(steps, args.max_steps) if args.max_steps > 0 else steps
-    module = SummarizationModule(lm, args, steps, tokenizer, generation.decoding_rule(args, lm.base.config))
-    task = {
-        "mode": args.mode,
-        "tuning_mode": args.tuning_mode,
-        "seed": args.seed,
-        "max_source_length": lengths["source"],
-        **tuning_settings(args),
-    }
-    save = functools.partial(save_model, lm=lm, tokenizer=tokenizer, base=base, task=task)
-    log = LogLines(args.logging_steps)
-    keep = Checkpoints(output, args.save_steps, args.val_metric, args.early_stopping_patience, save)
-    trainable = sum(p.numel() for p in module.trainable().values())
+    record.seed_everything(settings.seed)
+    model = new(settings, resuming=resume_from is not None)
+    config = model.base.config
+    loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config)
+    steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
+    steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
+    rule = decoding_rule(settings.mode, config, **settings.search())
+    module = SummarizationModule(model.lm, settings, steps, model.tokenizer, rule)
+    log = LogLines(settings.logging_steps)
+    keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
+    parameters = model.count_parameters()
     logger.info(
         "%s: %d of %d parameters are trained; %d training examples, %d steps",
-        args.tuning_mode,
-        trainable,
-        sum(p.numel() for p in lm.parameters()),
+        settings.tuning_mode,
+        parameters["trainable"],
+        sum(p.numel() for p in model.lm.parameters()),
         len(examples["train"]),
         steps,
     )
-    trainer = generic_train(module, args, output, loaders, [log, keep], resume_from)
+    trainer = generic_train(module, settings, output, loaders, [log, keep], resume_from)
     if trainer.is_global_zero:
-        finish(output, args, module, log, keep, save, seconds=time.perf_counter() - started, trainable=trainable)
+        model.save(output, module.validation_result)
+        trained = record.training_results(
+            seconds=time.perf_counter() - started,
+            steps=trainer.global_step,
+            examples=len(examples["train"]),
+            curves=log.curves,
+            parameters=parameters,
+            best=keep.best,
+            last=module.validation_result,
+        )
+        write_results(settings, model, output, trained)
+        (output / RESUME).unlink(missing_ok=True)  # it has done its work
+    model.lm.eval()
+    if trainer.world_size == 1:  # Lightning leaves it on the CPU
+        on_device(model.lm)
+    return TrainResult(model, module.validation_result, log.curves, output)
 
 
-def finish(
-    output: Path,
-    args: argparse.Namespace,
-    module: SummarizationModule,
-    log: LogLines,
-    keep: Checkpoints,
-    save,
-    seconds: float,
-    trainable: int,
-) -> None:
-    """Write the last weights, results.json and the curves; the resumable checkpoint has done its work."""
-    save(output, module.validation_result)
-    (output / RESUME).unlink(missing_ok=True)
-    results = {
-        "steps": module.trainer.global_step,
-        "seconds": round(seconds, 1),
-        "trainable_parameters": trainable,
-        "best": keep.best,
-        "last": module.validation_result,
-        "curves": log.curves,
-        "peak_memory_bytes": record.peak_memory_bytes(),
+def _finished(settings: Settings, output: Path) -> TrainResult:
+    """The result of a run that was trained to its end earlier, from its folder."""
+    trained = record.read_results(output)["training"]
+    history = {name: [tuple(point) for point in points] for name, points in trained["curves"].items()}
+    base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
+    model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
+    return TrainResult(model, trained["last"], history, output)
+
+
+def write_results(settings: Settings, model: Model, output: Path, trained: dict[str, Any]) -> None:
+    """Put the run and its training into results.json, and draw the curves."""
+    run = {
+        "command": shlex.join(sys.argv),
+        **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
+        "base_model": model.base_record["name"],
+        "device": record.device_name(),
+        **record.versions(),
     }
-    settings = {name: value for name, value in vars(args).items() if name not in ("output_dir",)}
-    record.update_results(
-        output, {"settings": settings, "train": results, "versions": record.versions(), "device": record.device_name()}
-    )
-    record.plot_curves(output / "loss.png", log.curves, xlabel="step", ylabel="loss per token", title=args.mode)
-    best = f"best {args.val_metric}: {keep.best[args.val_metric]:.4g}" if keep.best else "not validated"
-    logger.info("trained in %.0f s -> %s (%s)", seconds, output, best)
+    record.update_results(output, {"run": run, "training": trained})
+    title = f"{settings.mode}, {settings.tuning_mode}"
+    record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
+    best = trained["best"]
+    best_score = f"best {settings.val_metric}: {best[settings.val_metric]:.4g}" if best else "not validated"
+    logger.info("trained in %.0f s -> %s (%s)", trained["seconds"], output, best_score)
 
 
-def build_lm(args: argparse.Namespace, base: dict[str, Any], tokenizer) -> PrefixLM:
-    """The base model, with a prefix or adapters where the tuning mode has them; just what it trains needs gradients.
+# ---- decoding ----------------------------------------------------------------------------------------------------
 
-    A prefix is new or from --prefix_model_path.
+
+def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
+    """Decode the test file with a checkpoint: write test_beam_LENGTHPENALTY and results.json; returns the scores.
+
+    given: the names of the settings that must agree with the checkpoint's, as they were set on purpose.
     """
-    dropout = NO_DROPOUT if args.tuning_mode == "prefixtune" and args.use_dropout == "no" else {}
-    model = load_model(base["name"], FAMILY, revision=base["revision"], cache_dir=args.cache_dir, **dropout)
-    prefix = None
-    if args.tuning_mode == "finetune-top":
-        layers.train_top(model, args.top_layers, embeddings=args.top_embeddings == "yes")
-    elif args.tuning_mode == "adaptertune":
-        adapters.insert(model, args.adapter_design, args.adapter_bottleneck)
-        adapters.train_only_adapters(model)
-    elif args.tuning_mode in flags.WITH_PREFIX:
-        attention.install(model)
-        prefix = new_prefix(args, model, tokenizer)
-        if args.prefix_model_path:
-            loaded = load_prefix(args.prefix_model_path)
-            if loaded.config != prefix.config:
-                raise UserError(
-                    f"--prefix_model_path {args.prefix_model_path} was trained with other settings: "
-                    + _differences(loaded.config, prefix.config)
-                )
-            prefix.load_state_dict(loaded.network)
-    lm = PrefixLM(model, prefix, freeze=args.tuning_mode != "bothtune")
-    if args.gradient_checkpointing == "yes":
-        attention.enable_checkpointing(lm.base)
-    return lm
+    output = _output_dir(settings)
+    _quiet_libraries()
+    record.check_machine(fp16=settings.fp16)
+    model = load_for(settings, given)
+    path = settings.file("test")
+    examples = load_examples(settings.mode, "test", path, settings.n_test)
+    examples = [examples[n] for n in range(len(examples))]
+    limit = settings.max_source_length or model.task.get("max_source_length")
+    lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
+    rule = decoding_rule(settings.mode, model.base.config, **settings.search())
+    inputs, cut = model.encode([example.source for example in examples], lengths["max_source_length"])
+    started = time.perf_counter()
+    found = model.decode(inputs, rule, batch_size=settings.eval_batch_size, progress=not settings.disable_tqdm)
+    seconds = time.perf_counter() - started
+    texts = [to_text(model.tokenizer, hypotheses[0].tokens) for hypotheses in found]
+    target = output / f"test_beam_{rule.length_penalty}"
+    files.write_text(target, "".join(f"{text}\n" for text in texts))
+    scores = score(settings, texts, examples, model.tokenizer, lengths["test_max_target_length"])
+    decoded = {
+        "data_file": str(path),
+        "sentences": len(texts),
+        "sources_cut": cut,
+        "seconds": round(seconds, 2),
+        "strategy": "beam",
+        "rule": dataclasses.asdict(rule),
+        "scores": scores,
+    }
+    known = record.read_results(output).get("decoding", {})
+    record.update_results(output, {"decoding": {**known, "test": decoded}})
+    logger.info("%d texts in %.1f s (%.2f/s) -> %s", len(texts), seconds, len(texts) / seconds, target)
+    for name, value in scores.items():
+        logger.info("%s: %s", name, shown(value))
+    return scores
 
 
-def _differences(one: PrefixConfig, other: PrefixConfig) -> str:
-    pairs = ((name, value, getattr(other, name)) for name, value in one.as_dict().items())
-    return ", ".join(f"{name} {value}, not {wanted}" for name, value, wanted in pairs if value != wanted)
-
-
-def new_prefix(args: argparse.Namespace, model: torch.nn.Module, tokenizer) -> PrefixTuning:
-    """A prefix with the initialisation asked for: random, a text's keys and values, or the MLP regressed onto them."""
-    shallow = args.init_shallow == "yes"
-    text = args.init_shallow_word if shallow else args.lowdata_token if args.use_lowdata_token == "yes" else "no"
-    if args.init_text is not None:
-        text = text_or_file("--init_text", args.init_text)
-    ids = [] if text == "no" and args.init_text is None else tokenizer(text, add_special_tokens=False)["input_ids"]
-    limit = model.config.max_position_embeddings
-    if (text != "no" or args.init_text is not None) and not 0 < len(ids) <= limit:
-        raise UserError(f"the initial text has {len(ids)} tokens; it needs 1 to {limit}")
-    if ids and len(ids) != args.preseqlen:
-        logger.info("preseqlen %d: the tokens of the initial text", len(ids))
-    config = PrefixConfig.for_model(
-        model.config,
-        preseqlen=len(ids) or args.preseqlen,
-        mid_dim=args.mid_dim,
-        prefix_dropout=args.dropout,
-        use_deep=args.use_deep == "yes",
-        **{f"use_{site}_prefix": getattr(args, f"use_{site}_prefix") == "yes" for site in flags.SITES},
-        init_shallow=shallow,
-    )
-    prefix = PrefixTuning(config)
-    if ids:
-        start_from_text(prefix, model, ids)
-    return prefix
-
-
-def build_loaders(args, examples, tokenizer, config, lengths) -> tuple[ResumableLoader, torch.utils.data.DataLoader]:
-    """Training batches, shuffled by the seed, and validation batches in file order; each process its own part."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    collate = functools.partial(
-        Collator, tokenizer, config.pad_token_id, config.decoder_start_token_id, lengths["source"]
-    )
-    sizes = source_lengths(examples["train"]) if args.group_by_length == "yes" else None
-    train = EpochBatches(len(examples["train"]), args.bsz, args.seed, rank, world, sizes)
-    validation = EpochBatches(len(examples["eval"]), args.eval_batch_size * world, None, rank, world)
-    return (
-        ResumableLoader(examples["train"], train, collate(lengths["target"]), args.num_workers),
-        ResumableLoader(examples["eval"], validation, collate(lengths["val_target"]), args.num_workers),
+def load_for(settings: Settings, given: Collection[str]) -> Model:
+    """The checkpoint to decode. Raises UserError where it contradicts a setting that is given."""
+    directory = settings.checkpoint
+    if settings.finetune_model_path:
+        folder = checkpoint.model_folder(directory)
+        if folder is None:
+            raise UserError(f"--finetune_model_path {directory}: no model folder there (it needs a config.json)")
+        directory = folder
+    elif not original.is_prefix(directory):
+        load_prefix(directory)  # raises UserError that says what the folder holds instead
+    values = {name: value for name, value in settings.as_flags().items() if name in given}
+    values.pop("max_source_length", None)  # decoding may read more or less of a source than training did
+    checkpoint.check_agrees(values, saved_settings(directory), directory)
+    dtype = torch.float16 if settings.fp16 else torch.bfloat16 if settings.bf16 else torch.float32
+    return load(
+        directory,
+        mode=settings.mode,
+        model_name_or_path=settings.model_name_or_path,
+        model_revision=settings.model_revision,
+        cache_dir=settings.cache_dir,
+        dtype=dtype,
     )
 
 
-def save_model(directory: Path, scores: dict[str, Any], *, lm: PrefixLM, tokenizer, base, task) -> None:
-    """The prefix in its own format, and a model that was tuned in transformers', in DIRECTORY/model."""
-
-    def write(folder: Path) -> None:
-        lm.base.set_attn_implementation("sdpa")
-        save_whole(folder, lm.base, tokenizer)
-        attention.install(lm.base)
-        checkpoint.save_task(folder, {**task, "base_model": base})
-
-    if task["tuning_mode"] != "prefixtune":
-        (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # no prefix vouches for a model it wasn't tuned with
-        files.replace_directory(directory / OWN_MODEL, write)
-    if task["tuning_mode"] == "bothtune":
-        task, base = {**task, "tuned_from": base["name"]}, {"name": OWN_MODEL, "revision": None}
-    if lm.prefix is not None:
-        save_prefix(directory, lm.prefix, base, task, scores)
+def score(
+    settings: Settings, texts: Sequence[str], examples: Sequence[Example], tokenizer: Any, target_length: int
+) -> dict[str, Any]:
+    """The task's metrics over the corpus; for summaries also ROUGE-Lsum and the original's average, named as such."""
+    pairs = [(text, example) for text, example in zip(texts, examples, strict=True) if example.references]
+    if not pairs:  # a blind test set
+        return {}
+    task = find_task(settings.mode)
+    outputs, references = [text for text, _ in pairs], [list(example.references) for _, example in pairs]
+    if task.is_table:
+        categories = [example.category for _, example in pairs]
+        return score_task(task.metrics, outputs, references, categories=categories if any(categories) else None)
+    first = [texts[0] for texts in references]
+    ids = tokenizer(text_target=first, max_length=target_length, truncation=True)["input_ids"]
+    cut = [to_text(tokenizer, tokens) for tokens in ids]
+    batch = 8 if settings.prefix_model_path else 10  # the original's batch sizes, which its average depends on
+    return {
+        **score_task(task.metrics, outputs, references),
+        "ROUGE-Lsum": rouge.rouge_lsum(outputs, references),
+        "original's average": rouge.original_way(outputs, cut, batch),
+    }
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""LightningModule base and trainer: optimiser, schedule, precision, processes, what a checkpoint holds, resuming."""
+"""The training loop on Lightning: the module, optimiser and schedule, processes, what a checkpoint holds, resuming."""
 
-import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,22 @@ from transformers import get_scheduler
 
 from prefixlib import files
 from prefixlib.accumulation import OncePerStep
-from prefixlib.checkpoint import RUN_FILES
+from prefixlib.beam_search import DecodingRule
+from prefixlib.checkpoint import CONFIG, RUN_FILES
 from prefixlib.errors import UserError
-from seq2seq.prefixTuning import PrefixLM
+from prefixlib.metrics import rouge
+from prefixlib.settings import spelled
+from seq2seq import decoding
+from seq2seq.callbacks import RESUME
+from seq2seq.flags import Settings
+from seq2seq.prefix_lm import PrefixLM
 from seq2seq.utils import ResumableLoader
 
 logger = logging.getLogger(__name__)
 
-RESUME = "resume.ckpt"
+INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
+# What a run leaves in its folder, as patterns: removed where --overwrite_output_dir yes starts another one there.
+OUTPUTS = (*RUN_FILES, RESUME, "tensorboard", "test_beam_*", "config.json", "model*.safetensors*")
 # Settings that shape the weights: a resumed run must repeat them, so they stand in the checkpoint.
 TRAINING_SETTINGS = (
     *("mode", "tuning_mode", "preseqlen", "mid_dim", "use_deep", "dropout", "use_dropout", "init_shallow"),
@@ -36,15 +43,15 @@ TRAINING_SETTINGS = (
 
 
 class BaseModule(LightningModule):
-    """What does not depend on the task. `args`: the flags of flags.py; `total_steps`: the optimiser's steps in all."""
+    """What does not depend on the task: optimiser, random numbers, checkpoints. `total_steps`: of the optimiser."""
 
-    def __init__(self, lm: PrefixLM, args: argparse.Namespace, total_steps: int):
+    def __init__(self, lm: PrefixLM, settings: Settings, total_steps: int):
         super().__init__()
-        self.lm, self.args, self.total_steps = lm, args, total_steps
-        self.validated_step = -1  # the optimiser step that the last validation was of
+        self.lm, self.settings, self.total_steps = lm, settings, total_steps
+        self.validated_step = -1  # the optimiser step after which the last validation came
         self.validation_result: dict[str, float] = {}
-        if lm.prefix is not None:
-            lm.prefix.once_per_step = OncePerStep() if args.gradient_accumulation_steps > 1 else None
+        accumulates = lm.prefix is not None and settings.gradient_accumulation_steps > 1
+        self.once_per_step = OncePerStep(lm.prefix) if accumulates else None
 
     @property
     def world(self) -> int:
@@ -60,30 +67,30 @@ class BaseModule(LightningModule):
         """
         parameters = self.trainable()
         plain = {name for name in parameters if "bias" in name or "LayerNorm.weight" in name}
+        decayed = [p for name, p in parameters.items() if name not in plain]
+        others = [p for name, p in parameters.items() if name in plain]
         optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for name, p in parameters.items() if name not in plain],
-                    "weight_decay": self.args.weight_decay,
-                },
-                {"params": [p for name, p in parameters.items() if name in plain], "weight_decay": 0.0},
-            ],
-            lr=self.args.learning_rate,
+            [{"params": decayed, "weight_decay": self.settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=self.settings.learning_rate,
             betas=(0.9, 0.999),
             eps=1e-8,
             fused=self._may_fuse(),
         )
-        schedule = get_scheduler(self.args.lr_scheduler, optimizer, self.args.warmup_steps, self.total_steps)
+        schedule = get_scheduler(self.settings.lr_scheduler, optimizer, self.settings.warmup_steps, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _may_fuse(self) -> bool:
         """Not where Lightning refuses to clip: in mixed precision, under an optimiser that could unscale by itself."""
-        return self.args.fp16 == "no" and not (self.args.bf16 == "yes" and self.args.max_grad_norm)
+        return not self.settings.fp16 and not (self.settings.bf16 and self.settings.max_grad_norm)
 
     def on_fit_start(self) -> None:
         # Lightning keeps the modes that it finds, and from_pretrained leaves eval mode: without this the frozen model's
         # dropout, which the original had on, would silently be off.
         self.train()
+
+    def on_fit_end(self) -> None:
+        if self.once_per_step is not None:
+            OncePerStep.remove(self.lm.prefix)
 
     def on_train_epoch_start(self) -> None:
         self.trainer.train_dataloader.batch_sampler.epoch = self.current_epoch
@@ -91,16 +98,15 @@ class BaseModule(LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout depends on seed, batch and process alone, so a resumed run draws what the whole run drew."""
         number = self.current_epoch * self.trainer.num_training_batches + batch_idx
-        torch.manual_seed((self.args.seed * 1_000_003 + number * self.world + self.global_rank) % 2**63)
+        torch.manual_seed((self.settings.seed * 1_000_003 + number * self.world + self.global_rank) % 2**63)
         self.trainer.train_dataloader.position = (self.current_epoch, batch_idx + 1)
 
     def on_after_backward(self) -> None:
-        """Before the step, and before gradients are unscaled or clipped: through the prefix network at once."""
-        once, batch = getattr(self.lm.prefix, "once_per_step", None), self.trainer.fit_loop.batch_idx + 1
-        if once is not None and (
-            batch % self.args.gradient_accumulation_steps == 0 or batch == self.trainer.num_training_batches
-        ):
-            once.backward()
+        """Pass a step's gradients through the prefix network at once, while they are still scaled and unclipped."""
+        batch, of_step = self.trainer.fit_loop.batch_idx + 1, self.settings.gradient_accumulation_steps
+        ends_step = batch % of_step == 0 or batch == self.trainer.num_training_batches
+        if self.once_per_step is not None and ends_step:
+            self.once_per_step.backward()
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """The trained tensors alone: the frozen model is no part of a checkpoint."""
@@ -119,42 +125,88 @@ class BaseModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["position"] = self.trainer.train_dataloader.state_dict()
         checkpoint["validated"] = {"step": self.validated_step, "result": self.validation_result}
-        checkpoint["settings"] = {name: getattr(self.args, name) for name in TRAINING_SETTINGS}
+        checkpoint["settings"] = {name: spelled(getattr(self.settings, name)) for name in TRAINING_SETTINGS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.validated_step, self.validation_result = checkpoint["validated"].values()
 
 
-def _difference(one, other) -> str:
+def _difference(one: Mapping, other: Mapping) -> str:
     return ", ".join(sorted(one.keys() ^ other.keys())[:4])
 
 
-def find_resume(output: Path, args: argparse.Namespace) -> Path | None:
-    """The resumable checkpoint to go on from, or None without --resume.
+class SummarizationModule(BaseModule):
+    """Training and validation of a PrefixLM on batches of Collator."""
 
-    Raises UserError if there is none, it is damaged or was made with other settings; or if, without --resume, the
-    folder holds an earlier result.
+    def __init__(self, lm: PrefixLM, settings: Settings, total_steps: int, tokenizer: Any, rule: DecodingRule):
+        super().__init__(lm, settings, total_steps)
+        self.tokenizer, self.rule = tokenizer, rule
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The mean over the tokens of the global batch; each process holds a part of them."""
+        total, count = self.lm.loss(*(batch[name] for name in INPUTS), smoothing=self.settings.label_smoothing)
+        sums = self._over_processes(torch.stack([total.detach(), count.to(total.dtype)]))
+        # DDP divides the sum of the processes' gradients by their number
+        loss = total * self.world / sums[1]
+        tokens = batch["attention_mask"].sum() + count
+        return {"loss": loss, "mean": sums[0] / sums[1], "tokens": tokens.detach() * self.world}
+
+    def on_validation_start(self) -> None:
+        with torch.no_grad():
+            self.prefix = self.lm.layers()  # one run of the network for all batches
+        self.sums = torch.zeros(7, dtype=torch.float64)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        total, count = self.lm.loss(*(batch[name] for name in INPUTS))
+        found = decoding.decode_batch(self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, self.prefix)
+        self.sums[:2] += torch.tensor([total.item(), count.item()])
+        for references, hypotheses in zip(batch["references"], found, strict=True):
+            if references is not None:  # None: a filler
+                tokens = hypotheses[0].tokens
+                scores = rouge.sentence_scores(decoding.to_text(self.tokenizer, tokens), references)
+                self.sums[2:] += torch.tensor([*scores.values(), len(tokens), 1])
+
+    def on_validation_epoch_end(self) -> None:
+        del self.prefix  # the next steps change it
+        loss, tokens, *sums, examples = self._over_processes(self.sums.float().to(self.device)).tolist()
+        self.validated_step = self.trainer.global_step
+        self.validation_result = {"loss": loss / tokens}
+        for name, value in zip((*rouge.KINDS.values(), "length"), sums, strict=True):
+            self.validation_result[name] = value / examples
+
+    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of `values` over the processes."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+
+def find_resume(settings: Settings, output: Path) -> Path | None:
+    """The resumable checkpoint to go on from; None without --resume, or where there is none yet.
+
+    Raises UserError if it is damaged or was made with other settings; or if, without --resume, the folder holds an
+    earlier result.
     """
     path = output / RESUME
-    if args.resume == "no":
-        earlier = [name for name in (RESUME, "prefix_config.json", "model") if (output / name).exists()]
-        if earlier and args.overwrite_output_dir == "no":
+    if not settings.resume:
+        earlier = [name for name in (RESUME, CONFIG, "config.json", "model") if (output / name).exists()]
+        if earlier and not settings.overwrite_output_dir:
             raise UserError(
                 f"{output} holds {earlier[0]} of an earlier run: --resume yes, --overwrite_output_dir yes, or "
                 "another --output_dir"
             )
         return None
     if not path.is_file():
-        if (output / "results.json").is_file():
-            raise UserError(f"--resume yes: the run in {output} has finished; nothing is left to train")
-        raise UserError(f"--resume yes: {path} is missing: no checkpoint was written yet; train without --resume")
+        logger.info("nothing to resume in %s: starting from the beginning", output)
+        return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)["settings"]
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); train anew") from error
     for name, value in saved.items():
-        if getattr(args, name) != value:
-            raise UserError(f"--{name} {getattr(args, name)} contradicts {path}, which was made with {value}")
+        wanted = spelled(getattr(settings, name))
+        if wanted != value:
+            raise UserError(f"--{name} {wanted} contradicts {path}, which was made with {value}")
     return path
 
 
@@ -170,16 +222,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         files.sync_directory(path.parent)
 
 
-def precision(args: argparse.Namespace) -> str:
-    """Lightning's name for the precision asked for."""
-    return "16-mixed" if args.fp16 == "yes" else "bf16-mixed" if args.bf16 == "yes" else "32-true"
-
-
 def generic_train(
     module: BaseModule,
-    args: argparse.Namespace,
+    settings: Settings,
     output: Path,
-    loaders: tuple[ResumableLoader, torch.utils.data.DataLoader],
+    loaders: tuple[ResumableLoader, ResumableLoader],
     callbacks: Sequence[Callback],
     resume_from: Path | None,
 ) -> Trainer:
@@ -190,28 +237,28 @@ def generic_train(
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
-        precision=precision(args),
-        max_epochs=args.epoch,
-        max_steps=args.max_steps,
-        accumulate_grad_batches=args.gradient_accumulation_steps,
-        gradient_clip_val=args.max_grad_norm or None,
-        val_check_interval=args.eval_steps * args.gradient_accumulation_steps or None,
-        check_val_every_n_epoch=None if args.eval_steps else 1,
+        precision="16-mixed" if settings.fp16 else "bf16-mixed" if settings.bf16 else "32-true",
+        max_epochs=settings.epoch,
+        max_steps=settings.max_steps,
+        accumulate_grad_batches=settings.gradient_accumulation_steps,
+        gradient_clip_val=settings.max_grad_norm or None,
+        val_check_interval=settings.eval_steps * settings.gradient_accumulation_steps or None,
+        check_val_every_n_epoch=None if settings.eval_steps else 1,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # EpochBatches gives every process its part
         logger=TensorBoardLogger(output, name="tensorboard", version=""),
-        log_every_n_steps=args.logging_steps,
+        log_every_n_steps=settings.logging_steps,
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,  # the callback Checkpoints does it
         enable_model_summary=False,
-        enable_progress_bar=args.disable_tqdm == "no",
+        enable_progress_bar=not settings.disable_tqdm,
         default_root_dir=output,
     )
     if resume_from is not None:  # Lightning hands a loader its state in the middle of an epoch only
         loaders[0].load_state_dict(torch.load(resume_from, map_location="cpu", weights_only=True)["position"])
-    elif args.overwrite_output_dir == "yes" and trainer.is_global_zero:
-        files.clear_run(output, (*RUN_FILES, RESUME, "tensorboard", "test_beam_*"))
+    elif settings.overwrite_output_dir and trainer.is_global_zero:
+        files.clear_run(output, OUTPUTS)
     try:
         trainer.fit(module, *loaders, ckpt_path=resume_from)
         if module.validated_step != trainer.global_step:  # --max_steps in the middle of an epoch

@@ -4,139 +4,95 @@ python seq2seq/train_bart.py --mode xsum --preseqlen 200 --mid_dim 800 --bsz 16 
 python seq2seq/train_bart.py --mode xsum --do_train no --prefix_model_path seq2seq/xsum_models/NAME
 """
 
-import argparse
-import itertools
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import (
-    DEMO_DATA,
-    Parser,
-    add_yes_no,
-    as_flags,
-    check_launch,
-    child_command,
-    explicit_flags,
-    refuse_together,
-    run,
-    tuning_label,
-)
-from seq2seq import flags
+from prefixlib.launch import Parsed, as_words, check_launch, child_command, make_parser, parse, run, tuning_label
+from prefixlib.settings import refuse_together, spelled
+from seq2seq.flags import DEFAULT_MODEL, Settings
 
 TREE = Path(__file__).resolve().parent
-# What --demo yes sets unless the command line does, by tuning mode; decoding a checkpoint needs none of it.
-DEMO = {
-    "prefixtune": {"preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 5, "learning_rate": 2e-3},
-    "finetune": {"bsz": 16, "epoch": 5, "learning_rate": 5e-4},
-    "finetune-top": {"top_layers": 2, "bsz": 16, "epoch": 5, "learning_rate": 1e-3},
-    "adaptertune": {"adapter_bottleneck": 32, "bsz": 16, "epoch": 5, "learning_rate": 3e-3},
-    "bothtune": {"preseqlen": 10, "mid_dim": 256, "bsz": 16, "epoch": 5, "learning_rate": 5e-4},
-}
-OWN = (
-    "notes",
-    "dir_name",
-    "output_dir",
-    "num_processes",
-    "demo",
-    "demo_mode",
-    "dry_run",
-)  # flags that the child does not get
 
 
-def make_parser(description: str, modes: Sequence[str]) -> Parser:
-    """The launcher's flags: the child's, and those that choose names, the demo and the number of processes."""
-    parser = Parser(description=description)
-    flags.add_all(parser, tuple(modes))
-    group = parser.add_argument_group("launching")
-    group.add_argument("--notes", help="free text at the end of the output folder's name")
-    group.add_argument("--dir_name", help="the output folder's name, instead of one made of the settings")
-    group.add_argument("--output_dir", help="the output folder itself (default: seq2seq/TASK_models/NAME)")
-    group.add_argument("--num_processes", type=int, default=1, help="processes on this machine, one per GPU")
-    add_yes_no(group, "--demo", "no", "the bundled model and data, with settings that suit them")
-    parser.set_defaults(demo_mode="xsum" if "xsum" in modes else "webnlg")
-    group.add_argument("--dry_run", action="store_true", help="print the command line and stop")
-    return parser
-
-
-def parse_args(argv: list[str], parser: Parser) -> tuple[argparse.Namespace, set[str]]:
-    """Parse, fill in the demo's settings, and check; also returns what argv or the demo set.
-
-    Raises UserError for contradictions.
-    """
-    if {"--demo=yes"} & set(argv) or ("--demo", "yes") in itertools.pairwise(argv):
-        argv = ["--mode", parser.get_default("demo_mode"), *argv]  # a --mode of its own comes later and wins
-    args, given = parser.parse_args(argv), explicit_flags(parser, argv)
-    if args.demo == "yes":
-        for name in ("model_name_or_path", "data_dir", "train_file"):
-            if name in given:
-                refuse_together("--demo yes", f"--{name}", "the demo brings its own model and data")
-        for name, value in (DEMO[args.tuning_mode] if args.do_train == "yes" else {}).items():
-            if name not in given:
-                setattr(args, name, value)
-        args.data_dir = str(DEMO_DATA if flags.MODES[args.mode].is_table else DEMO_DATA / "xsum")
-        given.add("data_dir")
-        brings_own = args.prefix_model_path and (Path(args.prefix_model_path).expanduser() / "model").is_dir()
-        if not args.finetune_model_path and not (args.do_train == "no" and brings_own):
-            args.model_name_or_path = str(DEMO_DATA / "bart")
-            given.add("model_name_or_path")
-    flags.check(args, given)
-    if args.num_processes > 1 and args.do_train == "no":
-        refuse_together("--do_train no", f"--num_processes {args.num_processes}", "decoding runs in one process")
-    check_launch(args)
-    return args, given
-
-
-def run_name(args: argparse.Namespace) -> str:
-    """The folder name that the original made of the settings: a label, nothing is read out of it."""
-    name = (
-        f"{args.mode}{args.tuning_mode}_{args.optim_prefix[0]}_{args.preseqlen}_{args.prefix_mode[:3]}"
-        f"_{args.format_mode[:3]}_b={args.gradient_accumulation_steps * args.bsz}-e={args.epoch}_d={args.dropout}"
-        f"_l={args.label_smoothing}_lr={args.learning_rate}_w={args.weight_decay}_s={args.seed}"
-        f"_d={args.use_deep[0]}_m={args.mid_dim}"
+def parse_args(
+    argv: Sequence[str], description: str = "", kind: type[Settings] = Settings, demo_mode: str = "xsum"
+) -> Parsed:
+    """Parse, fill in the settings of the demo or of the paper, and check. Raises UserError for contradictions."""
+    parsed = parse(make_parser(description, kind), argv, kind, "seq2seq", demo_mode)
+    settings, given = parsed.settings, parsed.given
+    if parsed.launch.demo and _brings_its_model(settings):
+        settings, given = dataclasses.replace(settings, model_name_or_path=None), given - {"model_name_or_path"}
+    settings.check()
+    if not settings.do_train and parsed.launch.num_processes > 1:
+        number = parsed.launch.num_processes
+        refuse_together("--do_train no", f"--num_processes {number}", "decoding runs in one process")
+    check_launch(settings, parsed.launch)
+    if settings.do_train and settings.model_name_or_path is None:
+        settings = dataclasses.replace(settings, model_name_or_path=DEFAULT_MODEL)
+    parsed = dataclasses.replace(parsed, settings=settings, given=given)
+    output = str(output_dir(parsed))
+    return dataclasses.replace(
+        parsed, settings=dataclasses.replace(settings, output_dir=output), given=given | {"output_dir"}
     )
-    return "_".join(filter(None, (name, args.notes, tuning_label(args))))
 
 
-def output_dir(args: argparse.Namespace) -> Path:
+def _brings_its_model(settings: Settings) -> bool:
+    """True where a checkpoint is decoded that holds a tuned model: the demo's base model is not needed."""
+    if settings.do_train:
+        return False
+    tuned_with_prefix = settings.prefix_model_path and (settings.checkpoint / "model").is_dir()
+    return bool(settings.finetune_model_path or tuned_with_prefix)
+
+
+def run_name(settings: Settings, notes: str | None = None) -> str:
+    """The folder name that the original made of the settings: a label, nothing is read out of it."""
+    s = settings
+    name = (
+        f"{s.mode}{s.tuning_mode}_{spelled(s.optim_prefix)[0]}_{s.preseqlen}_{s.prefix_mode[:3]}_{s.format_mode[:3]}"
+        f"_b={s.gradient_accumulation_steps * s.bsz}-e={s.epoch}_d={s.dropout}_l={s.label_smoothing}"
+        f"_lr={s.learning_rate}_w={s.weight_decay}_s={s.seed}_d={spelled(s.use_deep)[0]}_m={s.mid_dim}"
+    )
+    return "_".join(filter(None, (name, notes, tuning_label(s))))
+
+
+def output_dir(parsed: Parsed) -> Path:
     """Where the run is written, the same from whichever folder the launcher was started."""
-    if args.output_dir:
-        return Path(args.output_dir).expanduser().resolve()
-    if args.do_train == "no":
-        return Path(args.prefix_model_path or args.finetune_model_path).expanduser().resolve()
-    folder = "demo_models" if args.demo == "yes" else flags.MODES[args.mode].folder
-    return TREE / folder / (args.dir_name or run_name(args))
+    settings, launch = parsed.settings, parsed.launch
+    if settings.output_dir:
+        return Path(settings.output_dir).expanduser().resolve()
+    if not settings.do_train:
+        return settings.checkpoint.resolve()
+    folder = "demo_models" if launch.demo else settings.task.folder
+    return TREE / folder / (launch.dir_name or run_name(settings, launch.notes))
 
 
-def build_command(args: argparse.Namespace, given: set[str]) -> list[str]:
+def build_command(parsed: Parsed) -> list[str]:
     """The child's argument list: every setting for training; for decoding only what was given.
 
-    The rest stands in the checkpoint then, and a flag that was given is checked against it.
+    The checkpoint holds the rest then, and a flag that was given is checked against it.
     """
-    values = {name: value for name, value in vars(args).items() if name not in OWN}
-    if args.do_train == "no":
-        values = {name: value for name, value in values.items() if name in given}
-    else:
-        values["model_name_or_path"] = args.model_name_or_path or "bart-large"
-        # a default that means nothing in this run would be refused by the child
-        idle = flags.unheeded(args).keys() - given
-        values = {name: value for name, value in values.items() if name not in idle}
-    arguments = as_flags({**values, "output_dir": output_dir(args)})
-    return child_command(TREE / "finetune.py", arguments, args.num_processes)
+    values = parsed.settings.as_flags()
+    if not parsed.settings.do_train:
+        values = {name: value for name, value in values.items() if name in parsed.given}
+    return child_command(TREE / "finetune.py", as_words(values), parsed.launch.num_processes)
 
 
 def main(
-    argv: list[str] | None = None, description: str = __doc__.split("\n")[0], modes: Sequence[str] = tuple(flags.MODES)
+    argv: Sequence[str] | None = None,
+    description: str = __doc__.split("\n")[0],
+    kind: type[Settings] = Settings,
+    demo_mode: str = "xsum",
 ) -> int:
-    parser = make_parser(description, modes)
-    args, given = parse_args(sys.argv[1:] if argv is None else argv, parser)
-    command = build_command(args, given)
-    checkpoint = args.prefix_model_path or args.finetune_model_path
-    if args.do_train == "no" and not args.dry_run and not Path(checkpoint).expanduser().is_dir():
-        raise UserError(f"checkpoint {checkpoint}: no such folder")  # before one is made for the command line
-    name = "command.txt" if args.do_train == "yes" else "decode_command.txt"
-    return run(command, dry_run=args.dry_run, save_to=output_dir(args) / name)
+    """Build the command and run it. `kind` is the class of the settings, whose modes the launcher offers."""
+    parsed = parse_args(sys.argv[1:] if argv is None else argv, description, kind, demo_mode)
+    settings, command = parsed.settings, build_command(parsed)
+    if not settings.do_train and not parsed.dry_run and not settings.checkpoint.is_dir():
+        raise UserError(f"checkpoint {settings.checkpoint}: no such folder")  # before one is made for the command line
+    name = "command.txt" if settings.do_train else "decode_command.txt"
+    return run(command, dry_run=parsed.dry_run, save_to=Path(settings.output_dir) / name)
 
 
 if __name__ == "__main__":

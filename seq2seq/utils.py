@@ -3,22 +3,21 @@
 Legend: B batch, S source tokens, T target tokens.
 """
 
-import argparse
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedConfig
 
-from prefixlib import readers
 from prefixlib.errors import UserError
-from seq2seq.flags import LENGTHS, MODES
-
-SPLITS = {"train": "train", "eval": "val", "test": "test"}  # ours -> file names of summaries
-TABLE_SPLITS = {"train": "train", "eval": "valid", "test": "test"}  # ours -> the readers'
+from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get
+from seq2seq.flags import Settings
+from seq2seq.frozen_lm import max_positions
 
 
 @dataclass(frozen=True)
@@ -28,21 +27,21 @@ class Example:
     source: str
     references: tuple[str, ...]
     category: str = ""  # WebNLG's
-    filler: bool = False  # keeps a process busy that has no row in a short last batch; counts for nothing
+    filler: bool = False  # for a process without a row in a short last batch; counts for nothing
 
 
 class Lines:
     """A text file's lines by number without holding them all: byte offsets, and one read per access.
 
-    Raises UserError for a file that is absent or empty, an empty line, text that is not UTF-8.
+    Raises UserError for a file that is absent (`remedy` says what to do then) or empty, an empty line, text that is
+    not UTF-8.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, remedy: str):
         self.path = path
         self.offsets = [0]
         if not path.is_file():
-            prepare = "run `python scripts/prepare_data.py`, or pass --data_dir or --train_file/--eval_file/--test_file"
-            raise UserError(f"{path}: no such file; {prepare}")
+            raise UserError(f"{path}: no such file; {remedy}")
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
@@ -74,11 +73,11 @@ class Summaries(Dataset):
     Raises UserError as Lines, and for files of unequal length.
     """
 
-    def __init__(self, source: Path, first: int = -1):
+    def __init__(self, source: Path, remedy: str, first: int = -1):
         if not source.name.endswith("source"):
             raise UserError(f"{source}: expected a file ending in 'source', with its 'target' file beside it")
-        self.sources = Lines(source)
-        self.targets = Lines(source.with_name(source.name.removesuffix("source") + "target"))
+        self.sources = Lines(source, remedy)
+        self.targets = Lines(source.with_name(source.name.removesuffix("source") + "target"), remedy)
         counts = len(self.sources), len(self.targets)
         if counts[0] != counts[1]:
             raise UserError(f"{source} has {counts[0]} lines and {self.targets.path.name} has {counts[1]}: one is cut")
@@ -91,32 +90,22 @@ class Summaries(Dataset):
         return Example(self.sources[index], (self.targets[index],))
 
 
-def find_file(mode: str, split: str, file: str | None, data_dir: str | None) -> Path:
-    """The file of split train, eval or test: `file` if given, else the mode's own under `data_dir`."""
-    if file is not None:
-        return Path(file).expanduser()
-    row = MODES[mode]
-    folder = Path(data_dir).expanduser() if data_dir is not None else None
-    if row.is_table:
-        return readers.data_file(row.data, TABLE_SPLITS[split], folder)
-    return (folder or readers.DATA_DIR / row.data) / f"{SPLITS[split]}.source"
-
-
 def load_examples(mode: str, split: str, path: Path, first: int = -1) -> Sequence[Example]:
-    """The first `first` examples of a file; tables: pairs to train on, or every distinct input with its references.
+    """The first `first` examples (-1: all) of the file for split train, valid or test.
 
-    Raises UserError for a bad file, naming file and line.
+    Tables: in training every pair, else every distinct input with its references. Raises UserError for a bad file,
+    naming file and line.
     """
-    row = MODES[mode]
-    if not row.is_table:
-        return Summaries(path, first)
+    if not find_task(mode).is_table:
+        return Summaries(path, where_to_get(mode), first)
     if split == "train":
-        records = [record for record in readers.iter_records(row.data, path) if record.trainable]
-        examples = [Example(r.source.strip(), (r.target.strip(),)) for r in records if r.target.strip()]
-        if not examples:
+        records = [record for record in iter_records(mode, path) if record.trainable and record.target.strip()]
+        if not records:
             raise UserError(f"{path}: no text to train on")
+        examples = [Example(record.source.strip(), (record.target.strip(),)) for record in records]
     else:
-        examples = [Example(g.source.strip(), g.references, g.category) for g in readers.read_groups(row.data, path)]
+        groups = read_groups(mode, path)
+        examples = [Example(group.source.strip(), group.references, group.category) for group in groups]
     return examples if first < 0 else examples[:first]
 
 
@@ -125,17 +114,6 @@ def source_lengths(examples: Sequence[Example]) -> list[int]:
     if isinstance(examples, Summaries):
         return examples.sources.lengths()[: len(examples)]
     return [len(example.source) for example in examples]
-
-
-def find_lengths(args: argparse.Namespace, config) -> dict[str, int]:
-    """Tokens kept per kind of text: the flag's, else the mode's. Raises UserError if the model has fewer positions."""
-    lengths = {}
-    for flag, default in zip(LENGTHS, MODES[args.mode].lengths, strict=True):
-        given = getattr(args, flag)
-        if (given or 0) > config.max_position_embeddings:
-            raise UserError(f"--{flag} {given}: the model has {config.max_position_embeddings} positions")
-        lengths[flag.replace("max_", "").replace("_length", "")] = min(given or default, config.max_position_embeddings)
-    return lengths
 
 
 POOL = 50  # batches that are sorted by length together: enough to leave little padding, few enough to stay random
@@ -166,7 +144,8 @@ class EpochBatches(Sampler):
         return -(-self.size // self.batch)
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A generator: it reads its place when it is first asked, for a DataLoader with workers makes two and asks one.
+        # A generator, so that `epoch` and `skip` are read with the first batch: a DataLoader with workers makes two
+        # iterators and takes batches from one.
         epoch, skip, self.skip = self.epoch, self.skip, 0
         order = list(range(self.size))
         if self.seed is not None:
@@ -192,9 +171,9 @@ class EpochBatches(Sampler):
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader over EpochBatches whose position can be saved. The trainer's module says where training stands."""
+    """A DataLoader over EpochBatches whose position can be saved; the training module keeps `position` up to date."""
 
-    def __init__(self, examples: Sequence[Example], batches: EpochBatches, collate, workers: int):
+    def __init__(self, examples: Sequence[Example], batches: EpochBatches, collate: Callable, workers: int):
         super().__init__(
             _WithFillers(examples),
             batch_sampler=batches,
@@ -210,6 +189,30 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.batch_sampler.epoch, self.batch_sampler.skip = state["epoch"], state["batches"]
+
+
+def build_loaders(
+    settings: Settings, train: Sequence[Example], valid: Sequence[Example], tokenizer: Any, config: PreTrainedConfig
+) -> tuple[ResumableLoader, ResumableLoader]:
+    """Training batches, shuffled by the seed, and dev batches in file order; each process has its own part.
+
+    `config` is the base model's: its positions, the ids of padding and of the decoder's start token.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    lengths = settings.lengths(max_positions(config))
+    sizes = source_lengths(train) if settings.group_by_length else None
+    batches = EpochBatches(len(train), settings.bsz, settings.seed, rank, world, sizes)
+    valid_batches = EpochBatches(len(valid), settings.eval_batch_size * world, None, rank, world)
+
+    def loader(examples: Sequence[Example], batches: EpochBatches, target_length: int) -> ResumableLoader:
+        ids = config.pad_token_id, config.decoder_start_token_id
+        collate = Collator(tokenizer, *ids, lengths["max_source_length"], target_length)
+        return ResumableLoader(examples, batches, collate, settings.num_workers)
+
+    return (
+        loader(train, batches, lengths["max_target_length"]),
+        loader(valid, valid_batches, lengths["val_max_target_length"]),
+    )
 
 
 class _WithFillers(Dataset):
@@ -268,6 +271,6 @@ class Collator:
         }
 
 
-def count_cut(encoded) -> int:
+def count_cut(encoded: Any) -> int:
     """How many of the tokenizer's outputs lost tokens to truncation."""
     return sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())

@@ -4,6 +4,9 @@ The values are rouge-score's own. The paper's were given by ROUGE-1.5.5 (Perl), 
 With several references the best F1 counts, per metric.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 from prefixlib.metrics.base import Metric, mean, progress
 
 KINDS = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
@@ -26,3 +29,54 @@ def _statistics(kind: str):
 
 
 METRICS = tuple(Metric(name, _statistics(kind), mean, scale=100, span="0-100") for name, kind in KINDS.items())
+
+
+# ---- one text at a time, while training; and the original's own figures --------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _scorer():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([*KINDS.values(), "rougeLsum"], use_stemmer=True)
+
+
+def sentence_scores(hypothesis: str, references: Sequence[str]) -> dict[str, float]:
+    """F1 x 100 of one output, the best over its references: rouge1, rouge2, rougeL."""
+    scores = _scorer().score_multi(list(references) or [""], hypothesis)
+    return {kind: 100 * scores[kind].fmeasure for kind in KINDS.values()}
+
+
+def rouge_lsum(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Corpus mean of summary-level ROUGE-L F1 x 100: texts are split into sentences by nltk's Punkt."""
+    split = _sentence_splitter()
+    total = 0.0
+    for hypothesis, texts in zip(hypotheses, references, strict=True):
+        texts = ["\n".join(split(text)) for text in texts] or [""]
+        total += 100 * _scorer().score_multi(texts, "\n".join(split(hypothesis)))["rougeLsum"].fmeasure
+    return total / max(len(hypotheses), 1)
+
+
+def _sentence_splitter():
+    """nltk's English Punkt model where it is installed, else Punkt without a model (which knows no abbreviations)."""
+    from nltk.tokenize import PunktSentenceTokenizer, sent_tokenize
+
+    try:
+        sent_tokenize("One. Two.")
+        return sent_tokenize
+    except LookupError:
+        return PunktSentenceTokenizer().tokenize
+
+
+def original_way(hypotheses: Sequence[str], cut_references: Sequence[str], batch_size: int) -> dict[str, float]:
+    """The number the original printed: the mean over batches of each batch's mean F1 x 100, a short last batch counting
+    as much as a full one, against references cut to the length that the model may see.
+
+    The original took the median of 1000 bootstrap samples as a batch's mean, which is random; this is the mean itself.
+    """
+    rows = [sentence_scores(h, [r]) for h, r in zip(hypotheses, cut_references, strict=True)]
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return {
+        kind: sum(sum(row[kind] for row in batch) / len(batch) for batch in batches) / max(len(batches), 1)
+        for kind in KINDS.values()
+    }

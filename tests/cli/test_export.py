@@ -14,7 +14,7 @@ from gpt2 import run_generation, run_language_modeling, train_control
 from prefixlib.errors import UserError
 from scripts import export
 from seq2seq import finetune, prefixTuning
-from seq2seq import prefix_io as seq2seq_io
+from seq2seq import model as seq2seq_model
 from tests.conftest import ROOT, run_command
 from tests.export_golden import golden_state, make_golden_base, save_gpt2, write_original
 from tests.seq2seq_tiny import make_summaries, training_flags
@@ -86,7 +86,7 @@ def one_small_step(before, after):
 
 def test_a_bart_checkpoint_of_the_original_decodes_trains_on_and_leaves(golden_bases, originals, tmp_path):
     base, original = golden_bases["bart"], originals["bart"]
-    ours = ours_of(original, tmp_path / "bart", prefixTuning, seq2seq_io, base)
+    ours = ours_of(original, tmp_path / "bart", prefixTuning, seq2seq_model, base)
     data = make_summaries(tmp_path / "data", train=4, rest=3)
     shape = {"preseqlen": 5, "mid_dim": 16, "max_source_length": 40}
     texts = []

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from transformers import BartConfig, BartForConditionalGeneration
 
 from prefixlib.beam_search import DecodingRule, beam_search
-from seq2seq.generation import Seq2SeqSteps, decode
-from seq2seq.prefixTuning import PrefixConfig, PrefixLM, PrefixTuning
+from seq2seq.decoding import Seq2SeqSteps, decode
+from seq2seq.prefix_lm import PrefixLM
+from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SEARCHES = json.loads((GOLDEN / "bart_generation.json").read_text())
@@ -58,11 +59,11 @@ def batch(golden):
     return golden["batch.input_ids"], golden["batch.attention_mask"], golden["decoder_input_ids"]
 
 
-@pytest.mark.parametrize("site", ["self", "encoder_decoder", "encoder"])
-def test_prefix_of_each_site(model, golden, site):
-    layers = model.prefix(3)[site]
+@pytest.mark.parametrize("branch", BRANCHES, ids=lambda branch: branch.site)
+def test_prefix_of_each_site(model, golden, branch):
+    layers = model.prefix(3)[branch.site]
     past = torch.stack([torch.stack(pair) for pair in layers])  # (L, 2, 1, H, P, D)
-    close(past.expand(-1, -1, 3, -1, -1, -1), golden[f"past.{site}"])
+    close(past.expand(-1, -1, 3, -1, -1, -1), golden[f"past.{branch.saved}"])
 
 
 def test_encoder_states(model, golden):
@@ -137,4 +138,4 @@ def test_generation(model, golden, case):
             assert hypothesis.score == pytest.approx(reference["score"], rel=1e-5)
     sources = [ids[mask.bool()].tolist() for ids, mask in zip(input_ids, attention_mask, strict=True)]
     alone = decode(model.base, sources, rule_of(case), prefix=prefix, batch_size=1, progress=False)
-    assert [one.tokens for one in alone] == [hypotheses[0].tokens for hypotheses in found]
+    assert [one.tokens for (one,) in alone] == [hypotheses[0].tokens for hypotheses in found]

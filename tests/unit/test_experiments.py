@@ -13,7 +13,7 @@ from training_runs import Run, RunFailed, Settings, runs_of
 from gpt2 import gen, run_generation, train_e2e
 from prefixlib.errors import UserError
 from scripts import prepare_data
-from seq2seq import flags, train_bart
+from seq2seq import train_bart
 
 SIZES = ("medium", "large", "demo")
 ALL = [(name, size) for name, size in itertools.product(EXPERIMENTS, SIZES) if size != "large" or name not in ONE_SIZE]
@@ -61,7 +61,7 @@ def check_words(words, gated):
         child = gen.build_command(*gen.parse_args(argv))
         return run_generation.make_parser().parse_args(child[2:])
     if script == "seq2seq/train_bart.py":
-        return train_bart.parse_args(argv, train_bart.make_parser("", tuple(flags.MODES)))[0]
+        return train_bart.parse_args(argv).settings
     assert script == "scripts/prepare_data.py"
     return prepare_data.parse_args(argv)
 

@@ -11,8 +11,8 @@ from gpt2 import decoding
 from gpt2.train_control import split_layers
 from prefixlib.beam_search import DecodingRule
 from scripts import export
-from seq2seq import prefix_io as seq2seq_io
-from seq2seq import prefixTuning
+from seq2seq import model as seq2seq_model
+from seq2seq import prefix_lm, prefixTuning
 from tests.conftest import ROOT, close
 from tests.export_golden import golden_state, save_gpt2, write_original
 from tests.seq2seq_tiny import make_bart
@@ -70,10 +70,10 @@ def test_the_example_for_an_encoder_decoder_decodes_as_we_do(tmp_path, monkeypat
     sites = {f"use_{site}_prefix": site != off for site in ("encoder", "cross", "self")}
     settings = {"preseqlen": 3, "mid_dim": 8, "prefix_dropout": 0.0, "use_deep": False, "init_shallow": False}
     prefix = prefixTuning.PrefixTuning(prefixTuning.PrefixConfig.for_model(base.config, **settings, **sites))
-    seq2seq_io.save_prefix(tmp_path / "run", prefix, {"name": str(folder), "revision": None}, {"mode": "xsum"})
+    seq2seq_model.save_prefix(tmp_path / "run", prefix, {"name": str(folder), "revision": None}, {"mode": "xsum"})
     export.main([str(tmp_path / "run"), "--to", "kv"])
     names = run_example(tmp_path / "run" / "kv", monkeypatch)
     source, output = names["source"], names["output"]
-    logits = prefixTuning.PrefixLM(base, prefix).eval()(source, torch.ones_like(source), output[:, :-1])
+    logits = prefix_lm.PrefixLM(base, prefix).eval()(source, torch.ones_like(source), output[:, :-1])
     assert output.shape[1] == 61
     assert torch.equal(logits.argmax(dim=-1), output[:, 1:])

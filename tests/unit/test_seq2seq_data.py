@@ -7,8 +7,11 @@ import pytest
 from transformers import AutoTokenizer, BartConfig
 
 from prefixlib.errors import UserError
-from seq2seq import finetune, flags, generation, rouge
-from seq2seq.utils import Collator, EpochBatches, Example, find_file, load_examples, source_lengths
+from prefixlib.metrics import rouge
+from prefixlib.tasks import SEQ2SEQ_MODES
+from seq2seq import decoding
+from seq2seq.flags import Settings
+from seq2seq.utils import Collator, EpochBatches, Example, load_examples, source_lengths
 from tests.seq2seq_tiny import make_bart, make_summaries
 
 BOS, PAD, EOS = 0, 1, 2
@@ -125,16 +128,18 @@ def test_webnlg_goes_through_the_readers(tmp_path):
     (tmp_path / "webnlg_challenge_2017").mkdir()
     for name in ("train", "dev"):
         (tmp_path / "webnlg_challenge_2017" / f"{name}.json").write_text(json.dumps({"entries": [{"1": entry}]}))
-    train = load_examples("webnlg", "train", find_file("webnlg", "train", None, tmp_path))
+    train = load_examples("webnlg", "train", Settings(mode="webnlg", data_dir=str(tmp_path)).file("train"))
     assert train == [Example("| A : is : B", ("One.",))]
-    dev = load_examples("webnlg", "eval", find_file("webnlg", "eval", None, tmp_path))
+    dev = load_examples("webnlg", "valid", Settings(mode="webnlg", data_dir=str(tmp_path)).file("valid"))
     assert dev == [Example("| A : is : B", ("One.", "Two."), "Airport")]
 
 
 def test_summaries_are_found_and_read(tmp_path):
     data = make_summaries(tmp_path / "xsum")
-    assert find_file("xsum", "eval", None, data) == data / "val.source"
-    assert find_file("xsum", "test", str(data / "my.source"), data) == data / "my.source"
+    assert Settings(mode="xsum", data_dir=str(data)).file("valid") == data / "val.source"
+    assert Settings(mode="xsum", data_dir=str(tmp_path)).file("valid") == data / "val.source"
+    own = Settings(mode="xsum", data_dir=str(data), test_file=str(data / "my.source"))
+    assert own.file("test") == data / "my.source"
     examples = load_examples("xsum", "train", data / "train.source")
     assert len(examples) == 23
     assert examples[4] == Example("the hen sat and so on.", ("hen sat",))
@@ -145,7 +150,8 @@ def test_summaries_are_found_and_read(tmp_path):
 
 @pytest.mark.parametrize(("name", "counts"), [("xsum", (2000, 250, 250)), ("cnn_dm", (300, 50, 50))])
 def test_real_summaries(data_dir, name, counts):
-    found = [len(load_examples(name, s, find_file(name, s, None, data_dir / name))) for s in ("train", "eval", "test")]
+    settings = Settings(mode=name, data_dir=str(data_dir))
+    found = [len(load_examples(name, split, settings.file(split))) for split in ("train", "valid", "test")]
     assert tuple(found) == counts
 
 
@@ -158,7 +164,7 @@ def test_real_vocabulary(data_dir, tmp_path):
     batch = Collator(tokenizer, PAD, EOS, 1024, 60)([Example("Hello world", ("Hello world " * 90,))])
     assert batch["input_ids"].tolist() == [[0, 31414, 232, 2]]
     assert batch["labels"].shape == (1, 60)
-    assert generation.to_text(tokenizer, [0, 31414, 232, 479, 2]) == "Hello world."  # " ." is closed up
+    assert decoding.to_text(tokenizer, [0, 31414, 232, 479, 2]) == "Hello world."  # " ." is closed up
 
 
 def test_rouge_of_the_corpus_and_the_original_s_average():
@@ -176,13 +182,14 @@ def test_rouge_of_the_corpus_and_the_original_s_average():
 
 
 def rule_for(mode, **changes):
-    args, _ = finetune.parse_args([f"--mode={mode}", "--output_dir=x", *(f"--{k}={v}" for k, v in changes.items())])
-    return generation.decoding_rule(args, BartConfig(max_position_embeddings=1024))
+    settings = Settings(mode=mode, **changes)
+    settings.check()
+    return decoding.decoding_rule(mode, BartConfig(max_position_embeddings=1024), **settings.search())
 
 
 def test_decoding_rules_of_the_modes():
     """Lengths count the start token: max_length 62 leaves 61 tokens to generate."""
-    rules = {mode: rule_for(mode) for mode in flags.MODES}
+    rules = {mode: rule_for(mode) for mode in SEQ2SEQ_MODES}
     assert len(rules) == 7
     shown = {
         mode: (r.num_beams, r.min_length, r.max_new_tokens, r.no_repeat_ngram_size, r.early_stopping, r.length_penalty)
@@ -193,7 +200,7 @@ def test_decoding_rules_of_the_modes():
     assert shown["e2e"] == shown["webnlg"] == shown["triples"] == (5, 0, 141, 0, False, 1.0)
     assert all(rule.eos_token_id == rule.forced_last_token_id == EOS for rule in rules.values())
     changed = rule_for(
-        "xsum", length_pen=0.8, early_stopping="no", num_beams=2, no_repeat_ngram_size=0, force_bos="yes"
+        "xsum", length_pen=0.8, early_stopping=False, num_beams=2, no_repeat_ngram_size=0, force_bos=True
     )
     assert (changed.length_penalty, changed.early_stopping, changed.num_beams) == (0.8, False, 2)
     assert (changed.no_repeat_ngram_size, changed.forced_first_token_id) == (0, BOS)

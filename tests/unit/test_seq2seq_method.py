@@ -10,17 +10,11 @@ from transformers import BartForConditionalGeneration
 from prefixlib import attention, checkpoint
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
-from seq2seq.frozen_lm import attend_to, attention_sites
-from seq2seq.generation import Seq2SeqSteps, decode
-from seq2seq.initialise import key_values_of_text, start_from_text
-from seq2seq.prefix_io import load_prefix, save_prefix
-from seq2seq.prefixTuning import (
-    BRANCHES,
-    PrefixConfig,
-    PrefixLM,
-    PrefixTuning,
-    split_layers,
-)
+from seq2seq.decoding import Seq2SeqSteps, decode
+from seq2seq.frozen_lm import attend_to, attention_sites, key_values_of_text
+from seq2seq.model import load_prefix, save_prefix, start_from_text
+from seq2seq.prefix_lm import PrefixLM
+from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
 from tests.seq2seq_tiny import make_bart, random_model
 
 SETTINGS = {"mid_dim": 8, "prefix_dropout": 0.0, "use_deep": False, "init_shallow": False}
@@ -56,11 +50,6 @@ def without_positions(model):
     return model
 
 
-def flat_to_layers(model, flat, site):
-    config = PrefixConfig.for_model(model.config, preseqlen=1, **SETTINGS)
-    return split_layers(flat, config, site, rows=1)
-
-
 @torch.no_grad()
 def test_decoder_keys_of_real_tokens_equal_the_tokens_prepended(bart):
     """Decoder self-attention, every layer: attention is causal, so the head's keys do not depend on what follows."""
@@ -79,11 +68,11 @@ def test_cross_keys_of_real_tokens_equal_the_encoded_tokens(bart):
     """Cross-attention, every layer: the encoded head as prefix, the encoded rest as source."""
     out = tokens(2, 5, 3)
     encoded = torch.randn(2, 10, 16, generator=torch.Generator().manual_seed(4))
-    sites = attention_sites(bart)["encoder_decoder"]
+    sites = attention_sites(bart)["cross"]
     whole = bart(encoder_outputs=(encoded,), decoder_input_ids=out).logits
     with attention.record_key_values(sites) as seen:
         bart(encoder_outputs=(encoded[:, :4],), decoder_input_ids=out)
-    with attend_to(bart, {"encoder_decoder": [seen[module] for module in sites]}):
+    with attend_to(bart, {"cross": [seen[module] for module in sites]}):
         found = bart(encoder_outputs=(encoded[:, 4:],), decoder_input_ids=out, use_cache=False).logits
     assert (found - whole).abs().max() < TOLERANCE
 
@@ -149,7 +138,7 @@ def test_decoding_keeps_file_order_and_ignores_the_batch(bart):
     runs = [
         decode(bart, sources, rule, prefix=prefix, batch_size=size, progress=False) for size in (1, 2, 3, len(sources))
     ]
-    outputs = [[hypothesis.tokens for hypothesis in run] for run in runs]
+    outputs = [[best.tokens for (best,) in run] for run in runs]
     assert len(outputs[0]) == 7
     assert len({tuple(tokens) for tokens in outputs[0]}) > 1
     assert all(output == outputs[0] for output in outputs[1:])
@@ -190,7 +179,7 @@ def test_under_autocast_the_cache_holds_what_the_model_computes_in(bart):
 
 
 def test_a_model_whose_decoder_counts_its_positions_itself_is_refused():
-    """Its beams could not share a row; told when the model is wrapped, not when the first epoch is validated."""
+    """Its beams could not share a row; refused when the model is wrapped, not when the first epoch is validated."""
     config = transformers.M2M100Config(vocab_size=90, d_model=16, encoder_layers=1, decoder_layers=1)
     with torch.device("meta"):
         model = transformers.M2M100ForConditionalGeneration(config)
@@ -214,7 +203,7 @@ def test_dropout_is_drawn_for_every_row_after_the_expansion(bart):
 
 def test_branches_are_independent_and_can_be_switched_off(bart):
     whole = make_prefix(bart)
-    assert set(whole(1)) == {"self", "encoder_decoder", "encoder"}
+    assert set(whole(1)) == {"self", "cross", "encoder"}
     assert len({parameter.data_ptr() for parameter in whole.parameters()}) == 15
     for branch in BRANCHES:
         prefix = make_prefix(bart, **{branch.switch: False})
@@ -239,7 +228,7 @@ def test_different_depths_and_heads(tmp_path):
     )
     lm = PrefixLM(model, make_prefix(model))
     layers = lm.prefix(1)
-    assert [(len(layers[site]), *layers[site][0][0].shape) for site in ("encoder", "self", "encoder_decoder")] == [
+    assert [(len(layers[site]), *layers[site][0][0].shape) for site in ("encoder", "self", "cross")] == [
         (3, 1, 4, 3, 4),
         (1, 1, 2, 3, 8),
         (1, 1, 2, 3, 8),
@@ -295,7 +284,7 @@ def test_saved_prefix_comes_back_and_flat_equals_the_network(bart, tmp_path, set
     loaded = load_prefix(tmp_path)
     again = PrefixTuning(loaded.config)
     again.load_state_dict(loaded.network)
-    layers = loaded.layers(torch.device("cpu"))
+    layers = loaded.for_decoding()(1)
     expected = again(1)
     assert layers.keys() == expected.keys() == {branch.site for branch in prefix.branches}
     for site, pairs in expected.items():

@@ -9,10 +9,10 @@ from torch import nn
 from prefixlib import attention
 from prefixlib.beam_search import DecodingRule
 from prefixlib.packing import width_of
-from seq2seq import prefixTuning
-from seq2seq.generation import decode_batch
-from seq2seq.packing import best_layout, encoder_mask, pack
-from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixLM, PrefixTuning
+from seq2seq import prefix_lm
+from seq2seq.decoding import decode_batch
+from seq2seq.prefix_lm import PrefixLM, best_layout, encoder_mask, pack
+from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
 from tests.seq2seq_tiny import random_model
 
 PAD = 1
@@ -64,7 +64,7 @@ def compare(lm, batch, monkeypatch, **settings):
     seen = rows_seen(lm)
     packed = loss_and_gradients(lm, batch, **settings)
     with monkeypatch.context() as patch:
-        patch.setattr(prefixTuning, "pack", lambda *_, **__: None)
+        patch.setattr(prefix_lm, "pack", lambda *_, **__: None)
         padded = loss_and_gradients(lm, batch, **settings)
     assert seen == [2, len(batch["labels"])]
     assert packed[0].item() == pytest.approx(padded[0].item(), rel=1e-6)
@@ -138,8 +138,8 @@ def test_decoding_packs_the_sources_and_says_the_same(family):
     batch, prefix, seen = make_batch(), lm.prefix(1), rows_seen(lm)
     rule = DecodingRule(eos_token_id=2, max_new_tokens=8, num_beams=3)
     ids, masks = batch["input_ids"], batch["attention_mask"]
-    together = decode_batch(lm.base, ids, masks, rule, prefix)
-    alone = [decode_batch(lm.base, ids[n : n + 1], masks[n : n + 1], rule, prefix)[0] for n in range(len(ids))]
+    together = [best for best, *_ in decode_batch(lm.base, ids, masks, rule, prefix)]
+    alone = [decode_batch(lm.base, ids[n : n + 1], masks[n : n + 1], rule, prefix)[0][0] for n in range(len(ids))]
     assert seen == [2, 1, 1, 1, 1, 1]
     assert [found.tokens for found in together] == [found.tokens for found in alone]
     assert [found.score for found in together] == pytest.approx([found.score for found in alone], abs=1e-5)

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from prefixlib.errors import UserError
-from seq2seq import finetune, lightning_base
-from seq2seq.callbacks import Checkpoints, LogLines
+from seq2seq import finetune, lightning_base, model
+from seq2seq.callbacks import RESUME, Checkpoints, LogLines
 from tests.seq2seq_tiny import make_bart, make_summaries, training_flags
 
 BATCHES = 6  # per epoch: 23 examples in batches of 4
@@ -75,11 +75,11 @@ def test_resumed_equals_uninterrupted(place, whole_run, tmp_path, monkeypatch, c
     assert not (tmp_path / "prefix_model.safetensors").exists()
     weights, results = train(place, tmp_path, resume="yes", **settings)
     assert equal(weights, whole_run[0])
-    assert results["train"]["steps"] == 6
+    assert results["training"]["steps"] == 6
     for part in ("best", "last"):
-        assert results["train"][part] == whole_run[1]["train"][part]
-    assert results["train"]["curves"] == whole_run[1]["train"]["curves"]
-    assert not (tmp_path / lightning_base.RESUME).exists()  # it has done its work
+        assert results["training"][part] == whole_run[1]["training"][part]
+    assert results["training"]["curves"] == whole_run[1]["training"]["curves"]
+    assert not (tmp_path / RESUME).exists()  # it has done its work
 
 
 def test_resumed_with_workers_equals_uninterrupted_without(place, whole_run, tmp_path, monkeypatch):
@@ -104,7 +104,18 @@ def test_resumed_with_batches_by_length_equals_uninterrupted(place, tmp_path, mo
         train(place, tmp_path / "killed", resume="yes")
     weights, results = train(place, tmp_path / "killed", resume="yes", **settings)
     assert equal(weights, whole[0])
-    assert results["train"]["curves"] == whole[1]["train"]["curves"]
+    assert results["training"]["curves"] == whole[1]["training"]["curves"]
+
+
+def test_a_prefix_that_started_from_a_text_is_resumed_without_starting_again(place, tmp_path, monkeypatch):
+    settings = {"init_text": "sum up", "save_steps": 1, "epoch": 1}
+    whole, _ = train(place, tmp_path / "whole", **settings)
+    with monkeypatch.context() as patch:
+        kill_at(patch, Checkpoints, "on_train_batch_end", 3)
+        with pytest.raises(Killed):
+            train(place, tmp_path / "killed", **settings)
+    monkeypatch.setattr(model, "start_from_text", None)
+    assert equal(train(place, tmp_path / "killed", resume="yes", **settings)[0], whole)
 
 
 def test_half_written_checkpoint_is_never_seen(place, tmp_path, monkeypatch):
@@ -122,7 +133,7 @@ def test_half_written_checkpoint_is_never_seen(place, tmp_path, monkeypatch):
     monkeypatch.setattr(lightning_base.files, "sync_file", die)
     with pytest.raises(Killed):
         train(place, tmp_path, save_steps=1)
-    state = torch.load(tmp_path / lightning_base.RESUME, weights_only=True)
+    state = torch.load(tmp_path / RESUME, weights_only=True)
     assert state["global_step"] == 1
     assert set(state["state_dict"]) == {
         f"prefix.{name}" for name in load_file(place / "whole" / "prefix_model.safetensors")
@@ -140,11 +151,27 @@ def test_resume_with_other_settings_is_refused(place, tmp_path, monkeypatch):
         UserError, match=r"holds resume.ckpt of an earlier run: --resume yes, --overwrite_output_dir yes"
     ):
         train(place, tmp_path)
-    (tmp_path / lightning_base.RESUME).write_bytes(b"not a checkpoint")
+    (tmp_path / RESUME).write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match=r"resume.ckpt is damaged"):
         train(place, tmp_path, resume="yes")
-    with pytest.raises(UserError, match="is missing: no checkpoint was written yet"):
-        train(place, tmp_path / "elsewhere", resume="yes")
+
+
+def test_resuming_an_empty_folder_starts_and_a_finished_run_has_nothing_left(place, tmp_path, caplog):
+    """The same weights as without --resume; then exit 0, the files untouched, and the trained model from train()."""
+    caplog.set_level("INFO", logger="seq2seq")
+    weights, _ = train(place, tmp_path / "a", resume="yes", epoch=1)
+    assert f"nothing to resume in {tmp_path / 'a'}: starting from the beginning" in caplog.messages
+    assert equal(weights, train(place, tmp_path / "b", epoch=1)[0])
+    words = training_flags(place / "bart", place / "data", tmp_path / "a", resume="yes", epoch=1)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    assert finetune.main(words) == 0
+    assert f"the run in {tmp_path / 'a'} has finished: nothing is left to train" in caplog.messages
+    again = finetune.train(finetune.parse_args(words)[0])
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    flat = load_file(tmp_path / "a" / "prefix_flat.safetensors")
+    assert torch.equal(again.model.prefix.flat()["cross"], flat["encoder_decoder"])
+    assert len(again.history["train"]) == BATCHES
+    assert again.scores.keys() == {"loss", "rouge1", "rouge2", "rougeL", "length"}
 
 
 def spy(monkeypatch, seen):
@@ -184,11 +211,11 @@ def test_dropout_of_the_frozen_model_can_be_turned_off(place, tmp_path, monkeypa
     losses = {}
     for switch in ("yes", "no"):
         _, results = train(place, tmp_path / switch, use_dropout=switch, epoch=1)
-        losses[switch] = results["train"]["curves"]["train"]
+        losses[switch] = results["training"]["curves"]["train"]
     # one training batch is all it takes: without dropout the first loss is the model's own
     assert losses["yes"][0] != losses["no"][0]
     _, again = train(place, tmp_path / "checkpointed", use_dropout="no", epoch=1, gradient_checkpointing="yes")
-    assert again["train"]["curves"]["train"] == losses["no"]
+    assert again["training"]["curves"]["train"] == losses["no"]
 
 
 def test_dropout_is_drawn_anew_for_every_batch(place, tmp_path):
@@ -196,8 +223,8 @@ def test_dropout_is_drawn_anew_for_every_batch(place, tmp_path):
     for switch, different in (("yes", 4), ("no", 1)):
         still = {"learning_rate": 1e-30, "n_train": 1, "epoch": 4, "use_dropout": switch}
         _, results = train(place, tmp_path / switch, **still)
-        assert len(results["train"]["curves"]["train"]) == 4
-        assert len({round(loss, 5) for _, loss in results["train"]["curves"]["train"]}) == different
+        assert len(results["training"]["curves"]["train"]) == 4
+        assert len({round(loss, 5) for _, loss in results["training"]["curves"]["train"]}) == different
 
 
 def test_checkpointing_changes_nothing(place, whole_run, tmp_path):
@@ -209,7 +236,7 @@ def test_checkpointing_changes_nothing(place, whole_run, tmp_path):
 def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumulated, steps):
     """Three branches; six batches in `steps` steps, one validation pass of two batches, whose outputs share a run."""
     shapes = []
-    build = finetune.PrefixTuning
+    build = model.PrefixTuning
 
     def watched(config):
         prefix = build(config)
@@ -217,7 +244,7 @@ def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumu
             getattr(prefix, branch.network).register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
         return prefix
 
-    monkeypatch.setattr(finetune, "PrefixTuning", watched)
+    monkeypatch.setattr(model, "PrefixTuning", watched)
     train(place, tmp_path, epoch=1, gradient_accumulation_steps=accumulated)
     flattened = 2  # for the best and the last checkpoint
     assert shapes == [(3, 16)] * 3 * (steps + 2 + 1 + flattened)
@@ -234,14 +261,14 @@ def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumu
     ],
 )
 def test_optimiser_is_fused_but_not_where_that_rules_out_clipping(place, settings, fused):
-    args, _ = finetune.parse_args(training_flags(place / "bart", place / "data", place, **settings))
-    lm = finetune.build_lm(args, {"name": str(place / "bart"), "revision": None}, tokenizer=None)
-    optimizer = lightning_base.BaseModule(lm, args, total_steps=10).configure_optimizers()["optimizer"]
+    parsed, _ = finetune.parse_args(training_flags(place / "bart", place / "data", place, **settings))
+    lm = model.new(parsed).lm
+    optimizer = lightning_base.BaseModule(lm, parsed, total_steps=10).configure_optimizers()["optimizer"]
     assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]
 
 
 def test_bfloat16_with_clipping_trains(place, tmp_path):
-    curve = train(place, tmp_path, bf16="yes", max_grad_norm=1.0)[1]["train"]["curves"]["train"]
+    curve = train(place, tmp_path, bf16="yes", max_grad_norm=1.0)[1]["training"]["curves"]["train"]
     assert curve[-1][1] < curve[0][1]
 
 
@@ -252,34 +279,44 @@ def test_every_process_needs_its_gpu(place, tmp_path, monkeypatch):
         finetune.main(training_flags(place / "bart", place / "data", tmp_path))
 
 
+def test_the_network_is_run_anew_after_training(place, tmp_path):
+    """What accumulated batches shared must not answer for a prefix that has moved since."""
+    words = training_flags(place / "bart", place / "data", tmp_path, epoch=1, gradient_accumulation_steps=4)
+    prefix = finetune.train(finetune.parse_args(words)[0]).model.prefix
+    before = prefix.flat()["self"]
+    with torch.no_grad():
+        prefix.control_trans[-1].bias += 1
+    assert torch.allclose(prefix.flat()["self"], before + 1)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_accumulated_batches_may_share_a_run_of_the_network(place, tmp_path, monkeypatch, dropout):
     """The same losses as with a run per batch, on four batches a step and on the two left over."""
     settings = {"gradient_accumulation_steps": 4, "dropout": dropout}
-    shared = train(place, tmp_path / "shared", **settings)[1]["train"]["curves"]["train"]
-    monkeypatch.setattr(lightning_base, "OncePerStep", lambda: None)
-    apart = train(place, tmp_path / "apart", **settings)[1]["train"]["curves"]["train"]
+    shared = train(place, tmp_path / "shared", **settings)[1]["training"]["curves"]["train"]
+    monkeypatch.setattr(lightning_base, "OncePerStep", lambda prefix: None)
+    apart = train(place, tmp_path / "apart", **settings)[1]["training"]["curves"]["train"]
     assert len(shared) == len(apart) == 4
     assert [loss for _, loss in shared] == pytest.approx([loss for _, loss in apart], rel=1e-5)
 
 
 def test_best_checkpoint_and_early_stopping(place, tmp_path, monkeypatch):
     """Validation losses 3, 2, 4, 5: the second is kept, and after two worse ones training ends."""
-    told = iter([3.0, 2.0, 4.0, 5.0, 1.0])
-    end = finetune.SummarizationModule.on_validation_epoch_end
+    losses = iter([3.0, 2.0, 4.0, 5.0, 1.0])
+    end = lightning_base.SummarizationModule.on_validation_epoch_end
 
     def say(self):
         end(self)
-        self.validation_result["loss"] = next(told)
+        self.validation_result["loss"] = next(losses)
 
-    monkeypatch.setattr(finetune.SummarizationModule, "on_validation_epoch_end", say)
+    monkeypatch.setattr(lightning_base.SummarizationModule, "on_validation_epoch_end", say)
     kept = []
     spy(monkeypatch, lambda module: kept.append({n: t.clone() for n, t in module.lm.prefix.state_dict().items()}))
     settings = {"epoch": 9, "val_metric": "loss", "early_stopping_patience": 2}
     weights, results = train(place, tmp_path, **settings)
     assert len(kept) == 4 * BATCHES
-    assert results["train"]["best"]["loss"] == 2.0
-    assert results["train"]["best"]["step"] == 2 * BATCHES
+    assert results["training"]["best"]["loss"] == 2.0
+    assert results["training"]["best"]["step"] == 2 * BATCHES
     assert equal(load_file(tmp_path / "best" / "prefix_model.safetensors"), kept[2 * BATCHES - 1])
     assert equal(weights, kept[-1])
 
@@ -288,8 +325,8 @@ def test_a_run_that_ends_within_an_epoch_is_validated_and_replaces_an_earlier_on
     train(place, tmp_path)
     (tmp_path / "test_beam_1.0").touch()
     weights, results = train(place, tmp_path, max_steps=2, seed=7, overwrite_output_dir="yes")
-    assert results["train"]["best"]["step"] == 2
-    assert results["train"]["last"]["loss"] == results["train"]["best"]["loss"]
+    assert results["training"]["best"]["step"] == 2
+    assert results["training"]["last"]["loss"] == results["training"]["best"]["loss"]
     assert equal(weights, load_file(tmp_path / "best" / "prefix_model.safetensors"))
     assert not (tmp_path / "test_beam_1.0").exists()
 
@@ -299,7 +336,7 @@ def test_a_loss_that_is_no_number_stops_the_run(place, tmp_path):
         train(place, tmp_path / "logged", learning_rate=1e30)
     with pytest.raises(UserError, match=r"training stopped at step \d: .* is not finite; try a lower --learning_rate"):
         train(place, tmp_path / "saved", learning_rate=1e30, logging_steps=1000, save_steps=2)
-    assert not (tmp_path / "saved" / lightning_base.RESUME).exists()
+    assert not (tmp_path / "saved" / RESUME).exists()
 
 
 @pytest.mark.parametrize(
@@ -332,7 +369,7 @@ def test_fine_tuning_trains_the_whole_model(place, tmp_path):
     flags = training_flags(place / "bart", place / "data", tmp_path, tuning_mode="finetune", mid_dim=None, epoch=1)
     finetune.main(flags)
     before = load_file(place / "bart" / "model.safetensors")
-    after = load_file(tmp_path / "model" / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()
     moved = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
     assert set(after) - set(moved) <= {"final_logits_bias"}

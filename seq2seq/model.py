@@ -1,0 +1,501 @@
+"""The model object: made anew, started from a text, loaded from any checkpoint, saved, generating text.
+
+    model = load("seq2seq/xsum_models/NAME")
+    model.generate(["The document to summarise."])
+
+Legend: P prefix length, L layers, H heads, D head size.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from prefixlib import attention, baselines, checkpoint, files, original, record
+from prefixlib.base_model import choose_base, load_model, load_tokenizer, resolve_model_name, save_whole
+from prefixlib.beam_search import DecodingRule, Hypothesis, stream, text_pieces
+from prefixlib.errors import UserError
+from prefixlib.settings import spelled
+from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
+from seq2seq import decoding
+from seq2seq.flags import DEFAULT_MODEL, Settings
+from seq2seq.frozen_lm import key_values_of_text, max_positions, shape_of
+from seq2seq.prefix_lm import PrefixLM
+from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning
+from seq2seq.utils import count_cut
+
+logger = logging.getLogger(__name__)
+
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+TOP_P, TEMPERATURE, SEED = 0.8, 1.0, 42  # of sampling
+OF_ONE_STRATEGY = (
+    *(("num_beams", "beam", None), ("length_pen", "beam", None)),
+    *(("top_p", "nucleus", TOP_P), ("temperature", "nucleus", TEMPERATURE)),
+)
+
+
+@dataclass
+class Model:
+    """An encoder-decoder with a trained prefix, or one that was tuned itself (then it has no prefix).
+
+    task: what its training knew: mode, tuning_mode, max_source_length, ...; base_record: {"name", "revision"} of the
+    base model.
+    """
+
+    lm: PrefixLM
+    tokenizer: Any
+    task: dict[str, Any]
+    base_record: dict[str, Any]
+
+    @property
+    def base(self) -> nn.Module:
+        return self.lm.base
+
+    @property
+    def prefix(self) -> PrefixTuning | None:
+        return self.lm.prefix
+
+    @property
+    def source_limit(self) -> int:
+        """Most tokens of a source: as many as in training, else the task's; no more than the model has positions."""
+        limit = self.task.get("max_source_length") or self._row.lengths["max_source_length"]
+        return min(limit, max_positions(self.base.config))
+
+    @property
+    def _row(self) -> InSeq2Seq:
+        mode = self.task.get("mode")
+        if mode is None:
+            raise UserError(f"the model does not say its task: load(..., mode=...), one of {', '.join(SEQ2SEQ_MODES)}")
+        return find_task(mode).seq2seq
+
+    # ---- generating ----
+
+    def generate(
+        self,
+        sources: Sequence[Any],
+        *,
+        strategy: str = "beam",
+        num_beams: int | None = None,
+        min_length: int | None = None,
+        max_new_tokens: int | None = None,
+        length_penalty: float | None = None,
+        top_p: float = TOP_P,
+        temperature: float = TEMPERATURE,
+        seed: int = SEED,
+        batch_size: int = 10,
+        num_return_sequences: int = 1,
+        return_scores: bool = False,
+        progress: bool = False,
+    ) -> list[Any]:
+        """Texts for `sources`, in their order, decoded as the command line decodes the task's test file.
+
+        Args:
+            sources: texts (documents, or tables as the task linearises them), or data: for WebNLG and DART a list of
+                (subject, relation, object) triples, for E2E a mapping of slots to values.
+            strategy: "beam", "greedy" or "nucleus".
+            num_beams, length_penalty: of beam search; default: the task's.
+            top_p, temperature, seed: of nucleus sampling.
+            min_length: fewest tokens of an output, the decoder's start token included; default: the task's.
+            max_new_tokens: most tokens of an output; default: the task's.
+            batch_size: sources decoded together; changes the speed only.
+            num_return_sequences: outputs per source, at most num_beams with beams.
+            return_scores: give (text, score) pairs, the score being the length-normalised log-probability of a beam,
+                or the log-probability of a greedy or sampled text.
+
+        Returns a text for each source (or a pair), or a list of them where num_return_sequences is above 1. Sources
+        longer than `source_limit` are cut, with a warning. Raises UserError for inputs of another shape than the
+        task's, values out of range, and settings that have no effect under the strategy.
+
+        >>> load("CHECKPOINT").generate([[("Aarhus_Airport", "cityServed", "Aarhus")]])  # doctest: +SKIP
+        ['Aarhus Airport serves the city of Aarhus.']
+        """
+        if isinstance(sources, str):
+            raise UserError("generate() takes a list of sources, not one text")
+        given = {"num_beams": num_beams, "length_pen": length_penalty, "top_p": top_p, "temperature": temperature}
+        rule = self._rule(strategy, min_length, max_new_tokens, **given)
+        most = {"beam": rule.num_beams, "greedy": 1}.get(strategy, num_return_sequences)
+        if not 1 <= num_return_sequences <= max(most, 1):
+            raise UserError(f"num_return_sequences {num_return_sequences}: must be 1 to {max(most, 1)} ({strategy})")
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: must be above 0")
+        inputs, _ = self.encode(self._texts(sources), self.source_limit)
+        how = {"strategy": strategy, "seed": seed, "batch_size": batch_size, "progress": progress}
+        results = []
+        for hypotheses in self.decode(inputs, rule, count=num_return_sequences, **how):
+            texts: list[Any] = [decoding.to_text(self.tokenizer, hypothesis.tokens) for hypothesis in hypotheses]
+            if return_scores:
+                texts = [(text, hypothesis.score) for text, hypothesis in zip(texts, hypotheses, strict=True)]
+            results.append(texts if num_return_sequences > 1 else texts[0])
+        return results
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        strategy: str = "greedy",
+        min_length: int | None = None,
+        max_new_tokens: int | None = None,
+        top_p: float = TOP_P,
+        temperature: float = TEMPERATURE,
+        seed: int = SEED,
+    ) -> Iterator[str]:
+        """The text for one source, a piece at a time, as soon as the piece is certain; "greedy" or "nucleus".
+
+        The pieces joined are what `generate` gives with the same settings. Raises UserError as `generate` does.
+
+        >>> for text in load("CHECKPOINT").stream("The document to summarise."):  # doctest: +SKIP
+        ...     print(text, end="", flush=True)
+        """
+        if strategy not in ("greedy", "nucleus"):
+            raise UserError(f"stream() is greedy or nucleus, not {strategy!r}: beams are certain only at their end")
+        rule = self._rule(strategy, min_length, max_new_tokens, top_p=top_p, temperature=temperature)
+        inputs, _ = self.encode(self._texts([source]), self.source_limit)
+        self.lm.eval()
+        with torch.no_grad():
+            prefix = self.lm.layers()
+        steps = decoding.Seq2SeqSteps(self.base, *decoding.pad_sources(self.base, inputs), prefix)
+        (start,) = decoding.start_tokens(self.base, 1)
+        tokens = stream(steps, start, rule, seed if strategy == "nucleus" else None)
+        return text_pieces(tokens, lambda ids: decoding.to_text(self.tokenizer, ids))
+
+    def _rule(self, strategy: str, min_length: int | None, max_new_tokens: int | None, **given: Any) -> DecodingRule:
+        """The task's rule with what is given. UserError for a setting that has no effect under the strategy."""
+        if strategy not in decoding.STRATEGIES:
+            raise UserError(f"strategy {strategy!r}: one of {', '.join(decoding.STRATEGIES)}")
+        for name, owner, default in OF_ONE_STRATEGY:
+            if strategy != owner and given.get(name, default) != default:
+                raise UserError(f"strategy {strategy!r} and {name} do not go together: it belongs to {owner!r}")
+        max_length = None
+        if max_new_tokens is not None:
+            max_length = max_new_tokens + 1
+            if min_length is None:  # an output may be shorter than is usual for the task
+                min_length = min(self._row.min_length, max_length)
+        lengths = {"min_length": min_length, "max_length": max_length}
+        return decoding.decoding_rule(self._row.name, self.base.config, **lengths, **given)
+
+    def _texts(self, sources: Sequence[Any]) -> list[str]:
+        """The sources linearised, as `utils.load_examples` reads them from a file."""
+        return [as_group(self._row.name, source).source.strip() for source in sources]
+
+    def encode(self, texts: Sequence[str], limit: int) -> tuple[list[list[int]], int]:
+        """Token ids of texts, cut to `limit` tokens, special tokens included; and how many were cut."""
+        if not texts:
+            return [], 0
+        encoded = self.tokenizer(list(texts), max_length=limit, truncation=True)
+        cut = count_cut(encoded)
+        if cut:
+            logger.warning("%d of %d sources cut to %d tokens", cut, len(texts), limit)
+        return encoded["input_ids"], cut
+
+    @torch.no_grad()
+    def decode(self, inputs: Sequence[Sequence[int]], rule: DecodingRule, **how: Any) -> list[list[Hypothesis]]:
+        """The hypotheses of every source (token ids), best first; `how` as in `decoding.decode`."""
+        self.lm.eval()
+        return decoding.decode(self.base, inputs, rule, prefix=self.lm.layers(), **how)
+
+    # ---- saving ----
+
+    def save(self, directory: Path | str, scores: Mapping[str, Any] | None = None) -> None:
+        """Write what was trained: the prefix, or the whole model in transformers' format with its tokenizer, or both.
+
+        Of both, the model goes to DIRECTORY/model. `scores` stand in a prefix's model card. A loaded prefix is saved
+        without its network, which only training needs. Raises OSError if the disk does not take the files.
+        """
+        directory, base_record, task = Path(directory), self.base_record, self.task
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.prefix is None:
+            self._save_base(directory)
+            return
+        if task.get("tuning_mode") == "bothtune":
+            (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it vouches for another model than the new one
+            files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
+            task = {**task, "tuned_from": task.get("tuned_from", base_record["name"])}
+            base_record = {"name": checkpoint.OWN_MODEL, "revision": None}
+        save_prefix(directory, self.prefix, base_record, task, scores)
+
+    def _save_base(self, directory: Path) -> None:
+        self.base.set_attn_implementation("sdpa")  # the config that is saved names what plain transformers knows
+        save_whole(directory, self.base, self.tokenizer)
+        attention.install(self.base)
+        checkpoint.save_task(directory, {**self.task, "base_model": self.base_record})
+
+    def count_parameters(self) -> dict[str, int | None]:
+        """Numbers that are trained; those of the model behind the prefix; those that decoding needs stored."""
+        trainable = sum(p.numel() for p in self.lm.parameters() if p.requires_grad)
+        base = sum(p.numel() for p in self.base.parameters())
+        if self.prefix is None:
+            return {"trainable": trainable, "base": None, "stored": base}
+        config = self.prefix.config
+        stored = sum(config.preseqlen * math.prod(config.shape(branch.site)) for branch in self.prefix.branches)
+        tuned = base if self.task.get("tuning_mode") == "bothtune" else 0
+        return {"trainable": trainable, "base": base, "stored": stored + tuned}
+
+
+# ---- a new model -------------------------------------------------------------------------------------------------
+
+
+def new(settings: Settings, *, resuming: bool = False) -> Model:
+    """The model that a run trains: a base with a new prefix, or the base itself, whole, in part, or its adapters.
+
+    Just what the tuning mode trains requires gradients. The prefix starts at random, from a text, or at the weights of
+    --prefix_model_path; that of a resumed run gets its weights later, so it does not start from a text again. Raises
+    UserError for a base model or a start that does not fit.
+    """
+    name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
+    hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
+    tokenizer = load_tokenizer(name, **hub)
+    dropout = NO_DROPOUT if settings.tuning_mode == "prefixtune" and not settings.use_dropout else {}
+    base = load_model(name, FAMILY, **hub, **dropout)
+    prefix = None
+    if settings.has_prefix:
+        attention.install(base)
+        prefix = _new_prefix(settings, base, tokenizer, resuming)
+    elif settings.tuning_mode == "finetune-top":
+        baselines.train_top(base, settings.top_layers, embeddings=settings.top_embeddings)
+    elif settings.tuning_mode == "adaptertune":
+        baselines.insert(base, settings.adapter_design, settings.adapter_bottleneck)
+        baselines.train_only_adapters(base)
+    lm = PrefixLM(base, prefix, freeze=settings.tuning_mode != "bothtune")
+    if settings.gradient_checkpointing:
+        attention.enable_checkpointing(base)
+    task = {
+        "mode": settings.mode,
+        "tuning_mode": settings.tuning_mode,
+        "seed": settings.seed,
+        "max_source_length": settings.lengths(max_positions(base.config))["max_source_length"],
+        **settings.tuning_settings(),
+    }
+    return Model(lm, tokenizer, task, {"name": name, "revision": settings.model_revision})
+
+
+def _new_prefix(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bool) -> PrefixTuning:
+    text, ids = settings.start_text(), []
+    if text is not None:
+        ids, limit = tokenizer(text, add_special_tokens=False)["input_ids"], max_positions(base.config)
+        if not 0 < len(ids) <= limit:
+            raise UserError(f"the initial text has {len(ids)} tokens; it needs 1 to {limit}")
+        if len(ids) != settings.preseqlen:
+            logger.info("preseqlen %d: the tokens of the initial text", len(ids))
+    config = PrefixConfig.for_model(
+        base.config,
+        preseqlen=len(ids) or settings.preseqlen,
+        mid_dim=settings.mid_dim,
+        prefix_dropout=settings.dropout,
+        use_deep=settings.use_deep,
+        **{branch.switch: getattr(settings, branch.switch) for branch in BRANCHES},
+        init_shallow=settings.init_shallow,
+    )
+    prefix = PrefixTuning(config)
+    if ids and not resuming:
+        start_from_text(prefix, base, ids)
+    if settings.prefix_model_path:
+        saved = load_prefix(settings.prefix_model_path)
+        known, wanted = saved.config.as_dict(), config.as_dict()
+        differing = [f"{name} {known[name]}, not {wanted[name]}" for name in known if known[name] != wanted[name]]
+        if differing:
+            raise UserError(
+                f"--prefix_model_path {settings.prefix_model_path} was trained with other settings: "
+                + ", ".join(differing)
+            )
+        prefix.load_state_dict(saved.network)
+    return prefix
+
+
+# ---- starting a prefix from a text (paper section 7.4) -----------------------------------------------------------
+
+STEPS, LEARNING_RATE = 500, 1e-4  # the original's regression onto the activations of real words
+
+
+def start_from_text(prefix: PrefixTuning, base: nn.Module, ids: list[int]) -> list[float]:
+    """Start the prefix at the keys and values of P tokens: copied without an MLP, else the MLPs are trained onto them.
+
+    The training is the original's: Adam on the networks, not the embeddings, mean squared error; returns its losses.
+    """
+    target = key_values_of_text(base, ids)
+    if prefix.config.init_shallow:
+        with torch.no_grad():
+            for branch in prefix.branches:
+                getattr(prefix, branch.network).copy_(target[branch.site])
+        return []
+    networks = nn.ModuleList(getattr(prefix, branch.network) for branch in prefix.branches)
+    optimizer = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
+    losses = []
+    for _ in range(STEPS):
+        flat = prefix.flat()
+        loss = sum(nn.functional.mse_loss(prefix.dropout(flat[site]), target[site]) for site in flat)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    prefix.zero_grad()
+    logger.info("prefix trained onto %d tokens: loss %.4f -> %.4f", len(ids), losses[0], losses[-1])
+    return losses
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SavedPrefix:
+    """A prefix read from a checkpoint."""
+
+    config: PrefixConfig
+    base: dict[str, Any]  # {"name", "revision"}
+    task: dict[str, Any]
+    network: dict[str, Tensor]  # state dict of PrefixTuning
+    flat: dict[str, Tensor]  # site -> keys and values (P, 2*L*H*D)
+
+    def for_decoding(self) -> PrefixTuning:
+        """A module that gives the stored keys and values, without the network."""
+        with torch.device("meta"):  # its parameters are the stored arrays themselves
+            prefix = PrefixTuning(replace(self.config, init_shallow=True))
+        names = {branch.site: branch.network for branch in prefix.branches}
+        prefix.load_state_dict({names[site]: flat for site, flat in self.flat.items()}, assign=True)
+        return prefix.eval().requires_grad_(False)
+
+
+def save_prefix(
+    directory: Path,
+    prefix: PrefixTuning,
+    base_record: Mapping[str, Any],
+    task: Mapping[str, Any],
+    scores: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the network and its flattened keys and values; raises OSError if the disk does not take them."""
+    with torch.no_grad():
+        flat = prefix.flat()
+    checkpoint.save(
+        directory,
+        family=FAMILY,
+        base=base_record,
+        prefix=prefix.config.as_dict(),
+        task=task,
+        network=prefix.state_dict(),
+        flat={branch.saved: flat[branch.site] for branch in prefix.branches},
+        versions=record.versions(),
+        scores=scores,
+    )
+
+
+def load_prefix(directory: Path | str) -> SavedPrefix:
+    """Read a prefix of this package, or of the original code. Raises UserError if it is neither, or damaged."""
+    directory = Path(directory).expanduser()
+    if not directory.is_dir():
+        raise UserError(f"checkpoint {directory}: no such folder")
+    if checkpoint.is_checkpoint(directory):
+        read = checkpoint.load(directory, FAMILY)
+        config = PrefixConfig.from_saved(read.prefix, directory)
+        flat = {branch.site: read.flat[branch.saved] for branch in BRANCHES if branch.saved in read.flat}
+        return SavedPrefix(config, read.base, read.task, read.network, flat)
+    found = original.read_bart(directory)
+    prefix = PrefixTuning(PrefixConfig.from_saved(found.settings, directory))
+    original.load_network(prefix, found, directory, "BART")
+    with torch.no_grad():
+        return SavedPrefix(prefix.config, found.base, found.task, found.network, prefix.flat())
+
+
+def saved_settings(directory: Path | str) -> dict[str, Any]:
+    """What a checkpoint was trained with, under the flags' names and in their spelling; {} where it does not say.
+
+    Raises UserError for a folder that is neither a prefix checkpoint nor a model's.
+    """
+    directory = Path(directory)
+    if not original.is_prefix(directory) and checkpoint.model_folder(directory) is not None:
+        return checkpoint.load_task(checkpoint.model_folder(directory))
+    if checkpoint.is_checkpoint(directory):
+        config = checkpoint.read_config(directory)
+        prefix, task = config["prefix"], config["task"]
+    else:
+        saved = load_prefix(directory)
+        prefix, task = saved.config.as_dict(), saved.task
+    values = {name: spelled(value) for name, value in prefix.items()}
+    return {**values, "dropout": values.get("prefix_dropout"), **task}
+
+
+def load(
+    directory: Path | str,
+    *,
+    mode: str | None = None,
+    model_name_or_path: str | None = None,
+    model_revision: str | None = None,
+    cache_dir: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """The trained model in `directory`, ready to generate, on a GPU if there is one.
+
+    Args:
+        directory: a prefix checkpoint, the folder of a model that was tuned itself (wholly, in its top layers, with
+            adapters, or together with a prefix), a checkpoint of the original code, or any folder of an
+            encoder-decoder.
+        mode: the task, where the checkpoint does not say it; another one than the checkpoint's is refused.
+        model_name_or_path, model_revision: the base model, where it is not where the checkpoint says.
+        cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
+
+    Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
+
+    >>> load("seq2seq/xsum_models/NAME").generate(["The document to summarise."])  # doctest: +SKIP
+    """
+    directory = Path(directory).expanduser()
+    if not directory.is_dir():
+        raise UserError(f"checkpoint {directory}: no such folder")
+    if mode is not None and find_task(mode).seq2seq is None:
+        raise UserError(f"--mode {mode}: not a task of seq2seq/; one of {', '.join(SEQ2SEQ_MODES)}")
+    hub = {"cache_dir": cache_dir, "dtype": dtype}
+    tuned = None if original.is_prefix(directory) else checkpoint.model_folder(directory)
+    if tuned is not None:
+        return _load_tuned(tuned, mode, model_name_or_path, **hub)
+    saved = load_prefix(directory)
+    task = _task_of(saved.task, mode, directory)
+    name, revision = choose_base(saved.base, model_name_or_path, directory)
+    base, tokenizer = _load_base(name, model_revision or revision, **hub)
+    check_fits(saved.config, base.config, directory, name)
+    return Model(on_device(PrefixLM(base, saved.for_decoding())), tokenizer, task, dict(saved.base))
+
+
+def check_fits(config: PrefixConfig, base: PreTrainedConfig, directory: Path | str, name: str) -> None:
+    """Raise UserError if a prefix was trained for a model of another shape than `base`, a model's configuration."""
+    with contextlib.suppress(AttributeError):  # a model of the other family
+        if all(getattr(config, size) == value for size, value in shape_of(base).items()):
+            return
+    raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
+
+
+def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **hub: Any) -> Model:
+    """A model that was tuned itself, without a prefix."""
+    if model_name is not None:
+        raise UserError(f"--model_name_or_path {model_name} contradicts {directory}, which is a whole model itself")
+    saved = checkpoint.load_task(directory)
+    if saved.get("tuning_mode") == "bothtune":
+        raise UserError(
+            f"{directory} was tuned together with a prefix: pass --prefix_model_path {directory.parent}, which holds "
+            "both"
+        )
+    task = _task_of(saved, mode, directory)
+    base, tokenizer = _load_base(str(directory.resolve()), None, **hub)
+    base_record = task.pop("base_model", {"name": str(directory.resolve()), "revision": None})
+    return Model(on_device(PrefixLM(base)), tokenizer, task, dict(base_record))
+
+
+def _load_base(name: str, revision: str | None, cache_dir: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype)
+    return base, load_tokenizer(name, revision=revision, cache_dir=cache_dir)
+
+
+def _task_of(saved: Mapping[str, Any], mode: str | None, directory: Path) -> dict[str, Any]:
+    """What the checkpoint says of its task, or `mode` where it says nothing; UserError if the two differ."""
+    known = saved.get("mode")
+    if known is not None and mode is not None and find_task(known) is not find_task(mode):
+        checkpoint.check_agrees({"mode": mode}, {"mode": known}, directory)
+    return {**saved, "mode": known or mode}
+
+
+def on_device(lm: PrefixLM) -> PrefixLM:
+    """The model on a GPU if there is one, in eval mode."""
+    return lm.to("cuda" if torch.cuda.is_available() else "cpu").eval()
