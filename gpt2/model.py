@@ -547,10 +547,17 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
         return _load_peft(directory)
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
-        config = PrefixConfig.from_saved(read.prefix, directory)
+        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory)
+        with torch.device("meta"):  # shapes alone
+            network = {name: tensor.shape for name, tensor in make_prefix(config).state_dict().items()}
+        checkpoint.check_tensors(read.network, network, directory / checkpoint.NETWORK)
+        stored = {"prefix": (config.preseqlen, config.width)} if config.optim_prefix else {}
+        if config.format_mode == "infix":
+            stored["wte2"] = (config.preseqlen, config.n_embd)
+        checkpoint.check_tensors(read.flat, stored, directory / checkpoint.FLAT)
         return SavedPrefix(config, read.base, read.task, read.network, read.flat)
     found = original.read_gpt2(directory)
-    config = PrefixConfig.from_saved(found.settings, directory)
+    config = checkpoint.rebuild(PrefixConfig, found.settings, directory)
     prefix = make_prefix(config)
     original.load_network(prefix, found, directory, "GPT-2")
     # trained embeddings become keys and values only once their base model is there

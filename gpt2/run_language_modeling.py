@@ -139,7 +139,7 @@ def find_resume(settings: Settings, output: Path) -> Path | None:
     if checkpoint.is_checkpoint(last):
         saved = checkpoint.read_config(last)
         task = saved["task"]
-        model.check_same_prefix(settings, PrefixConfig.from_saved(saved["prefix"], last), last)
+        model.check_same_prefix(settings, checkpoint.rebuild(PrefixConfig, saved["prefix"], last), last)
     else:
         task = checkpoint.load_task(last)
         given["lowdata_token"] = settings.source_word()

@@ -4,7 +4,6 @@ Legend: B batch, T tokens, S source tokens, P prefix length, L layers, H key/val
 word embeddings, M mid_dim.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,14 +50,6 @@ class PrefixConfig:
                 f"{base.model_type} model, whose attention reaches only {attention_window(base)} tokens back"
             )
         return config
-
-    @classmethod
-    def from_saved(cls, saved: Mapping[str, Any], directory) -> "PrefixConfig":
-        """The settings as a checkpoint holds them. Raises UserError if they are not this version's."""
-        try:
-            return cls(**saved)
-        except TypeError as error:
-            raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

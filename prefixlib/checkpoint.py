@@ -6,11 +6,12 @@ prefix_flat.safetensors    its keys and values, per site (P, 2*L*H*D), columns o
 README.md                  a model card
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,35 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     if absent:
         raise UserError(f"{path} is damaged (no {', '.join(sorted(absent))}); use another checkpoint")
     return config
+
+
+def rebuild(kind: type, saved: Any, directory: Path | str) -> Any:
+    """The dataclass `kind` from what a checkpoint holds of it. Raises UserError for unknown, absent or odd values."""
+    if not isinstance(saved, Mapping):
+        raise UserError(f"{directory}: its prefix settings are no object in braces; use another checkpoint")
+    try:
+        config = kind(**saved)
+    except TypeError as error:
+        raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
+    for field in dataclasses.fields(kind):
+        value = getattr(config, field.name)
+        allowed = (int, float) if field.type is float else field.type
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(value, allowed) or (field.type is int and (not is_number or value < 0)):
+            raise UserError(f"{directory}: its prefix setting {field.name} is {value!r}; use another checkpoint")
+    return config
+
+
+def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Sequence[int]], path: Path | str) -> None:
+    """Raise UserError unless a file's tensors have the names and shapes that the checkpoint's settings promise."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    wanted = {name: tuple(shape) for name, shape in expected.items()}
+    for name in sorted(shapes.keys() | wanted.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise UserError(
+                f"{path} does not fit its {CONFIG}: {name} is {shapes.get(name, 'missing')}, the settings ask for "
+                f"{wanted.get(name, 'none')}; use another checkpoint"
+            )
 
 
 def check_agrees(flags: Mapping[str, Any], settings: Mapping[str, Any], directory: Path | str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefixlib.data_convert import HUB_NAMES, find
 from prefixlib.errors import UserError
-from prefixlib.readers import iter_records
+from prefixlib.tasks import iter_records
 
 log = logging.getLogger("prepare_data")
 

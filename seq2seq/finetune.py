@@ -111,7 +111,9 @@ def train(settings: Settings) -> TrainResult:
         for split in ("train", "valid")
     }
     record.seed_everything(settings.seed)
-    model = new(settings, resuming=resume_from is not None)
+    first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
+    texts = [text for example in first for text in (example.source, *example.references)]
+    model = new(settings, resuming=resume_from is not None, texts=texts)
     config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
@@ -239,6 +241,7 @@ def load_for(settings: Settings, given: Collection[str]) -> Model:
         model_revision=settings.model_revision,
         cache_dir=settings.cache_dir,
         dtype=dtype,
+        allow_other_base=settings.allow_other_base,
     )
 
 

@@ -30,9 +30,9 @@ class Settings(Training):
     test_max_target_length: int | None = flag(
         None, "most tokens of a test text in the original's average ROUGE (default: the task's)", TASK, low=1
     )
-    n_train: int = flag(-1, "use the first N training examples (-1: all)", TASK)
-    n_val: int = flag(500, "use the first N dev examples (-1: all)", TASK)
-    n_test: int = flag(-1, "decode the first N test examples (-1: all)", TASK)
+    n_train: int = flag(-1, "use the first N training examples (-1: all)", TASK, low=-1)
+    n_val: int = flag(500, "use the first N dev examples (-1: all)", TASK, low=-1)
+    n_test: int = flag(-1, "decode the first N test examples (-1: all)", TASK, low=-1)
 
     preseqlen: int = flag(5, "prefix length P; 200 is best for summarisation", METHOD, above=0)
     optim_prefix: bool = flag(True, "always yes: a free prefix", METHOD, choices=(True,))
@@ -59,7 +59,7 @@ class Settings(Training):
 
     save_steps: int = flag(500, "steps between resumable checkpoints", RECORDS, above=0)
     val_metric: str = flag("rouge2", "what the best checkpoint is best in", RECORDS, choices=("rouge2", "loss"))
-    early_stopping_patience: int = flag(-1, "stop after N validations without a better one (-1: no)", RECORDS)
+    early_stopping_patience: int = flag(-1, "stop after N validations without a better one (-1: no)", RECORDS, low=-1)
 
     num_beams: int | None = flag(None, "beams", DECODING, above=0, names=("--eval_beams",))
     min_length: int | None = flag(None, "fewest tokens", DECODING, low=0)
@@ -68,6 +68,9 @@ class Settings(Training):
     early_stopping: bool | None = flag(None, "stop a search at its first full set of outputs", DECODING)
     length_pen: float | None = flag(None, "above 1 favours long outputs", DECODING, names=("--length_penalty",))
     force_bos: bool = flag(False, "make <s> the first token by force; training teaches it anyway", DECODING)
+    allow_other_base: bool = flag(
+        False, "decode with a base model of the same shape that is not the one trained on", DECODING
+    )
     eval_batch_size: int = flag(10, "texts decoded together; changes speed only", DECODING, above=0)
 
     @property
@@ -110,6 +113,9 @@ class Settings(Training):
         """Raise UserError for values that make no sense, alone or together, naming the flags."""
         if not self.mode:
             raise UserError(f"the following arguments are required: --mode (one of {', '.join(SEQ2SEQ_MODES)})")
+        for name in ("n_train", "n_val", "n_test", "early_stopping_patience"):
+            if getattr(self, name) == 0:
+                raise UserError(f"--{name} 0: must be at least 1, or -1")
         if self.prefix_model_path and self.finetune_model_path:
             refuse_together("--prefix_model_path", "--finetune_model_path", "one checkpoint at a time")
         if not self.do_train:

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from prefixlib import attention, baselines, checkpoint, files, original, record
-from prefixlib.base_model import choose_base, load_model, load_tokenizer, resolve_model_name, save_whole
+from prefixlib.base_model import (
+    check_fingerprint,
+    check_tokenizer,
+    choose_base,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    resolve_model_name,
+    save_whole,
+)
 from prefixlib.beam_search import DecodingRule, Hypothesis, stream, text_pieces
 from prefixlib.errors import UserError
 from prefixlib.settings import spelled
@@ -241,19 +250,20 @@ class Model:
 # ---- a new model -------------------------------------------------------------------------------------------------
 
 
-def new(settings: Settings, *, resuming: bool = False) -> Model:
+def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()) -> Model:
     """The model that a run trains: a base with a new prefix, or the base itself, whole, in part, or its adapters.
 
     Just what the tuning mode trains requires gradients. The prefix starts at random, from a text, or at the weights of
-    --prefix_model_path; that of a resumed run gets its weights later, so it does not start from a text again. Raises
-    UserError for a base model or a start that does not fit.
+    --prefix_model_path; that of a resumed run gets its weights later, so it does not start from a text again. The
+    tokenizer must be able to write `texts`. Raises UserError for a base model or a start that does not fit.
     """
     name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
     hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
     tokenizer = load_tokenizer(name, **hub)
     dropout = NO_DROPOUT if settings.tuning_mode == "prefixtune" and not settings.use_dropout else {}
     base = load_model(name, FAMILY, **hub, **dropout)
-    prefix = None
+    check_tokenizer(name, tokenizer, base, texts)
+    mark, prefix = fingerprint(base, tokenizer), None  # before adapters are put in
     if settings.has_prefix:
         attention.install(base)
         prefix = _new_prefix(settings, base, tokenizer, resuming)
@@ -272,7 +282,8 @@ def new(settings: Settings, *, resuming: bool = False) -> Model:
         "max_source_length": settings.lengths(max_positions(base.config))["max_source_length"],
         **settings.tuning_settings(),
     }
-    return Model(lm, tokenizer, task, {"name": name, "revision": settings.model_revision})
+    record_ = {"name": name, "revision": settings.model_revision, "fingerprint": mark}
+    return Model(lm, tokenizer, task, record_)
 
 
 def _new_prefix(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bool) -> PrefixTuning:
@@ -391,11 +402,17 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
         raise UserError(f"checkpoint {directory}: no such folder")
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
-        config = PrefixConfig.from_saved(read.prefix, directory)
-        flat = {branch.site: read.flat[branch.saved] for branch in BRANCHES if branch.saved in read.flat}
+        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory)
+        with torch.device("meta"):  # shapes alone
+            prefix = PrefixTuning(config)
+        network = {name: tensor.shape for name, tensor in prefix.state_dict().items()}
+        checkpoint.check_tensors(read.network, network, directory / checkpoint.NETWORK)
+        stored = {b.saved: (config.preseqlen, math.prod(config.shape(b.site))) for b in prefix.branches}
+        checkpoint.check_tensors(read.flat, stored, directory / checkpoint.FLAT)
+        flat = {branch.site: read.flat[branch.saved] for branch in prefix.branches}
         return SavedPrefix(config, read.base, read.task, read.network, flat)
     found = original.read_bart(directory)
-    prefix = PrefixTuning(PrefixConfig.from_saved(found.settings, directory))
+    prefix = PrefixTuning(checkpoint.rebuild(PrefixConfig, found.settings, directory))
     original.load_network(prefix, found, directory, "BART")
     with torch.no_grad():
         return SavedPrefix(prefix.config, found.base, found.task, found.network, prefix.flat())
@@ -427,6 +444,7 @@ def load(
     model_revision: str | None = None,
     cache_dir: str | None = None,
     dtype: torch.dtype = torch.float32,
+    allow_other_base: bool = False,
 ) -> Model:
     """The trained model in `directory`, ready to generate, on a GPU if there is one.
 
@@ -437,6 +455,7 @@ def load(
         mode: the task, where the checkpoint does not say it; another one than the checkpoint's is refused.
         model_name_or_path, model_revision: the base model, where it is not where the checkpoint says.
         cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
+        allow_other_base: decode with a base model of the same shape that is not the one trained on.
 
     Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
 
@@ -456,6 +475,8 @@ def load(
     name, revision = choose_base(saved.base, model_name_or_path, directory)
     base, tokenizer = _load_base(name, model_revision or revision, **hub)
     check_fits(saved.config, base.config, directory, name)
+    if not allow_other_base:
+        check_fingerprint(saved.base, base, tokenizer, name, directory)
     return Model(on_device(PrefixLM(base, saved.for_decoding())), tokenizer, task, dict(saved.base))
 
 

@@ -6,9 +6,7 @@ Every layer attends to P more keys and values at each of three sites, which shar
 the decoder's cross-attention and the decoder's self-attention. Positions do not move: the first token has 0.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,14 +66,6 @@ class PrefixConfig:
                 "--use_encoder_prefix, --use_cross_prefix and --use_self_prefix are all no: nothing to train"
             )
         return config
-
-    @classmethod
-    def from_saved(cls, saved: Mapping[str, Any], directory: Path | str) -> "PrefixConfig":
-        """The settings as a checkpoint holds them. Raises UserError if they are not this version's."""
-        try:
-            return cls(**saved)
-        except TypeError as error:
-            raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,6 +12,7 @@ from gpt2.decoding import decode
 from gpt2.model import Model, load_prefix, save_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, make_prefix
+from prefixlib import checkpoint
 from prefixlib.base_model import load_tokenizer
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
@@ -380,4 +381,4 @@ def test_settings_of_an_earlier_version_load(tiny_lm):
     saved = tiny_lm.prefix.config.as_dict()
     for name in ("optim_prefix", "parametrize_emb", "use_deep", "init_shallow", "init_text"):
         del saved[name]
-    assert PrefixConfig.from_saved(json.loads(json.dumps(saved)), "x") == tiny_lm.prefix.config
+    assert checkpoint.rebuild(PrefixConfig, json.loads(json.dumps(saved)), "x") == tiny_lm.prefix.config
