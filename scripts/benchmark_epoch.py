@@ -7,7 +7,6 @@ examples in the same order, padded by the same collator.
 import argparse
 import functools
 import logging
-import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,12 +28,14 @@ from benchmark_models import (
 from benchmark_steps import in_turn, now, timed
 from torch import nn
 from transformers import BartConfig, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from gpt2 import decoding, run_language_modeling
 from gpt2.dataset import Encoded, collate
+from gpt2.flags import Settings
+from gpt2.model import Model
+from gpt2.trainer_prefix import TensorBoard
 from prefixlib.errors import UserError
 from seq2seq.utils import EpochBatches
 
@@ -74,19 +75,21 @@ def make_examples(args: argparse.Namespace, count: int) -> list[Encoded]:
 
 def our_trainer(args: argparse.Namespace, output: Path, model: nn.Module, examples, epochs: int, every: int):
     """PrefixTrainer from the entry's own function, without evaluation, saving and TensorBoard."""
-    settings = {"bsz": args.bsz, "epoch": epochs, "learning_rate": LEARNING_RATE, "logging_steps": every}
-    settings["objective_mode"] = 0  # the token mean, which the stock Trainer takes too
-    words = ["--mode", "webnlg", "--model_name_or_path", args.shape, "--output_dir", str(output)]
-    words += ["--disable_tqdm", "yes", "--seed", str(args.seed)]
-    words += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    settings = Settings(
+        mode="webnlg",
+        bsz=args.bsz,
+        epoch=epochs,
+        learning_rate=LEARNING_RATE,
+        logging_steps=every,
+        objective_mode=0,  # the token mean, which the stock Trainer takes too
+        disable_tqdm=True,
+        seed=args.seed,
+    )
     tokenizer = SimpleNamespace(eos_token_id=model.config.eos_token_id)
-    data = {"train": examples, "valid": examples}
-    with mock.patch.dict(os.environ):  # it names a folder for TensorBoard there
-        trainer = run_language_modeling.make_trainer(
-            run_language_modeling.parse_args(words), output, model, tokenizer, data, lambda *_: None, None
-        )
+    trained = Model(model, tokenizer, {"mode": "webnlg"})
+    trainer = run_language_modeling.make_trainer(settings, output, trained, {"train": examples, "valid": examples})
     trainer.args.eval_strategy, trainer.args.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
-    trainer.remove_callback(TensorBoardCallback)
+    trainer.remove_callback(TensorBoard)
     return trainer
 
 
