@@ -87,6 +87,10 @@ def test_a_bart_checkpoint_of_the_original_decodes_trains_on_and_leaves(golden_b
     base, original = golden_bases["bart"], originals["bart"]
     ours = ours_of(original, tmp_path / "bart", prefixTuning, seq2seq_model, base)
     data = make_summaries(tmp_path / "data", train=4, rest=3)
+    for file in data.iterdir():  # in words that the golden model's tokenizer has
+        lines = file.read_text().splitlines()
+        words = (" ".join(f"w{10 + len(word) + n}" for word in line.split()) for n, line in enumerate(lines))
+        file.write_text("".join(f"{line}\n" for line in words))
     shape = {"preseqlen": 5, "mid_dim": 16, "max_source_length": 40}
     texts = []
     for folder, out in ((original, tmp_path / "a"), (ours, tmp_path / "b")):
