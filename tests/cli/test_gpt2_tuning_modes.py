@@ -1,6 +1,5 @@
 """Every tuning mode of gpt2/ as a user runs it: train, kill, resume, decode; and which flags go with which."""
 
-import itertools
 import json
 import shutil
 
@@ -13,42 +12,23 @@ from gpt2.flags import OBJECTIVE, Settings
 from gpt2.model import load
 from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib.errors import UserError
-from prefixlib.settings import METHOD, START, TUNING_MODES, Parser, spelled
+from prefixlib.settings import TUNING_MODES
 from tests.conftest import ROOT, run_command
+from tests.tuning import (
+    MORE,
+    OF_THE_METHOD,
+    TUNED,
+    Killed,
+    die_after,
+    equal,
+    judge,
+    model_weights,
+    moved,
+    pairs,
+    weights,
+)
 
 DEMO = ROOT / "data" / "demo"
-TUNED = ("finetune", "finetune-top", "adaptertune", "bothtune")
-MORE = {  # each mode's own flags, away from their defaults
-    "prefixtune": {"preseqlen": 3, "mid_dim": 16},
-    "finetune": {},
-    "finetune-top": {"top_layers": 2, "top_embeddings": "no"},
-    "adaptertune": {"adapter_design": 2, "adapter_bottleneck": 6},
-    "bothtune": {"preseqlen": 3, "mid_dim": 16},
-}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
-
-
-def die_after(work):
-    """`work`, and then the end."""
-
-    def die(*arguments, **named):
-        work(*arguments, **named)
-        raise Killed
-
-    return die
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-def moved(before, after):
-    """The tensors of `after` that are new or differ from `before`; a tied head counts once."""
-    return {name for name, tensor in after.items() if name not in before or not torch.equal(tensor, before[name])}
-
 
 # ---- gpt2 ------------------------------------------------------------------------------------------------------------
 
@@ -86,14 +66,6 @@ def gpt2_run(request, data, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / f"a {request.param}"
     assert run_language_modeling.main(gpt2_flag_words(data, output, request.param)) == 0
     return request.param, output
-
-
-def gpt2_weights(output):
-    return {path.relative_to(output): load_file(path) for path in output.rglob("*.safetensors")}
-
-
-def model_weights(mode, output):
-    return load_file(output / ("model" if mode == "bothtune" else "") / "model.safetensors")
 
 
 def test_gpt2_moves_what_it_says(gpt2_run):
@@ -155,9 +127,9 @@ def test_gpt2_killed_and_resumed_equals_whole(gpt2_run, data, tmp_path, monkeypa
             with pytest.raises(UserError, match=f"--{name} {value} contradicts .*checkpoint-3"):
                 run_language_modeling.main([*words, "--resume=yes", f"--{name}={value}"])
     run_language_modeling.main([*words, "--resume=yes"])
-    seen = gpt2_weights(whole)
+    seen = weights(whole)
     assert len(seen) == 2 * {"prefixtune": 2, "bothtune": 3}.get(mode, 1)  # checkpoint-6 and the result
-    for path, tensors in gpt2_weights(tmp_path).items():
+    for path, tensors in weights(tmp_path).items():
         assert equal(tensors, seen.pop(path)), path
     assert not seen
 
@@ -255,44 +227,8 @@ def test_an_adapter_model_can_be_trained_on(data, tmp_path):
 # ---- which flags go with which ---------------------------------------------------------------------------------------
 
 
-def other_values(action):
-    """Values of a flag that are not its default."""
-    if action.choices:
-        return [value for value in action.choices if value != action.default]
-    if action.type in (int, float):
-        return [action.default + 1 if action.type is int else 0.25]
-    return ["something"]
-
-
-def pairs(settings, groups):
-    """(tuning mode, flag, value) for every flag of the groups at each value that is not its default."""
-    blank = Parser(add_help=False)
-    settings.add_to(blank)
-    of_groups = [group._group_actions for group in blank._action_groups if group.title in groups]
-    flags = [action for actions in of_groups for action in actions if action.dest != "tuning_mode"]
-    return [(mode, a.dest, value) for mode, a in itertools.product(TUNING_MODES, flags) for value in other_values(a)]
-
-
-def judge(launch, child, cases):
-    """Per mode the flags that launcher and child accept; the rest is refused with one line that names the flag."""
-    accepted, refusals = {mode: set() for mode, _, _ in cases}, {}
-    for mode, flag, value in cases:
-        try:
-            command = launch(["--tuning_mode", mode, f"--{flag}", str(value)])
-        except UserError as error:
-            refusals[mode, flag, value] = str(error)
-            continue
-        parsed = child(command[2:])
-        assert (parsed.tuning_mode, str(spelled(getattr(parsed, flag)))) == (mode, str(value))
-        accepted[mode].add(flag)
-    for (_, flag, _), message in refusals.items():
-        assert f"--{flag}" in message
-        assert "\n" not in message
-    return accepted
-
-
 def test_every_pair_of_tuning_mode_and_gpt2_flag():
-    cases = pairs(Settings, (METHOD, START, OBJECTIVE))
+    cases = pairs(TUNING_MODES, Settings, *OF_THE_METHOD, OBJECTIVE)
     assert len(cases) == 5 * 32  # 26 flags, three of which have several other values
 
     def launch(argv):
