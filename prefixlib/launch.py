@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixlib.errors import UserError
-from prefixlib.settings import Flags, Parser, Training, explicit_flags, flag, refuse_together
+from prefixlib.settings import TUNING_MODES, Flags, Parser, Training, explicit_flags, flag, refuse_together
 from prefixlib.tasks import DEMO, find_task
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def parse(parser: Parser, argv: Sequence[str], settings: type[Training], tree: s
     elif launch.recipe:
         recipes = find_task(found.mode).paper.get(tree, {})
         if found.tuning_mode not in recipes:
-            known = ", ".join(recipes) or "none for this task"
+            known = ", ".join(name for name in recipes if name in TUNING_MODES) or "none for this task"
             raise UserError(
                 f"--recipe paper: the paper has no settings for --mode {found.mode} with --tuning_mode "
                 f"{found.tuning_mode} (it has: {known})"

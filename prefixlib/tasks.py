@@ -18,6 +18,7 @@ from prefixlib.readers import SEPARATOR, Group, Record, group_records
 
 DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 SPLITS = ("train", "valid", "test")
+SMALL_ADAPTERS = "adaptertune, 0.1 %"  # a second recipe of that tuning mode
 
 # Both lists are from PPLM (Dathathri et al. 2020, Plug and Play Language Models, appendix): its 20 openings for
 # topics, and eight of its fifteen for sentiment. The original used eight as well; which eight is not on record.
@@ -102,13 +103,14 @@ def _recipe(learning_rate: float, epoch: int, bsz: int, **more: Any) -> dict[str
     return {"learning_rate": learning_rate, "epoch": epoch, "bsz": bsz, **more}
 
 
-def _gpt2_recipes(prefix, finetune, top, adapter) -> dict[str, Any]:
-    """The paper's settings of GPT-2 on one task; the adapters are those of 3 % of GPT-2 medium's size."""
+def _gpt2_recipes(prefix, finetune, top, adapter, small_adapter) -> dict[str, Any]:
+    """The paper's settings of GPT-2 on one task; adapters of 3 % (`adaptertune`) and 0.1 % of GPT-2 medium's size."""
     return {
         "prefixtune": {**prefix, "mid_dim": 512},
         "finetune": finetune,
         "finetune-top": {**top, "top_layers": 2},
         "adaptertune": {**adapter, "adapter_design": 1, "adapter_bottleneck": 215},
+        SMALL_ADAPTERS: {**small_adapter, "adapter_design": 1, "adapter_bottleneck": 6},
     }
 
 
@@ -154,6 +156,7 @@ ROWS = (
                 finetune=_recipe(5e-5, 5, 10),
                 top=_recipe(5e-5, 5, 10),
                 adapter=_recipe(5e-5, 5, 5),
+                small_adapter=_recipe(8e-5, 10, 5),
             )
         },
     ),
@@ -174,6 +177,7 @@ ROWS = (
                 finetune=_recipe(1e-5, 10, 6),
                 top=_recipe(5e-5, 10, 9),
                 adapter=_recipe(5e-5, 5, 5),
+                small_adapter=_recipe(5e-5, 10, 5),
             )
         },
     ),
@@ -194,6 +198,7 @@ ROWS = (
                 finetune=_recipe(1e-5, 10, 6),
                 top=_recipe(5e-5, 5, 5),
                 adapter=_recipe(5e-5, 5, 5),
+                small_adapter=_recipe(8e-5, 5, 5),
             )
         },
     ),

@@ -155,19 +155,18 @@ def xsum(size: str) -> Experiment:
 
 def extrapolation(size: str) -> Experiment:
     within, across = "XSum within news", "XSum news to sports"
-    news, sport = {"max_source_length": 512}, "xsum_news_sport"
-    tuned = recipe(3e-5, 5, 18, tuning_mode="finetune", **news)
-    prefix = {"mid_dim": 800, **news}
+    sport = "xsum_news_sport"
+    tuned = recipes.paper("xsum_news", "finetune", "seq2seq")
     rows = (
         _xsum("news-finetune", "fine-tune", tuned, within, "xsum_news", paper=(39.20, 16.35, 31.15), in_demo=False),
         _xsum(
-            *("news-prefix", "prefix", recipe(5e-5, 30, 36, preseqlen=80, **prefix), within, "xsum_news"),
+            *("news-prefix", "prefix", recipes.paper("xsum_news", "prefixtune", "seq2seq"), within, "xsum_news"),
             paper=(39.41, 16.87, 31.47),
             in_demo=False,
         ),
         _xsum("sports-finetune", "fine-tune", tuned, across, sport, paper=(38.15, 15.51, 30.26), in_demo=False),
         _xsum(
-            *("sports-prefix", "prefix", recipe(5e-5, 15, 36, preseqlen=40, **prefix), across, sport),
+            *("sports-prefix", "prefix", recipes.paper(sport, "prefixtune", "seq2seq"), across, sport),
             paper=(39.23, 16.74, 31.51),
             in_demo=False,
         ),

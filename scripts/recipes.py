@@ -5,6 +5,8 @@ They are those of the paper's appendix (A.2, Tables 6 and 8); where it is silent
 
 from collections.abc import Callable
 
+from prefixlib.tasks import SMALL_ADAPTERS, find_task
+
 Numbers = tuple[float | None, ...]
 
 SHAPES = {  # layers L, width E, all parameters of the GPT-2s
@@ -28,41 +30,34 @@ def recipe(learning_rate: float, epoch: int, bsz: int, **more: object) -> dict[s
     return {**more, "learning_rate": learning_rate, "epoch": epoch, "bsz": bsz}
 
 
-PREFIX = {
-    "E2E": recipe(8e-5, 5, 10, preseqlen=5, mid_dim=512),
-    "WebNLG": recipe(5e-5, 5, 5, preseqlen=5, mid_dim=512),
-    "DART": recipe(5e-5, 10, 5, preseqlen=10, mid_dim=512),
-}
-FINETUNE = {
-    "E2E": recipe(5e-5, 5, 10, tuning_mode="finetune"),
-    "WebNLG": recipe(1e-5, 10, 6, tuning_mode="finetune"),
-    "DART": recipe(1e-5, 10, 6, tuning_mode="finetune"),
-}
-TOP = {
-    "E2E": recipe(5e-5, 5, 10, tuning_mode="finetune-top", top_layers=2),
-    "WebNLG": recipe(5e-5, 10, 9, tuning_mode="finetune-top", top_layers=2),
-    "DART": recipe(5e-5, 5, 5, tuning_mode="finetune-top", top_layers=2),
-}
-ADAPTER = {  # (share, task): learning rate, epochs, batch
-    (0.03, "E2E"): (5e-5, 5, 5),
-    (0.03, "WebNLG"): (5e-5, 5, 5),
-    (0.03, "DART"): (5e-5, 5, 5),
-    (0.001, "E2E"): (8e-5, 10, 5),
-    (0.001, "WebNLG"): (5e-5, 10, 5),
-    (0.001, "DART"): (8e-5, 5, 5),
-}
+MODES = {"E2E": "data2text", "WebNLG": "webnlg", "DART": "triples"}
 
 
-def adapter(share: float, task: str, size: str) -> dict[str, object]:
+def paper(mode: str, tuned: str, tree: str = "gpt2") -> dict[str, object]:
+    """The training flags of the task's row in prefixlib/tasks.py."""
+    flags = {name: value for name, value in find_task(mode).paper[tree][tuned].items() if name not in XSUM_DECODE}
+    tuning_mode = tuned.split(",")[0]
+    return flags if tuning_mode == "prefixtune" else {"tuning_mode": tuning_mode, **flags}
+
+
+# 6 beams, length penalty 0.8; validation ROUGE-2 chooses the epoch, as the original kept them all
+XSUM_DECODE = {
+    "num_beams": find_task("xsum").seq2seq.num_beams,
+    "length_pen": find_task("xsum").paper["seq2seq"]["prefixtune"]["length_pen"],
+}
+PREFIX = {task: paper(mode, "prefixtune") for task, mode in MODES.items()}
+
+
+def adapter(tuned: str, share: float, task: str, size: str) -> dict[str, object]:
     width = adapter_bottleneck(share, *SHAPES[size])
-    return recipe(*ADAPTER[share, task], tuning_mode="adaptertune", adapter_design=1, adapter_bottleneck=width)
+    return {**paper(MODES[task], tuned), "adapter_bottleneck": width}
 
 
 METHODS: dict[str, tuple[str, Callable[[str, str], dict[str, object]]]] = {  # key -> name, flags of (task, size)
-    "finetune": ("fine-tune", lambda task, size: FINETUNE[task]),
-    "top2": ("top-2 layers", lambda task, size: TOP[task]),
-    "adapter-3": ("adapter 3 %", lambda task, size: adapter(0.03, task, size)),
-    "adapter-0.1": ("adapter 0.1 %", lambda task, size: adapter(0.001, task, size)),
+    "finetune": ("fine-tune", lambda task, size: paper(MODES[task], "finetune")),
+    "top2": ("top-2 layers", lambda task, size: paper(MODES[task], "finetune-top")),
+    "adapter-3": ("adapter 3 %", lambda task, size: adapter("adaptertune", 0.03, task, size)),
+    "adapter-0.1": ("adapter 0.1 %", lambda task, size: adapter(SMALL_ADAPTERS, 0.001, task, size)),
     "prefix": ("prefix 0.1 %", lambda task, size: PREFIX[task]),
 }
 _ = None  # a score the paper does not give
@@ -114,11 +109,8 @@ DEV: dict[tuple[str, str, str], Numbers] = {  # its dev scores (Table 9); WebNLG
 }
 XSUM_DEV: dict[str, Numbers] = {"2 %": (43.30, 20.35, 35.21), "0.1 %": (41.54, 18.56, 33.13)}
 
-# 6 beams, length penalty 0.8; validation ROUGE-2 chooses the epoch, as the original kept them all
-XSUM_DECODE = {"num_beams": 6, "length_pen": 0.8}
-XSUM_PREFIX = recipe(5e-5, 30, 14, preseqlen=100, mid_dim=800, max_source_length=512)
-# the paper quotes BART's authors for fine-tuning on all of XSum; this is its own recipe for fine-tuning on parts of it
-XSUM_FINETUNE = recipe(3e-5, 5, 18, tuning_mode="finetune", max_source_length=512)
+XSUM_PREFIX = paper("xsum", "prefixtune", "seq2seq")
+XSUM_FINETUNE = paper("xsum", "finetune", "seq2seq")
 
 # Low data, by training examples. Most steps, of which the dev set (0.3 x as many examples, as prepare_data.py draws
 # them) chooses: early stopping, as the checkpoint with the best dev score is the one that is decoded.
