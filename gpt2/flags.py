@@ -156,6 +156,12 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 def add_bookkeeping_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation, checkpoints, what happens afterwards")
     group.add_argument("--eval_steps", type=int, default=0, help="steps between dev evaluations (0: once per epoch)")
+    group.add_argument(
+        "--eval_batch_size", type=int, default=0, help="dev texts evaluated together; changes speed only (0: --bsz)"
+    )
+    group.add_argument(
+        "--early_stopping_patience", type=int, default=-1, help="stop after N evaluations without a better one (-1: no)"
+    )
     group.add_argument("--save_steps", type=int, default=0, help="steps between resumable checkpoints (0: per epoch)")
     group.add_argument("--logging_steps", type=int, default=50, help="steps between log lines")
     add_yes_no(group, "--keep_best", "no", "keep the checkpoint with the lowest dev loss in OUTPUT/best")
@@ -245,6 +251,12 @@ def check(args: argparse.Namespace) -> None:
     for name in PART_LIMITS["xsum"]:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.eval_batch_size < 0:
+        raise UserError(f"--eval_batch_size {args.eval_batch_size}: must be above 0, or 0 for --bsz")
+    if args.early_stopping_patience < -1 or args.early_stopping_patience == 0:
+        raise UserError(
+            f"--early_stopping_patience {args.early_stopping_patience}: at least 1 evaluation, or -1 for no"
+        )
     if args.train_file and not args.eval_file:
         raise UserError("--train_file needs --eval_file, the dev file that goes with it")
     if args.distill == "yes" and not args.finetuned_model_path:

@@ -17,6 +17,7 @@ import torch
 from gpt2 import decoding
 from gpt2.dataset import Encoded, encode, encode_inputs, truncate
 from gpt2.generator import Generator, load_generator
+from gpt2.reference_loss import reference_loss
 from gpt2.tasks import DECODING, label_groups, read_openings
 from prefixlib import checkpoint, files, metrics, record
 from prefixlib.beam_search import DecodingRule
@@ -32,6 +33,14 @@ def add_flags(parser: Parser) -> None:
     """The decoding flags that gen.py passes on."""
     group = parser.add_argument_group("decoding")
     group.add_argument("--data_file", help="the file to decode (default: the mode's SPLIT file under --data_dir)")
+    group.add_argument(
+        "--decode_limit",
+        type=int,
+        help="only the first N inputs of the file; with seen and unseen categories (WebNLG), the first N/2 of each",
+    )
+    add_yes_no(
+        group, "--reference_loss", "no", "also the mean loss per token of each decoded input's first reference, `loss`"
+    )
     group.add_argument("--data_dir", help="folder with e2e_data/, webnlg_challenge_2017/, dart/ (default: data/)")
     group.add_argument("--output_dir", help="where the outputs go (default: into the checkpoint's folder)")
     group.add_argument("--model_name_or_path", help="base model, where the checkpoint's own is not to be found")
@@ -105,6 +114,7 @@ def make_prompts(generator: Generator, mode: str, path: Path, args: argparse.Nam
         )
     openings = read_openings(Path(args.openings)) if args.openings else DECODING[mode].openings
     groups = label_groups(mode, path, openings) if openings else read_groups(mode, path)
+    groups = first_groups(groups, args.decode_limit, generator.seen_categories)
     texts = [prompt_text(mode, generator.form.source_text(group.source), tokenizer.eos_token) for group in groups]
     whole = encode_inputs(mode, groups, tokenizer, generator.form, generator.source_limit)
     if openings:
@@ -121,6 +131,21 @@ def make_prompts(generator: Generator, mode: str, path: Path, args: argparse.Nam
     if cut:
         logger.warning("%d of %d sources cut to %d tokens to leave room for the output", cut, len(inputs), room)
     return Prompts(groups, texts, inputs, [[]] * len(inputs), cut)
+
+
+def first_groups(groups: list[Group], limit: int | None, seen: Collection[str]) -> list[Group]:
+    """The first `limit` groups, in file order; where some categories were seen in training and some not, half of each.
+
+    WebNLG's test file has all its seen categories first.
+    """
+    if limit is None or limit >= len(groups):
+        return groups
+    unseen = [n for n, group in enumerate(groups) if group.category and seen and group.category not in seen]
+    if not unseen:
+        return groups[:limit]
+    known = sorted(set(range(len(groups))) - set(unseen))
+    half = limit // 2
+    return [groups[n] for n in sorted(known[: limit - half] + unseen[:half])]
 
 
 def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -157,6 +182,8 @@ def decode_file(generator: Generator, mode: str, path: Path, stem: Path, args: a
         scores = distinct(outputs)
     else:
         scores = score_groups(mode, outputs[::samples], prompts.groups, generator.seen_categories)
+        if args.reference_loss == "yes":
+            scores["loss"] = reference_loss(generator, mode, prompts.groups, args.batch_size)
     return {
         "data_file": str(path),
         "strategy": strategy,
@@ -243,6 +270,8 @@ def make_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
+    if args.decode_limit is not None and args.decode_limit < 1:
+        raise UserError(f"--decode_limit {args.decode_limit}: at least 1")
     choose_strategy(args.mode, args)  # raises what it has against the flags before a model is loaded
     record.set_up_logging()
     directory = Path(args.checkpoint).expanduser().resolve()  # resolved: a trailing slash changes no name

@@ -24,7 +24,7 @@ from gpt2.distillation import Distillation, load_teacher
 from gpt2.generator import Generator
 from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.train_control import PrefixLM
-from gpt2.trainer_prefix import PrefixTrainer
+from gpt2.trainer_prefix import PrefixTrainer, is_exhausted
 from gpt2.tuning import base_record, check_same_prefix, load_base, load_weights, make_model, save_model
 from prefixlib import checkpoint, files, record
 from prefixlib.base_model import load_tokenizer, resolve_model_name
@@ -46,6 +46,7 @@ TRAINING_SETTINGS = (
         "epoch",
         "max_steps",
     ),
+    "early_stopping_patience",
     *("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "dropout", "seed", "bf16", "fp16"),
     *("max_source_length", "train_max_target_length", "val_max_target_length"),
     *("distill", "finetuned_model_path", "matching_objective", "matching_positions", "use_custom_teacher_dropout"),
@@ -174,7 +175,7 @@ def make_trainer(
     settings = TrainingArguments(
         output_dir=str(output),
         per_device_train_batch_size=args.bsz // processes,
-        per_device_eval_batch_size=args.bsz // processes,
+        per_device_eval_batch_size=max((args.eval_batch_size or args.bsz) // processes, 1),
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         num_train_epochs=args.epoch,
         max_steps=args.max_steps,
@@ -214,6 +215,7 @@ def make_trainer(
         save_model_to=save,
         load_model_from=functools.partial(load_weights, model=model),
         keep_best=args.keep_best == "yes",
+        patience=args.early_stopping_patience,
         distillation=distillation,
     )
 
@@ -224,7 +226,7 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
         outputs = (f"{output.name}_{split}_*" for split in ("valid", "test"))
         own = ("checkpoint-*", "config.json", "model*.safetensors*", "trainer_state.json", "runs", *outputs)
         files.clear_run(output, (*checkpoint.RUN_FILES, *own))
-    ended = ended_run(resume_from)
+    ended = ended_run(resume_from, trainer.patience)
     if ended is not None:
         logger.info(
             "the run in %s was trained to its end, step %d: nothing is left to train", output, ended.global_step
@@ -277,12 +279,13 @@ def train(args, trainer: PrefixTrainer, model: nn.Module, resume_from: Path | No
     }
 
 
-def ended_run(resume_from: Path | None) -> TrainerState | None:
+def ended_run(resume_from: Path | None, patience: int) -> TrainerState | None:
     """The trainer's state where a checkpoint is that of the run's last step: killed in what comes after training."""
     if resume_from is None:
         return None
     state = TrainerState.load_from_json(str(resume_from / "trainer_state.json"))
-    return state if state.global_step >= state.max_steps else None
+    losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
+    return state if state.global_step >= state.max_steps or is_exhausted(losses, patience) else None
 
 
 def decode_splits(args, model: nn.Module, tokenizer, task, output: Path, paths: dict[str, Path | None], save) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -52,6 +52,11 @@ def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, 
     return sums / text_lengths
 
 
+def is_exhausted(losses: Sequence[float], patience: int) -> bool:
+    """True where the last `patience` of the dev losses brought no lower one; never for a negative patience."""
+    return 0 < patience < len(losses) and min(losses[-patience:]) >= min(losses[:-patience])
+
+
 class PrefixTrainer(Trainer):
     """Trainer for a PrefixLM under an objective mode, or for a whole language model under its own token mean.
 
@@ -67,6 +72,7 @@ class PrefixTrainer(Trainer):
         save_model_to: Callable[[Path], None],
         load_model_from: Callable[[Path], None],
         keep_best: bool = False,
+        patience: int = -1,
         distillation: Distillation | None = None,
         **kwargs,
     ):
@@ -76,6 +82,7 @@ class PrefixTrainer(Trainer):
         self.save_model_to = save_model_to
         self.load_model_from = load_model_from
         self.keep_best = keep_best
+        self.patience = patience
         self.distillation = distillation
         self.once_per_step, prefix = None, getattr(self.model, "prefix", None)
         if isinstance(prefix, PrefixTuning):
@@ -129,6 +136,9 @@ class PrefixTrainer(Trainer):
         is_best = metrics["eval_loss"] < min(earlier, default=math.inf)
         if self.keep_best and is_best and self.args.should_save:
             files.replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
+        if self.is_in_train and is_exhausted([*earlier, metrics["eval_loss"]], self.patience):
+            logger.info("no better dev loss in %d evaluations: training stops here", self.patience)
+            self.control.should_training_stop = True
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict=None) -> None:

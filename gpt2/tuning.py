@@ -14,7 +14,7 @@ from gpt2.initialise import given_text, start_from_text, text_ids
 from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.prefix_io import load_prefix, save_prefix
 from gpt2.train_control import FAMILY, PrefixLM, make_prefix
-from prefixlib import adapters, attention, checkpoint, files, layers
+from prefixlib import adapters, attention, checkpoint, files, gguf_base, layers
 from prefixlib.base_model import OWN_MODEL, dropout_settings, load_config, load_model, save_whole
 from prefixlib.errors import UserError
 
@@ -38,8 +38,9 @@ def load_base(name: str, args: argparse.Namespace) -> nn.Module:
 
 
 def base_record(name: str, base: nn.Module, args: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint says of its base model: name, and the hub commit that was loaded."""
-    return {"name": name, "revision": args.model_revision or getattr(base.config, "_commit_hash", None)}
+    """What a checkpoint says of its base model: name, and the hub commit or the GGUF file that was loaded."""
+    revision = args.model_revision or getattr(base.config, "_commit_hash", None)
+    return {"name": name, "revision": revision, **gguf_base.described(name)}
 
 
 def make_model(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: bool = False) -> nn.Module:

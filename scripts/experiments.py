@@ -34,6 +34,7 @@ class Row:
     decode: Mapping[str, object] = field(default_factory=dict)
     paper: Numbers = ()  # in the order of the group's columns; shorter, or None, where the paper has none
     source: str = "paper"  # whose numbers those are
+    decoded: bool = True  # False: only its dev loss is wanted
     best: bool = False  # decode the checkpoint with the best dev score, not the last
     size: int = 0  # training examples of a low-data run, 0: the whole set
     on_request: bool = False  # runs only where --rows names it

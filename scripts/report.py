@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import Column, Experiment, Row
+from real_model import shown
 from training_runs import Run, RunFailed, read_json
 
 from prefixlib import files
@@ -19,8 +20,8 @@ def entry_of(run: Run, with_curves: bool) -> dict[str, Any]:
     """What is kept of a run that is done: settings, scores, cost, device, versions."""
     found = run.results()
     if run.row.tree == "gpt2":
-        training, test = found["training"], found["decoding"]["test"]
-        about = found.get("run", {})
+        training, about = found["training"], found.get("run", {})
+        test = found["decoding"]["test"] if run.row.decoded else {"scores": {}, "seconds": None}
         versions = {name: value for name, value in about.items() if name in VERSIONS}
     else:
         training, test, about, versions = found["train"], found["test"], found, found.get("versions", {})
@@ -39,8 +40,13 @@ def entry_of(run: Run, with_curves: bool) -> dict[str, Any]:
         "device": about.get("device"),
         "versions": versions,
     }
-    if with_curves:
+    if run.settings.own_base:
+        entry |= {"base_model": shown(run.settings.gpt2_model), "peak_memory_bytes": training.get("peak_memory_bytes")}
+        entry["test_sources"] = test.get("sentences")
+    if with_curves or run.settings.own_base:
         entry["dev_loss"] = dev_curve(run, found)
+    if not run.row.decoded:
+        entry["scores"] = {"dev loss": min(loss for _, loss in entry["dev_loss"])}
     return entry
 
 
