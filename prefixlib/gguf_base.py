@@ -80,7 +80,8 @@ def model_folder(path: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     side = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _convert(path, side)
+        with torch.random.fork_rng(devices=[]):  # or a first run would start from another random prefix than the next
+            _convert(path, side)
         files.write_json(side / ORIGIN, {"file": path.name, "sha256": digest})
         side.chmod(0o755)  # mkdtemp's folder is its owner's alone
         if not (folder / ORIGIN).is_file():  # another process may have been quicker
@@ -114,15 +115,19 @@ def _convert(path: Path, folder: Path) -> None:
         logger.info("%s: a model of the kind %s; reading its tokenizer", path.name, kind)
         tokenizer = AutoTokenizer.from_pretrained(**where)
         logger.info("%s: dequantising its weights", path.name)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    except UserError:
-        raise
+        model, loading = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers and gguf raise many kinds for what they do not know
         first_line = str(error).strip().split("\n")[0]
         raise UserError(
             f"--model_name_or_path {path}: transformers cannot read this GGUF file ({first_line}); pass the folder of "
             "the original model instead"
         ) from error
+    if loading["missing_keys"]:  # transformers would leave them random
+        raise UserError(
+            f"--model_name_or_path {path}: this GGUF file lacks {len(loading['missing_keys'])} of the arrays that a "
+            f"{kind} model has (first {min(loading['missing_keys'])}): it is damaged, or of a kind that transformers "
+            "reads in part only"
+        )
     logger.info("%s: writing the model as a plain folder", path.name)
     # save_pretrained refuses a model that carries GGUF's quantisation: the same weights in a model that does not
     config = model.config
