@@ -90,6 +90,13 @@ def add_initialisation_flags(parser: argparse.ArgumentParser) -> None:
         "--init_shallow yes, with --parametrize_emb Emb and with infix it starts exactly there, else the MLP is "
         "trained onto it first (seconds)",
     )
+    group.add_argument(
+        "--init_random",
+        default="normal",
+        choices=("normal", "uniform"),
+        help="where a random start is drawn from: N(0, 1), as in the original's code, or uniform (0, 1), as in the "
+        "paper's comparison of initialisations",
+    )
     add_yes_no(group, "--init_shallow", "no", "train keys and values directly, without the MLP")
     group.add_argument(
         "--init_shallow_word", default="summarize", help="the original's --init_text for --init_shallow (`no`: random)"
@@ -201,7 +208,7 @@ ONLY_WITH = (
         Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
         for name in (
             *("objective_mode", "use_deep", "mid_dim", "prefix_mode", "format_mode", "parametrize_emb"),
-            *("init_text", "init_shallow", "prefix_model_path"),
+            *("init_text", "init_random", "init_shallow", "prefix_model_path"),
         )
     ),
     Only("use_dropout", "tuning_mode", ("prefixtune",), "it is the dropout of the frozen model"),
@@ -225,6 +232,8 @@ ONLY_WITH = (
     Only("lowdata_token", "use_lowdata_token", ("yes",), "it is used nowhere else"),
     Only("init_shallow", "optim_prefix", ("yes",), "a prefix made of words needs its MLP"),
     Only("init_text", "optim_prefix", ("yes",), "such a prefix is made of the source's words"),
+    Only("init_random", "optim_prefix", ("yes",), "such a prefix is made of the source's words"),
+    Only("init_random", "use_lowdata_token", ("no",), "the prefix starts from the token"),
     Only("use_lowdata_token", "optim_prefix", ("yes",), "such a prefix is made of the source's words"),
     Only("finetuned_model_path", "distill", ("yes",), "it is the teacher"),
     Only("matching_objective", "distill", ("yes",), "it is how the teacher is matched"),
@@ -301,6 +310,12 @@ def _check_together(args: argparse.Namespace) -> None:
         texts["init_shallow_word"] = args.init_shallow_word not in ("summarize", "no")
         for name in (name for name, given in texts.items() if given):
             refuse_together("--prefix_model_path", f"--{name}", "a prefix starts once")
+    if args.init_random != "normal":
+        words = args.init_shallow == "yes" and args.init_shallow_word != "no"
+        for flag, given in (("init_text", args.init_text), ("prefix_model_path", args.prefix_model_path),
+                            ("init_shallow_word", words)):  # fmt: skip
+            if given:
+                refuse_together(f"--{flag}", f"--init_random {args.init_random}", "a prefix starts once")
     if args.init_text and (args.use_lowdata_token == "yes" or args.init_shallow_word != "summarize"):
         other = "--use_lowdata_token" if args.use_lowdata_token == "yes" else "--init_shallow_word"
         refuse_together("--init_text", other, "both name the text to start from")

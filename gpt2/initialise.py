@@ -68,6 +68,13 @@ def start_from_text(prefix: nn.Module, base: nn.Module, ids: list[int]) -> list[
     return _copy(prefix.control_trans, states) if config.init_shallow else _regress(prefix, prefix.flat, states)
 
 
+def start_uniform(prefix: nn.Module) -> None:
+    """Draw what a random prefix is made of, its P vectors (without an MLP its keys and values), from [0, 1)."""
+    drawn = [module.weight for module in prefix.modules() if isinstance(module, nn.Embedding)]
+    for parameter in [*drawn, prefix.control_trans] if prefix.config.init_shallow else drawn:
+        nn.init.uniform_(parameter)
+
+
 def _copy(parameter: Tensor, values: Tensor) -> list[float]:
     with torch.no_grad():
         parameter.copy_(values)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gpt2.frozen_lm import check_rows, check_shape
-from gpt2.initialise import given_text, start_from_text, text_ids
+from gpt2.initialise import given_text, start_from_text, start_uniform, text_ids
 from gpt2.prefix_config import PrefixConfig, max_positions
 from gpt2.prefix_io import load_prefix, save_prefix
 from gpt2.train_control import FAMILY, PrefixLM, make_prefix
@@ -121,6 +121,8 @@ def make_start(args: argparse.Namespace, base: nn.Module, tokenizer, resuming: b
     elif ids is not None and not resuming:
         logger.info("the prefix starts from a text of %d tokens, which is its length", len(ids))
         start_from_text(prefix, base, ids)
+    elif args.init_random == "uniform" and not resuming:
+        start_uniform(prefix)
     return prefix
 
 

@@ -8,8 +8,9 @@ on the model; learning rates do, so they are searched: three per method, on the 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import recipes
 from experiments import E2E, WEBNLG, Column, Experiment, Row
@@ -202,7 +203,7 @@ def init(base: Base) -> Experiment:
     """Section 7.4: what the prefix starts from, at RATE_SIZE examples."""
     rate, steps = base.rate("prefix"), _steps("prefix", RATE_SIZE)
     starts: dict[str, tuple[str, dict[str, object]]] = {
-        "random": ("random", {"preseqlen": 6, "mid_dim": 512}),
+        "random": ("random, uniform (0, 1)", {"preseqlen": 6, "mid_dim": 512, "init_random": "uniform"}),
         "elephant": ("random word, “elephant”", {"init_text": "elephant", "mid_dim": 512}),
         "banana": ("random word, “banana”", {"init_text": "banana", "mid_dim": 512}),
         "summarize": ("real word, “summarize”", {"init_text": "summarize", "mid_dim": 512}),
@@ -273,6 +274,16 @@ EXPERIMENTS: dict[str, Callable[[Base], Experiment]] = {
     "length": length,
     "placement": placement,
 }
+
+
+def build(name: str, base: Base) -> Experiment:
+    """The experiment for this base. Raises UserError where it needs a learning rate that is not chosen yet."""
+    return replace(EXPERIMENTS[name](base), own=asdict(base))
+
+
+def rebuild(name: str, own: Mapping[str, Any]) -> Experiment:
+    """The experiment of a results file, from what it says of its base."""
+    return build(name, Base(**{**own, "shape": tuple(own["shape"])}))
 
 
 def chosen_rates(entries: Mapping[str, Mapping]) -> dict[str, float]:

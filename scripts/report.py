@@ -254,7 +254,9 @@ def _plot_losses(group: str, rows: Sequence[Row], entries: Entries, path: Path) 
 
 def write(experiment: Experiment, entries: Entries, stem: Path, command: str, caption: str) -> list[Path]:
     """STEM.json, STEM.md and the plots; each replaces the old file only when it is whole."""
-    found = {"experiment": experiment.name, "command": command, "caption": caption, "runs": entries}
+    found = {"experiment": experiment.name, "command": command, "caption": caption}
+    found |= {"own": dict(experiment.own)} if experiment.own else {}
+    found["runs"] = entries
     files.write_json(stem.with_name(f"{stem.name}.json"), json.loads(json.dumps(found)))
     files.write_text(stem.with_name(f"{stem.name}.md"), as_markdown(experiment, entries, command, caption))
     return [stem.with_name(f"{stem.name}.md"), *draw(experiment, entries, stem)]

@@ -25,7 +25,7 @@ from pathlib import Path
 import real_model
 import report
 from experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
-from training_runs import Run, RunFailed, Settings, runs_of
+from training_runs import Run, RunFailed, Settings, read_json, runs_of
 
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY, add_yes_no
@@ -223,7 +223,7 @@ def own_base(args: argparse.Namespace) -> real_model.Base:
 
 
 def build_own(args: argparse.Namespace) -> Experiment:
-    return real_model.EXPERIMENTS[args.experiment](own_base(args))
+    return real_model.build(args.experiment, own_base(args))
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -262,6 +262,8 @@ def reproduce(args: argparse.Namespace) -> int:
 def _shown(args: argparse.Namespace) -> list[str]:
     """The command line of a table, without the folders of this machine."""
     words = [args.experiment]
+    if args.model_name_or_path and args.size not in real_model.SIZES:
+        words += ["--model_name_or_path", real_model.shown(args.model_name_or_path)]
     for name in ("size", "budget_examples", "test_sources", "seeds", "samples", "demo", *PASSED_ON):
         if getattr(args, name) not in (None, "no", "medium"):
             words += [f"--{name}", str(getattr(args, name))]
@@ -281,6 +283,12 @@ def print_tables(folder: Path) -> int:
                 size == "large"
             )
             print(report.as_markdown(experiment, found["runs"], command, found.get("caption", "")))
+    for path in sorted(folder.glob("*.json")):
+        found = read_json(path)
+        if "own" in found:  # tables with a base model of the user's choice
+            experiment = real_model.rebuild(found["experiment"], found["own"])
+            runs = report.read_results(path)["runs"]
+            print(report.as_markdown(experiment, runs, found["command"], found["caption"]))
     return 0
 
 
