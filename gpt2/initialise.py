@@ -13,6 +13,7 @@ On a frozen model the start decides a good part of the result wherever data are 
 
 import argparse
 import logging
+import time
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from prefixlib.text import text_or_file
 
 logger = logging.getLogger(__name__)
 
+QUIET = 3  # seconds without a word
 STEPS, LEARNING_RATE = 500, 1e-4  # the original's regression onto the activations of real words
 
 
@@ -85,8 +87,11 @@ def _regress(prefix: nn.Module, output, target: Tensor) -> list[float]:
     """The original's regression: Adam on the network, not on its P input vectors; mean squared error, dropout on."""
     optimizer = torch.optim.Adam(prefix.control_trans.parameters(), lr=LEARNING_RATE)
     target = target.to(prefix.wte.weight.device)
-    losses = []
-    for _ in range(STEPS):
+    losses, said = [], time.perf_counter()
+    for step in range(STEPS):
+        if time.perf_counter() - said > QUIET:
+            said = time.perf_counter()
+            logger.info("training the prefix onto the initial text: step %d of %d", step, STEPS)
         loss = nn.functional.mse_loss(prefix.dropout(output()), target)
         optimizer.zero_grad()
         loss.backward()

@@ -22,6 +22,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import decoded_examples
 import real_model
 import report
 from experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
@@ -247,7 +248,9 @@ def reproduce(args: argparse.Namespace) -> int:
 
     def write() -> list[Path]:
         entries = report.collect(experiment, everything, keys, stem.with_name(f"{stem.name}.json"))
-        return report.write(experiment, entries, stem, command, caption.strip())
+        written = report.write(experiment, entries, stem, command, caption.strip())
+        shown = decoded_examples.write(experiment.title, everything, stem) if settings.own_base else None
+        return [*written, shown] if shown else written
 
     write()  # before hours of training: a broken file or a full disk shows now
     failures = carry_out(runs, write)

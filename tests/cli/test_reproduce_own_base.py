@@ -66,6 +66,13 @@ def test_the_winner_is_decoded_not_trained_again(made):
     assert "Base model: gpt2, in bfloat16." in table
     assert "over the first 3 test inputs" in table
     assert "quoted" not in table
+    examples = (folder / "results" / "lowdata_gpt2_t3_max2_examples.md").read_text()
+    assert examples.startswith("### Decoded examples. Low data: E2E with gpt2\n\n3 of 3 test inputs")
+    assert examples.count("\n| reference | ") == examples.count("\n| prefix, 100 examples (gpt2) | ") == 3
+    first = (DEMO / "e2e_data" / "src1_test.txt").read_text().splitlines()[0].split("||")
+    assert f"**{first[0].strip()}**".replace("|", "\\|") in examples
+    assert f"| reference | {first[1].strip()} |" in examples
+    assert not (folder / "results" / "rates_gpt2_t3_max2_examples.md").exists()
 
 
 def test_what_is_decoded_is_tidied_up(made):
