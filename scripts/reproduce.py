@@ -3,11 +3,13 @@
 python scripts/reproduce.py table1                       # GPT-2 medium on E2E, WebNLG, DART; --size large
 python scripts/reproduce.py table1 --rows "e2e-*" --seeds 1
 python scripts/reproduce.py lowdata --demo yes           # the bundled models, minutes on a CPU
+python scripts/reproduce.py rates --size smollm2 --test_sources 200   # a small real model; then lowdata, unseen, ...
 python scripts/reproduce.py tables                       # print the tables of all results there are
 
 table1: GPT-2 fine-tuned, top-2 layers, adapters, prefix. table2: BART-large on XSum. xsum: the paper's flags for it and
 those of the original README. extrapolation: XSum news to sports and within news, WebNLG's unseen categories. lowdata:
-50 to 500 examples. length, embedding-only, infix, init: the ablations.
+50 to 500 examples. length, embedding-only, infix, init: the ablations. With --size smollm2 or --model_name_or_path:
+rates (first: the others train with what it chose), lowdata, unseen (WebNLG), init, length, placement.
 
 What is done is not done again, what was cut goes on where it stood, and a run whose recipe has changed is made anew
 (the old one is kept beside it). Each table is results/NAME.json, .md and, for figures, .png.
@@ -252,6 +254,10 @@ def reproduce(args: argparse.Namespace) -> int:
         shown = decoded_examples.write(experiment.title, everything, stem) if settings.own_base else None
         return [*written, shown] if shown else written
 
+    if settings.own_base:
+        from prefixlib import gguf_base  # here: it imports torch, which no other table needs
+
+        gguf_base.find(settings.gpt2_model)  # a file or package that is not there is said once, not by every run
     write()  # before hours of training: a broken file or a full disk shows now
     failures = carry_out(runs, write)
     written = write()
