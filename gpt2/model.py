@@ -8,6 +8,7 @@ Legend: P prefix length, L layers, H key/value heads, D head size, E width of th
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from gpt2.flags import DEFAULT_MODEL, Decoding, Settings
 from gpt2.frozen_lm import check_rows, check_takes_prefix, evaluating, key_values, max_positions
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import FAMILY, Past, PrefixConfig, join_layers, make_prefix
-from prefixlib import baselines, checkpoint, files, original, peft_format, record
+from prefixlib import baselines, checkpoint, files, gguf_base, original, peft_format, record
 from prefixlib.base_model import (
     check_fingerprint,
     check_tokenizer,
@@ -323,6 +324,7 @@ def new(
     check_tokenizer(name, tokenizer, base, texts)
     revision = settings.model_revision or getattr(base.config, "_commit_hash", None)
     base_record = {"name": name, "revision": revision, "fingerprint": fingerprint(base, tokenizer)}
+    base_record |= gguf_base.described(name)
     checkpointing, both = settings.gradient_checkpointing, settings.tuning_mode == "bothtune"
     prefix, train_base = None, True
     if settings.has_prefix:
@@ -467,8 +469,11 @@ def _regress(prefix: nn.Module, output, target: Tensor) -> list[float]:
     """The original's regression: Adam on the network, not on its P input vectors; mean squared error, dropout on."""
     optimizer = torch.optim.Adam(prefix.control_trans.parameters(), lr=LEARNING_RATE)
     target = target.to(prefix.wte.weight.device)
-    losses = []
-    for _ in range(STEPS):
+    losses, last_line = [], time.perf_counter()
+    for step in range(STEPS):
+        if time.perf_counter() - last_line > 3:  # seconds
+            last_line = time.perf_counter()
+            logger.info("training the prefix onto the initial text: step %d of %d", step, STEPS)
         loss = nn.functional.mse_loss(prefix.dropout(output()), target)
         optimizer.zero_grad()
         loss.backward()

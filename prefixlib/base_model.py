@@ -15,7 +15,7 @@ from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
 
-from prefixlib import baselines
+from prefixlib import baselines, gguf_base
 from prefixlib.checkpoint import OWN_MODEL
 from prefixlib.errors import UserError
 
@@ -37,8 +37,11 @@ AUTO_CLASSES = {"decoder-only": AutoModelForCausalLM, "encoder-decoder": AutoMod
 def resolve_model_name(name: str) -> str:
     """A model folder's absolute path if `name` is a folder with a config.json, else the full hub id.
 
-    Raises UserError for a path that is no model folder.
+    A GGUF file's is the folder that it is dequantised into. Raises UserError for a path that is no model.
     """
+    gguf = gguf_base.find(name)
+    if gguf is not None:
+        return str(gguf_base.model_folder(gguf))
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return str(folder.resolve())
@@ -57,6 +60,8 @@ def choose_base(saved: Mapping[str, Any], given: str | None, directory: Path) ->
     Raises UserError for another hub name than the checkpoint's, or if no model is there.
     """
     known = saved.get("name")
+    if saved.get("gguf"):
+        return gguf_base.choose(saved, given and resolve_model_name(given), directory), None
     if known == OWN_MODEL:
         if given is not None:
             raise UserError(f"--model_name_or_path {given} contradicts {directory}, which brings its own tuned model")

@@ -1,5 +1,6 @@
 """Parts of a prepared data set: low-data samples, and XSum's articles by topic. Used by scripts/prepare_data.py."""
 
+import itertools
 import json
 import logging
 import random
@@ -18,6 +19,7 @@ log = logging.getLogger("prepare_data")
 DEV_SHARE = 0.3  # of the training examples, as the paper says of its low-data sets
 SAMPLED = {  # set -> mode, file of a split in its folder, endings that belong together
     "e2e": ("data2text", "src1_{}.txt", {"train": "train", "valid": "valid"}, ("txt",)),
+    "webnlg": ("webnlg", "{}.json", {"train": "train", "valid": "dev"}, ("json",)),
     "xsum": ("xsum", "{}.source", {"train": "train", "valid": "val"}, ("source", "target")),
 }
 
@@ -26,26 +28,43 @@ def draw_lowdata(of: str, source: Path, size: int, sample: int, folder: Path) ->
     """Write lowdata_SIZE_SAMPLE_{train,valid} into `folder`: `size` training lines and 0.3 x as many dev lines.
 
     Lines are drawn without replacement and keep the file's order; a line is one (input, text) pair, so of an input
-    with several texts some may be in and some not. The draw depends on size and sample alone. Raises UserError for a
-    missing or malformed file, or one that is too small.
+    with several texts some may be in and some not. In WebNLG's JSON, what is drawn is a text marked good. The draw
+    depends on size and sample alone. Raises UserError for a missing or malformed file, or one that is too small.
     """
     mode, pattern, splits, endings = SAMPLED[of]
     made = []
     for split, name in splits.items():
         path = source / pattern.format(name)
-        total = sum(1 for _ in iter_records(mode, path))  # also checks every line
+        records = iter_records(mode, path)  # also checks every line
+        total = sum(1 for record in records if endings != ("json",) or (record.trainable and record.target.strip()))
         wanted = size if split == "train" else round(DEV_SHARE * size)
         if wanted > total:
             raise UserError(f"{path}: {total:,} examples, too few to draw {wanted:,}")
         chosen = set(random.Random(f"{size}-{sample}-{split}").sample(range(total), wanted))
         for ending in endings:
             target = folder / f"lowdata_{size}_{sample}_{split}.{ending}"
+            if ending == "json":
+                _copy_webnlg(path, chosen, target)
+                made.append(target)
+                continue
             with open(target, "w", encoding="utf-8", newline="\n") as file:
                 for number, line in enumerate(_full_lines(path.with_suffix(f".{ending}"))):
                     if number in chosen:
                         file.write(line + "\n")
             made.append(target)
     return made
+
+
+def _copy_webnlg(path: Path, chosen: set[int], target: Path) -> None:
+    """Write the entries of a WebNLG file that keep a text: of all texts marked good, in file order, the `chosen`."""
+    numbers, kept = itertools.count(), []
+    for numbered in json.loads(path.read_text(encoding="utf-8-sig"))["entries"]:
+        for key, entry in numbered.items():
+            good = [text for text in entry["lexicalisations"] if text.get("comment") == "good" and text["lex"].strip()]
+            texts = [text for text in good if next(numbers) in chosen]
+            if texts:
+                kept.append({key: {**entry, "lexicalisations": texts}})
+    target.write_text(json.dumps({"entries": kept}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _full_lines(path: Path) -> Iterator[str]:

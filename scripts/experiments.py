@@ -35,6 +35,7 @@ class Row:
     paper: Numbers = ()  # in the order of the group's columns; shorter, or None, where the paper has none
     dev: Numbers = ()  # the same for the dev set: quoted, as runs decode the test set
     source: str = "paper"  # whose numbers those are
+    decoded: bool = True  # False: only its dev loss is wanted
     best: bool = False  # decode the checkpoint with the best dev score, not the last
     size: int = 0  # training examples of a low-data run, 0: the whole set
     on_request: bool = False  # runs only where --rows names it
@@ -60,6 +61,7 @@ class Experiment:
     xlabel: str = ""
     seeds: int = 3
     samples: int = 0  # low-data sets drawn per size
+    own: Mapping[str, object] = field(default_factory=dict)  # real_model.py: the base and what was told of it
 
 
 E2E = tuple(Column(n, n, d) for n, d in (("BLEU", 1), ("NIST", 2), ("METEOR", 1), ("ROUGE-L", 1), ("CIDEr", 2)))

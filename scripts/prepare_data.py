@@ -164,7 +164,7 @@ def prepare(name: str, source: Path | None, output_dir: Path) -> list[Path]:
 def prepare_subset(args: argparse.Namespace) -> list[Path]:
     """Draw low-data samples, or split XSum by topic, and move the files in when all are made; returns their places."""
     output_dir = args.output_dir
-    prepared = {"e2e": "e2e_data", "xsum": "xsum"}
+    prepared = {"e2e": "e2e_data", "webnlg": "webnlg_challenge_2017", "xsum": "xsum"}
     lowdata = args.dataset == "lowdata"
     source = args.source or DATA_DIR / prepared[args.of if lowdata else "xsum"]
     folder = f"{args.of}_lowdata" if lowdata else TOPIC_SPLITS[args.dataset].folder

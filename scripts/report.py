@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import Column, Experiment, Row
+from real_model import shown
 from training_runs import Run, RunFailed, read_json
 
 from prefixlib import files
@@ -19,8 +20,8 @@ def entry_of(run: Run, with_curves: bool) -> dict[str, Any]:
     """What is kept of a run that is done: settings, scores, cost, device, versions."""
     found = run.results()
     if run.row.tree == "gpt2":
-        training, test = found["training"], found["decoding"]["test"]
-        about = found.get("run", {})
+        training, about = found["training"], found.get("run", {})
+        test = found["decoding"]["test"] if run.row.decoded else {"scores": {}, "seconds": None}
         versions = {name: value for name, value in about.items() if name in VERSIONS}
     else:
         training, test, about, versions = found["train"], found["test"], found, found.get("versions", {})
@@ -39,8 +40,13 @@ def entry_of(run: Run, with_curves: bool) -> dict[str, Any]:
         "device": about.get("device"),
         "versions": versions,
     }
-    if with_curves:
+    if run.settings.own_base:
+        entry |= {"base_model": shown(run.settings.gpt2_model), "peak_memory_bytes": training.get("peak_memory_bytes")}
+        entry["test_sources"] = test.get("sentences")
+    if with_curves or run.settings.own_base:
         entry["dev_loss"] = dev_curve(run, found)
+    if not run.row.decoded:
+        entry["scores"] = {"dev loss": min(loss for _, loss in entry["dev_loss"])}
     return entry
 
 
@@ -249,7 +255,9 @@ def _plot_losses(group: str, rows: Sequence[Row], entries: Entries, path: Path) 
 
 def write(experiment: Experiment, entries: Entries, stem: Path, command: str, caption: str) -> list[Path]:
     """STEM.json, STEM.md and the plots; each replaces the old file only when it is whole."""
-    found = {"experiment": experiment.name, "command": command, "caption": caption, "runs": entries}
+    found = {"experiment": experiment.name, "command": command, "caption": caption}
+    found |= {"own": dict(experiment.own)} if experiment.own else {}
+    found["runs"] = entries
     files.write_json(stem.with_name(f"{stem.name}.json"), json.loads(json.dumps(found)))
     files.write_text(stem.with_name(f"{stem.name}.md"), as_markdown(experiment, entries, command, caption))
     return [stem.with_name(f"{stem.name}.md"), *draw(experiment, entries, stem)]

@@ -3,11 +3,13 @@
 python scripts/reproduce.py table1                       # GPT-2 medium on E2E, WebNLG, DART; --size large
 python scripts/reproduce.py table1 --rows "e2e-*" --seeds 1
 python scripts/reproduce.py lowdata --demo yes           # the bundled models, minutes on a CPU
+python scripts/reproduce.py rates --size smollm2 --test_sources 200   # a small real model; then lowdata, unseen, ...
 python scripts/reproduce.py tables                       # print the tables of all results there are
 
 table1: GPT-2 fine-tuned, top-2 layers, adapters, prefix. table2: BART-large on XSum. xsum: the paper's flags for it and
 those of the original README. extrapolation: XSum news to sports and within news, WebNLG's unseen categories. lowdata:
-50 to 500 examples. length, embedding-only, infix, init: the ablations.
+50 to 500 examples. length, embedding-only, infix, init: the ablations. With --size smollm2 or --model_name_or_path:
+rates (first: the others train with what it chose), lowdata, unseen (WebNLG), init, length, placement.
 
 What is done is not done again, what was cut goes on where it stood, and a run whose recipe has changed is made anew
 (the old one is kept beside it). Each table is results/NAME.json, .md and, for figures, .png.
@@ -16,29 +18,45 @@ What is done is not done again, what was cut goes on where it stood, and a run w
 import argparse
 import fnmatch
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import decoded_examples
+import real_model
 import report
 from experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
-from training_runs import Run, RunFailed, Settings, runs_of
+from training_runs import Run, RunFailed, Settings, read_json, runs_of
 
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY
 from prefixlib.settings import add_yes_no
 
-SIZES = ("medium", "large")
+SIZES = ("medium", "large")  # the paper's
+NAMES = tuple(dict.fromkeys((*EXPERIMENTS, *real_model.EXPERIMENTS, "tables")))
 PASSED_ON = ("max_steps", "bf16", "gradient_checkpointing", "num_processes")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Command line -> settings. Raises UserError for what cannot be meant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=(*EXPERIMENTS, "tables"), help="which one (`tables` only prints)")
+    parser.add_argument("experiment", choices=NAMES, help="which one (`tables` only prints)")
     which = parser.add_argument_group("which runs")
-    which.add_argument("--size", choices=SIZES, default="medium", help="of GPT-2 (default: medium)")
+    which.add_argument(
+        "--size",
+        choices=(*SIZES, *real_model.SIZES),
+        default="medium",
+        help="of GPT-2 (default: medium), or a small base model of another kind: see --model_name_or_path",
+    )
+    which.add_argument(
+        "--model_name_or_path",
+        help="a decoder-only base model of your own (hub name, folder, FILE.gguf) instead of the paper's: tables with "
+        f"its name for {', '.join(real_model.EXPERIMENTS)}, sized for small machines",
+    )
+    which.add_argument("--budget_examples", type=int, help="own base model: training examples of unseen, length, ...")
+    which.add_argument("--test_sources", type=int, help="own base model: decode only the first N test inputs")
     which.add_argument("--rows", nargs="+", metavar="ROW", help="only these, e.g. e2e-prefix or 'webnlg-*'")
     which.add_argument(
         "--seeds", type=int, help="runs of each row (default: 3; low data, as the paper, 2 for each set)"
@@ -59,8 +77,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_yes_no(how, "--gradient_checkpointing", "no", "recompute activations: less memory, more time")
     how.add_argument("--num_processes", type=int, help="processes per training, one per GPU")
     parser.add_argument("--dry_run", action="store_true", help="print every command and stop")
+    add_yes_no(how, "--keep_weights", "yes", "own base model; `no` removes a run's weights once it is decoded")
     args = parser.parse_args(argv)
-    for name in ("seeds", "samples", "max_steps", "num_processes"):
+    _check_base(args)
+    for name in ("budget_examples", "test_sources", "seeds", "samples", "max_steps", "num_processes"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     if args.demo == "yes":
@@ -72,27 +92,62 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def _check_base(args: argparse.Namespace) -> None:
+    """Fill in the base model that --size stands for. Raises UserError for flags of the paper's and one's own base."""
+    if args.size in real_model.SIZES:
+        if args.model_name_or_path:
+            raise UserError(f"--size {args.size} and --model_name_or_path do not go together: both name a base model")
+        args.model_name_or_path = real_model.SIZES[args.size]
+    own = args.model_name_or_path is not None
+    if args.experiment == "tables":
+        return
+    if own and args.experiment not in real_model.EXPERIMENTS:
+        known = ", ".join(real_model.EXPERIMENTS)
+        raise UserError(f"{args.experiment} has no rows for a base model of your own; one of {known}")
+    if not own and args.experiment not in EXPERIMENTS:
+        raise UserError(
+            f"{args.experiment} is for a base model of your own: pass --size smollm2 or --model_name_or_path"
+        )
+    others = ("gpt2_model", "bart_model", "demo") if own else ("budget_examples", "test_sources", "keep_weights")
+    for name in others:
+        if getattr(args, name) not in (None, {"demo": "no", "keep_weights": "yes"}.get(name)):
+            first = "--model_name_or_path (or --size)" if own else f"--size {args.size}"
+            raise UserError(f"{first} and --{name} do not go together: a base model of your own is not the paper's")
+    if args.budget_examples and args.experiment not in real_model.BUDGETS:
+        raise UserError(f"--budget_examples: {args.experiment} has training sets of its own sizes")
+
+
 def make_settings(args: argparse.Namespace) -> Settings:
     """What every run is told."""
     given = {name: getattr(args, name) for name in PASSED_ON if getattr(args, name) not in (None, "no")}
+    own = args.model_name_or_path
+    if own:
+        given.setdefault("bf16", "yes")  # half the time of float32 on processors that have it
     runs_dir = (args.runs_dir or REPOSITORY / "runs" / "reproduce").expanduser().resolve()
     return Settings(
         runs_dir,
         args.data_dir and args.data_dir.expanduser().resolve(),
-        _local(args.gpt2_model) or f"gpt2-{args.size}",
+        _local(own or args.gpt2_model) or f"gpt2-{args.size}",
         _local(args.bart_model) or "bart-large",
         args.demo == "yes",
+        own is not None,
+        args.keep_weights == "yes",
         given,
     )
 
 
 def _local(model: str | None) -> str | None:
     """A model folder by its full path, as runs start from the repository's root; a hub name as it is."""
-    return str(Path(model).expanduser().resolve()) if model and Path(model).expanduser().is_dir() else model
+    return str(Path(model).expanduser().resolve()) if model and Path(model).expanduser().exists() else model
 
 
 def label_of(args: argparse.Namespace) -> str:
     """The ending of an experiment's folder and files: what must not be mixed up with the paper's own setting."""
+    if args.model_name_or_path:
+        label = "_" + re.sub(r"[^\w.-]+", "-", Path(args.model_name_or_path).name)
+        for letter, number in (("n", args.budget_examples), ("t", args.test_sources), ("max", args.max_steps)):
+            label += f"_{letter}{number}" if number else ""
+        return label
     large = "_large" if args.size == "large" else ""
     demo = "_demo" if args.demo == "yes" else ""
     return large + demo + (f"_max{args.max_steps}" if args.max_steps else "")
@@ -148,29 +203,62 @@ def carry_out(runs: Sequence[Run], write) -> list[str]:
     return [f"{name}: {reason}" for reason, name in failures.items()]
 
 
+def paper_size(args: argparse.Namespace) -> str:
+    return "demo" if args.demo == "yes" else args.size
+
+
+def results_stem(args: argparse.Namespace, name: str) -> Path:
+    """Where the results of experiment `name` go under this command line, without an ending."""
+    runs_dir = args.runs_dir or REPOSITORY / "runs" / "reproduce"
+    default = runs_dir / "results" if args.demo == "yes" else REPOSITORY / "results"
+    return (args.output_dir or default).expanduser().resolve() / (name + label_of(args))
+
+
+def own_base(args: argparse.Namespace) -> real_model.Base:
+    """The base model of the user's choice, with the rates that `rates` has chosen so far."""
+    name = args.model_name_or_path
+    shape = real_model.shape_of(name)
+    searched = argparse.Namespace(**{**vars(args), "budget_examples": None})
+    stem = results_stem(searched, "rates")
+    path = stem.with_name(f"{stem.name}.json")  # no with_suffix: a dot in the model's name is no ending
+    found = report.read_results(path)["runs"] if path.is_file() else {}
+    rates = real_model.chosen_rates(found)
+    return real_model.Base(real_model.shown(name), shape, args.budget_examples, args.test_sources, rates)
+
+
+def build_own(args: argparse.Namespace) -> Experiment:
+    return real_model.build(args.experiment, own_base(args))
+
+
 def reproduce(args: argparse.Namespace) -> int:
     """Run one experiment and write its table."""
-    experiment = build(args.experiment, "demo" if args.demo == "yes" else args.size)
+    experiment = build_own(args) if args.model_name_or_path else build(args.experiment, paper_size(args))
     keys = {row.key for row in choose_rows(experiment, args.rows)}
     everything = all_runs(experiment, args)
     runs = [run for run in everything if run.row.key in keys]
     if args.dry_run:
         print_commands(runs)
         return 0
-    settings = runs[0].settings
-    default = settings.runs_dir / "results" if settings.demo else REPOSITORY / "results"
-    stem = (args.output_dir or default).expanduser().resolve() / (experiment.name + label_of(args))
+    settings, stem = runs[0].settings, results_stem(args, experiment.name)
     command = "python scripts/reproduce.py " + shlex.join(_shown(args))
     caption = (
         "The bundled demo models and data: nothing here compares with the paper's numbers." if settings.demo else ""
     )
+    if args.model_name_or_path:
+        caption = real_model.caption(own_base(args))
     if args.max_steps:
         caption += f" Every training was cut at {args.max_steps} steps: a trial of the commands, not a result."
 
     def write() -> list[Path]:
         entries = report.collect(experiment, everything, keys, stem.with_name(f"{stem.name}.json"))
-        return report.write(experiment, entries, stem, command, caption.strip())
+        written = report.write(experiment, entries, stem, command, caption.strip())
+        shown = decoded_examples.write(experiment.title, everything, stem) if settings.own_base else None
+        return [*written, shown] if shown else written
 
+    if settings.own_base:
+        from prefixlib import gguf_base  # here: it imports torch, which no other table needs
+
+        gguf_base.find(settings.gpt2_model)  # a file or package that is not there is said once, not by every run
     write()  # before hours of training: a broken file or a full disk shows now
     failures = carry_out(runs, write)
     written = write()
@@ -184,7 +272,9 @@ def reproduce(args: argparse.Namespace) -> int:
 def _shown(args: argparse.Namespace) -> list[str]:
     """The command line of a table, without the folders of this machine."""
     words = [args.experiment]
-    for name in ("size", "seeds", "samples", "demo", *PASSED_ON):
+    if args.model_name_or_path and args.size not in real_model.SIZES:
+        words += ["--model_name_or_path", real_model.shown(args.model_name_or_path)]
+    for name in ("size", "budget_examples", "test_sources", "seeds", "samples", "demo", *PASSED_ON):
         if getattr(args, name) not in (None, "no", "medium"):
             words += [f"--{name}", str(getattr(args, name))]
     return words
@@ -203,6 +293,12 @@ def print_tables(folder: Path) -> int:
                 size == "large"
             )
             print(report.as_markdown(experiment, found["runs"], command, found.get("caption", "")))
+    for path in sorted(folder.glob("*.json")):
+        found = read_json(path)
+        if "own" in found:  # tables with a base model of the user's choice
+            experiment = real_model.rebuild(found["experiment"], found["own"])
+            runs = report.read_results(path)["runs"]
+            print(report.as_markdown(experiment, runs, found["command"], found["caption"]))
     return 0
 
 

@@ -26,6 +26,7 @@ NOT_IN_DEMO = (
     *("learning_rate", "epoch", "bsz", "mid_dim", "warmup_steps", "gradient_accumulation_steps"),
     *("fp16", "max_source_length"),
 )
+DRAWN_FROM = {"e2e": "e2e_data", "webnlg": "webnlg_challenge_2017", "xsum": "xsum"}  # folders of the whole sets
 
 
 class RunFailed(Exception):
@@ -41,6 +42,8 @@ class Settings:
     gpt2_model: str = "gpt2-medium"
     bart_model: str = "bart-large"
     demo: bool = False
+    own_base: bool = False  # gpt2_model is a model of the user's choice (real_model.py): sets are drawn under runs_dir
+    keep_weights: bool = True  # False: weights are removed once a run is decoded
     passed_on: Mapping[str, object] = field(default_factory=dict)  # --max_steps, --bf16, ...
 
 
@@ -83,7 +86,7 @@ class Run:
             values.pop("fp16", None)
         if row.size:
             stem = self.sample_stem()
-            ending = "txt" if row.tree == "gpt2" else "source"
+            ending = {"e2e": "txt", "webnlg": "json", "xsum": "source"}[self._sampled_from()]
             values |= {"train_file": f"{stem}_train.{ending}", "eval_file": f"{stem}_valid.{ending}"}
         return [f"{row.tree}/train_{'e2e' if row.tree == 'gpt2' else 'bart'}.py", *as_words(values)]
 
@@ -111,16 +114,18 @@ class Run:
 
     def sample_stem(self) -> Path:
         """The low-data set's files, without their endings."""
-        root = self.settings.runs_dir / "demo_data" if self.settings.demo else self.data_dir()
+        drawn = {"demo_data": self.settings.demo, "drawn_data": self.settings.own_base}
+        aside = [name for name, meant in drawn.items() if meant]  # the user's own data folder is left as it is
+        root = self.settings.runs_dir / aside[0] if aside else self.data_dir()
         return root / f"{self._sampled_from()}_lowdata" / f"lowdata_{self.row.size}_{self.sample}"
 
     def _sampled_from(self) -> str:
-        return "e2e" if self.row.tree == "gpt2" else "xsum"
+        return {"seq2seq": "xsum"}.get(self.row.tree) or {"webnlg": "webnlg"}.get(self.row.mode, "e2e")
 
     def sample_words(self) -> list[str]:
         """The command that draws the low-data set."""
         values = {"of": self._sampled_from(), "sizes": self.row.size, "samples": self.sample}
-        values["source"] = self.data_dir() / ("e2e_data" if self.row.tree == "gpt2" else "xsum")
+        values["source"] = self.data_dir() / DRAWN_FROM[self._sampled_from()]
         values["output_dir"] = self.sample_stem().parent.parent
         return ["scripts/prepare_data.py", "lowdata", *as_words(values)]
 
@@ -163,7 +168,7 @@ class Run:
         return test["scores"] if test else None
 
     def is_done(self) -> bool:
-        return self.is_same_recipe() and self.scores() is not None
+        return self.is_same_recipe() and (self.scores() is not None or (self.is_trained() and not self.row.decoded))
 
     def is_trained(self) -> bool:
         return ("training" if self.row.tree == "gpt2" else "train") in self.results()
@@ -173,7 +178,8 @@ class Run:
     def steps(self) -> list[list[str]]:
         """Every command of the run from its beginning, for --dry_run."""
         sample = [self.sample_words()] if self.row.size else []
-        return [*sample, [*self.train_words(), "--output_dir", str(self.folder)], self.decode_words()]
+        decode = [self.decode_words()] if self.row.decoded else []
+        return [*sample, [*self.train_words(), "--output_dir", str(self.folder)], *decode]
 
     def execute(self) -> None:
         """Make the run, or what is left of it. Raises RunFailed with one line, KeyboardInterrupt after a clean stop."""
@@ -191,10 +197,19 @@ class Run:
                 call(self.sample_words(), handle)
             if not self.is_trained():
                 call([*self.train_words(), "--output_dir", str(self.folder), *self._start_flags()], handle)
-            if self.scores() is None:
+            if self.row.decoded and self.scores() is None:
                 call(self.decode_words(), handle)
-            if self.scores() is None:
+            if self.row.decoded and self.scores() is None:
                 raise RunFailed(f"{self.folder}/results.json holds no test scores after decoding")
+            if not self.settings.keep_weights:
+                self._remove_weights()
+
+    def _remove_weights(self) -> None:
+        """Leave what was decoded and measured; checkpoints to resume from are of no more use to a trained run."""
+        weights = ("checkpoint-*",)
+        if self.row.decoded:  # else another table may still decode it; prefixes are small and stay
+            weights += ("model*.safetensors", "best/model*.safetensors")
+        files.clear_run(self.folder, weights)
 
     def train_file(self) -> Path:
         """The low-data set's training file."""

@@ -202,3 +202,28 @@ def test_wrong_flags_are_one_line(argv, message, tmp_path):
         prepare_data.main([*argv.replace("SRC", str(DEMO)).split(), "--output_dir", str(tmp_path / "out")])
     assert message in str(caught.value)
     assert not list(tmp_path.rglob("*.txt"))
+
+
+def test_lowdata_of_webnlg_draws_texts_marked_good(tmp_path):
+    """Whole entries, triples and category included, with the drawn texts alone; in the file's order, none twice."""
+    entries = []
+    for n in range(12):
+        texts = [{"comment": comment, "lex": f"text {n} {k}"} for k, comment in enumerate(("good", "bad", "good"))]
+        triples = [{"subject": f"s{n}", "property": "p", "object": "o"}]
+        entry = {"category": "City", "modifiedtripleset": triples, "lexicalisations": texts, "size": "1"}
+        entries.append({str(n): entry})
+    source = tmp_path / "webnlg"
+    source.mkdir()
+    for split in ("train", "dev"):
+        (source / f"{split}.json").write_text(json.dumps({"entries": entries}))
+    draw(source, tmp_path / "out", "--of", "webnlg", "--sizes", 20, "--samples", 1, 2)
+    folder = tmp_path / "out" / "webnlg_lowdata"
+    good = [record for record in read_records("webnlg", source / "train.json") if record.trainable]
+    assert len(good) == 24
+    one, two = (read_records("webnlg", folder / f"lowdata_20_{sample}_train.json") for sample in (1, 2))
+    assert len(one) == len(two) == 20
+    assert one != two
+    assert one == [record for record in good if record in one]
+    assert len(read_records("webnlg", folder / "lowdata_20_1_valid.json")) == 6
+    with pytest.raises(UserError, match=r"train\.json: 24 examples, too few to draw 25"):
+        draw(source, tmp_path / "out", "--of", "webnlg", "--sizes", 25, "--samples", 1)

@@ -1,0 +1,88 @@
+"""scripts/reproduce.py with a base model of one's own: rates searched, the winner shared, what was decoded tidied."""
+
+import json
+
+import pytest
+
+from tests.conftest import ROOT, run_command
+
+SCRIPT, DEMO = ROOT / "scripts" / "reproduce.py", ROOT / "data" / "demo"
+
+
+def files_under(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two rates of one method, two steps each, then the low-data row that the better one is."""
+    folder = tmp_path_factory.mktemp("own")
+    shared = [
+        "--model_name_or_path",
+        DEMO / "gpt2",
+        "--data_dir",
+        DEMO,
+        "--runs_dir",
+        folder / "runs",
+        "--max_steps",
+        2,
+    ]
+    shared += ["--output_dir", folder / "results", "--test_sources", 3, "--keep_weights", "no"]
+    results = [
+        run_command(SCRIPT, "rates", *shared, "--rows", "*-top2-lr3e-05", "*-prefix-lr0.003", "*-prefix-lr0.0003"),
+        run_command(SCRIPT, "rates", *shared, "--rows", "*-finetune-lr0.0001"),
+        run_command(SCRIPT, "lowdata", *shared, "--rows", "e2e-100-prefix-*", "--samples", 1),
+    ]
+    for result in results:
+        assert result.returncode == 0, result.stderr
+    return folder, [result.stdout for result in results]
+
+
+def test_the_search_keeps_dev_losses(made):
+    folder, printed = made
+    found = json.loads((folder / "results" / "rates_gpt2_t3_max2.json").read_text())
+    losses = {entry["row"]: entry["scores"]["dev loss"] for entry in found["runs"].values()}
+    assert set(losses) == {"e2e-100-top2-lr3e-05", "e2e-100-prefix-lr0.003", "e2e-100-prefix-lr0.0003",
+                           "e2e-100-finetune-lr0.0001"}  # fmt: skip
+    assert losses["e2e-100-prefix-lr0.003"] < losses["e2e-100-prefix-lr0.0003"]  # after two steps
+    assert {entry["base_model"] for entry in found["runs"].values()} == {"gpt2"}
+    assert found["own"]["name"] == "gpt2"
+    assert "gen.py" not in printed[0] + printed[1]  # nothing was decoded
+    assert str(ROOT) not in (folder / "results" / "rates_gpt2_t3_max2.md").read_text()
+
+
+def test_the_winner_is_decoded_not_trained_again(made):
+    folder, printed = made
+    assert printed[2].count("$ python gpt2/gen.py") == 1
+    assert "train_e2e.py" not in printed[2].split("###")[0]
+    found = json.loads((folder / "results" / "lowdata_gpt2_t3_max2.json").read_text())
+    (entry,) = found["runs"].values()
+    assert entry["row"] == "e2e-100-prefix-lr0.003"
+    assert entry["test_sources"] == 3
+    assert {"BLEU", "NIST", "METEOR", "ROUGE-L", "CIDEr", "loss"} == set(entry["scores"])
+    assert entry["scores"]["loss"] > 0
+    assert [step for step, _ in entry["dev_loss"]] == [2]
+    table = (folder / "results" / "lowdata_gpt2_t3_max2.md").read_text()
+    assert "Base model: gpt2, in bfloat16." in table
+    assert "over the first 3 test inputs" in table
+    assert "quoted" not in table
+    examples = (folder / "results" / "lowdata_gpt2_t3_max2_examples.md").read_text()
+    assert examples.startswith("### Decoded examples. Low data: E2E with gpt2\n\n3 of 3 test inputs")
+    assert examples.count("\n| reference | ") == examples.count("\n| prefix, 100 examples (gpt2) | ") == 3
+    first = (DEMO / "e2e_data" / "src1_test.txt").read_text().splitlines()[0].split("||")
+    assert f"**{first[0].strip()}**".replace("|", "\\|") in examples
+    assert f"| reference | {first[1].strip()} |" in examples
+    assert not (folder / "results" / "rates_gpt2_t3_max2_examples.md").exists()
+
+
+def test_what_is_decoded_is_tidied_up(made):
+    """Checkpoints to resume from go; models too, once decoded; prefixes and outputs stay."""
+    folder, _ = made
+    left = files_under(folder / "runs" / "rates_gpt2_t3_max2")
+    assert not any("checkpoint-" in path for path in left)
+    assert "e2e-100-prefix-lr0.003-d1-s101/best/prefix_model.safetensors" in left
+    assert "e2e-100-prefix-lr0.003-d1-s101/best_test_beam" in left
+    assert "e2e-100-finetune-lr0.0001-d1-s101/best/model.safetensors" in left  # another table may decode it yet
+    assert files_under(folder / "runs" / "drawn_data") == {
+        f"e2e_lowdata/lowdata_100_1_{split}.txt" for split in ("train", "valid")
+    }

@@ -1,0 +1,131 @@
+"""Tables with a base model of the user's choice: commands that the launchers take, names everywhere, rates from dev."""
+
+import json
+
+import pytest
+import real_model
+import report
+import reproduce
+from real_model import Base, build, chosen_rates, rebuild
+from training_runs import Settings, runs_of
+
+from prefixlib.errors import UserError
+from tests.unit.test_experiments import check_words
+
+RATES = {"prefix": 1e-3, "finetune": 3e-5, "top2": 1e-4, "adapter-3": 1e-3, "adapter-0.1": 3e-3}
+BASE = Base("smollm2-135m", real_model.SHAPES["smollm2-135m"], test_sources=20, rates=RATES)
+ROWS = {"rates": 15, "lowdata": 8, "unseen": 5, "init": 6, "length": 5, "placement": 3}
+
+
+def runs(name, folder, base=BASE):
+    experiment = build(name, base)
+    told = Settings(folder, folder / "data", gpt2_model=base.name, own_base=True)
+    made = [run for row in experiment.rows for run in runs_of(experiment, row, told, "_smollm2-135m", 1, 2)]
+    for run in made:
+        (run.folder / "best").mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def test_every_experiment_is_walked():
+    assert {name: len(build(name, BASE).rows) for name in real_model.EXPERIMENTS} == ROWS
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_launchers_take_every_command(name, tmp_path):
+    made, gated, counted = runs(name, tmp_path), [], 0
+    for run in made:
+        parsed = [check_words(words, gated) for words in run.steps()]
+        counted += len(parsed)
+        train = parsed[1]
+        assert train.model_name_or_path == "smollm2-135m"
+        for flag, value in run.row.train.items():
+            assert getattr(train, flag) == value
+        assert train.train_file.startswith(str(tmp_path / "drawn_data"))  # the user's data folder is left as it is
+        if run.row.decoded:
+            assert (parsed[2].decode_limit, parsed[2].reference_loss, parsed[2].bf16) == (20, "yes", "yes")
+    assert gated == []
+    assert len(made) == 2 * ROWS[name]
+    assert counted == len(made) * (2 if name == "rates" else 3)
+
+
+def test_every_row_names_the_model_and_none_quotes_the_paper():
+    for name in ROWS:
+        experiment = build(name, BASE)
+        assert "smollm2-135m" in experiment.title
+        assert all("smollm2-135m" in row.name and not row.paper for row in experiment.rows)
+        assert len({row.key for row in experiment.rows}) == len(experiment.rows)
+        assert rebuild(name, json.loads(json.dumps(experiment.own))) == experiment
+    assert "smollm2-135m" in real_model.caption(BASE)
+    assert "first 20 test inputs" in real_model.caption(BASE)
+    assert "test inputs" not in real_model.caption(Base("x", (1, 1, 1)))
+
+
+def test_a_shared_run_is_the_same_run(tmp_path):
+    """The low-data table and that of the starts take the search's winner, which is trained once."""
+    search = {run.folder: run.recipe() for run in runs("rates", tmp_path)}
+    shared = [run for name in ("lowdata", "init") for run in runs(name, tmp_path) if run.row.home]
+    assert len(shared) == 2 * (2 + 1)
+    for run in shared:
+        assert search[run.folder] == run.recipe()
+    folders = [run.folder for name in ROWS for run in runs(name, tmp_path) if not run.row.home]
+    assert len(set(folders)) == len(folders)
+
+
+def test_the_steps_are_the_papers():
+    steps = {(row.size, row.tuning_mode): row.train["max_steps"] for row in build("lowdata", BASE).rows}
+    assert [steps[n, "prefixtune"] for n in (50, 100, 200, 500)] == [200, 200, 200, 400]
+    assert [steps[n, "finetune"] for n in (50, 100, 200, 500)] == [100, 100, 200, 400]
+    budgets = {row.train["max_steps"] for row in build("unseen", BASE).rows}
+    assert budgets == {200}  # one budget for every method
+
+
+def test_the_lowest_dev_loss_chooses_the_rate(tmp_path):
+    losses = {"prefix-lr0.001": 49.5, "prefix-lr0.0003": 49.6, "prefix-lr0.003": 60.0, "adapter-0.1-lr1e-05": 1.0}
+    entries = {key: {"row": f"e2e-100-{key}", "scores": {"dev loss": loss}} for key, loss in losses.items()}
+    assert chosen_rates(entries) == {"prefix": 1e-3, "adapter-0.1": 1e-5}
+    with pytest.raises(UserError, match="no learning rate is chosen for finetune yet: run the experiment `rates`"):
+        build("lowdata", Base("x", (2, 32, 1000), rates={"prefix": 1e-3}))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["unseen"], "unseen is for a base model of your own: pass --size smollm2"),
+        (["table1", "--size", "smollm2"], "table1 has no rows for a base model of your own"),
+        (["lowdata", "--size", "smollm2", "--demo", "yes"], "and --demo do not go together"),
+        (["lowdata", "--size", "smollm2", "--gpt2_model", "x"], "and --gpt2_model do not go together"),
+        (["lowdata", "--size", "smollm2", "--model_name_or_path", "x"], "both name a base model"),
+        (["lowdata", "--test_sources", "5"], "--size medium and --test_sources do not go together"),
+        (["lowdata", "--size", "smollm2", "--budget_examples", "5"], "lowdata has training sets of its own sizes"),
+        (["unseen", "--size", "smollm2", "--test_sources", "0"], "--test_sources 0: must be above 0"),
+    ],
+)
+def test_what_does_not_go_together(argv, message):
+    with pytest.raises(UserError, match=message):
+        reproduce.parse_args(argv)
+
+
+def test_no_folder_is_shared_with_another_setting():
+    """What changes a result stands in the name of the folder and of the tables."""
+    command = ["length", "--size", "smollm2"]
+    labels = {
+        reproduce.label_of(reproduce.parse_args([*command, *more]))
+        for more in ([], ["--test_sources", "5"], ["--budget_examples", "5"], ["--max_steps", "5"])
+    }
+    labels |= {reproduce.label_of(reproduce.parse_args(["length", *more])) for more in ([], ["--size", "large"])}
+    other = ["length", "--model_name_or_path", "/models/My Model.gguf"]
+    labels.add(reproduce.label_of(reproduce.parse_args(other)))
+    assert len(labels) == 7
+    assert "_smollm2-135m_n5" in labels
+    assert "_My-Model.gguf" in labels
+
+
+def test_tables_prints_what_is_there(tmp_path, capsys):
+    experiment = build("lowdata", BASE)
+    entry = {"row": "e2e-50-prefix", "recipe": {}, "scores": {"BLEU": 12.34, "loss": 1.5}, "trained_parameters": 7}
+    report.write(experiment, {"a": entry}, tmp_path / "lowdata_smollm2-135m_t20", "the command", "the caption")
+    assert reproduce.main(["tables", "--output_dir", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "### Low data: E2E with smollm2-135m\n\nthe caption\n" in out
+    assert "| prefix, 50 examples (smollm2-135m), here | 12.3 | n/a | n/a | n/a | n/a | 1.500 | 7 | 1 |" in out
+    assert "### Low data: E2E with GPT-2 medium" in out  # the paper's, apart
