@@ -193,7 +193,10 @@ def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Se
                 f"{name}: its tokenizer turns {text[:40]!r} into {decoded[:40]!r}: tokenizer files are "
                 "missing there, or are of another model"
             )
-    entries, embeddings = len(tokenizer), model.get_input_embeddings().num_embeddings
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    unused = special - {tokenizer.eos_token_id}  # no text has these
+    entries = max(number for number in tokenizer.get_vocab().values() if number not in unused) + 1
+    embeddings = model.get_input_embeddings().num_embeddings
     if entries > embeddings:
         raise UserError(f"{name}: its tokenizer has {entries} entries, the model embeddings for {embeddings}")
 

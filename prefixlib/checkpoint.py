@@ -191,7 +191,7 @@ def load_task(directory: Path | str) -> dict[str, Any]:
     try:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))["task"]
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
     return {"mode": config["_my_arg_task_mode"]} if "_my_arg_task_mode" in config else {}

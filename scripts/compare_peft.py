@@ -27,7 +27,7 @@ from gpt2.train_control import FAMILY, PrefixConfig, PrefixTuning
 from prefixlib import files, gguf_base, record
 from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.readers import MODES, read_records
+from prefixlib.tasks import GPT2_MODES, read_records
 
 log = logging.getLogger("compare_peft")
 
@@ -39,7 +39,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True, help="decoder-only model: hub name, folder, FILE.gguf")
     parser.add_argument("--train_file", type=Path, required=True, help="texts to train on, in the mode's format")
-    parser.add_argument("--mode", default="data2text", choices=tuple(MODES), help="the file's task")
+    parser.add_argument("--mode", default="data2text", choices=GPT2_MODES, help="the file's task")
     parser.add_argument("--steps", type=int, default=20, help="optimiser steps")
     parser.add_argument("--bsz", type=int, default=10, help="texts per step")
     parser.add_argument("--preseqlen", type=int, default=5, help="prefix length P")

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gpt2 import model as gpt2_model
 from gpt2 import run_generation, run_language_modeling, train_control
+from gpt2.train_control import make_prefix
 from prefixlib.errors import UserError
 from scripts import export
 from seq2seq import finetune, prefixTuning
@@ -149,8 +150,8 @@ def test_what_is_no_set_of_keys_and_values_is_one_line(originals, to, change, me
 def test_an_infix_checkpoint_does_not_leave(golden_bases, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(golden_bases["gpt2"])
     checkpoint, model = save_gpt2(tmp_path / "run", base, golden_bases["gpt2"])
-    model.prefix.config = replace(model.prefix.config, format_mode="infix")
-    gpt2_model.save_prefix(checkpoint, model.prefix, {"name": "gpt2", "revision": None}, {"mode": "webnlg"})
+    infix = make_prefix(replace(model.prefix.config, format_mode="infix"))
+    gpt2_model.save_prefix(checkpoint, infix, {"name": "gpt2", "revision": None}, {"mode": "webnlg"})
     with pytest.raises(UserError, match="depend on the source; decode it with gpt2/gen.py"):
         export.main([str(checkpoint), "--to", "peft"])
     assert not (checkpoint / "peft").exists()

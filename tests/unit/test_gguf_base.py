@@ -12,7 +12,7 @@ import torch
 
 from gpt2 import run_generation, run_language_modeling
 from gpt2.model import load, load_prefix
-from gpt2.train_control import PrefixLM
+from gpt2.prefix_lm import PrefixLM
 from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib import checkpoint, gguf_base
 from prefixlib.base_model import choose_base, load_model, load_tokenizer, resolve_model_name
