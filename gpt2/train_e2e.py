@@ -4,6 +4,7 @@ python gpt2/train_e2e.py --mode webnlg --preseqlen 5 --epoch 5 --learning_rate 0
 python gpt2/train_e2e.py --demo yes
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -55,14 +56,18 @@ def build_command(parsed: launch.Parsed) -> list[str]:
     """The child's argument list: every setting."""
     values = parsed.settings.as_flags()
     if "model_name_or_path" not in values:
-        values["model_name_or_path"] = "gpt2-large" if "large" in (parsed.launch.notes or "") else DEFAULT_MODEL
+        large = re.search(r"(?<![A-Za-z0-9])large(?![A-Za-z0-9])", parsed.launch.notes or "")  # a word of its own
+        values["model_name_or_path"] = "gpt2-large" if large else DEFAULT_MODEL
     arguments = launch.as_words({**values, "output_dir": output_dir(parsed)})
     return launch.child_command(TREE / "run_language_modeling.py", arguments, parsed.launch.num_processes)
 
 
 def main(argv: list[str] | None = None) -> int:
     parsed = parse_args(sys.argv[1:] if argv is None else argv)
-    return launch.run(build_command(parsed), dry_run=parsed.dry_run, save_to=output_dir(parsed) / "command.txt")
+    command = build_command(parsed)
+    if "gpt2-large" in command and not parsed.settings.model_name_or_path:
+        print("--notes say large: the base model is gpt2-large", file=sys.stderr)
+    return launch.run(command, dry_run=parsed.dry_run, save_to=output_dir(parsed) / "command.txt")
 
 
 if __name__ == "__main__":

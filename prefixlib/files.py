@@ -1,10 +1,11 @@
-"""Writing files so that a killed run or a full disk leaves the old content, never half of the new one."""
+"""Writing files so that a killed run or a full disk leaves the old content; reading results of earlier versions."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def sync_directory(directory: Path) -> None:
@@ -70,3 +71,19 @@ def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(side, ignore_errors=True)
     write(side)
     move_whole(side, target)
+
+
+def todays_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a results.json holds under today's names: in earlier versions seq2seq/ had a schema of its own."""
+    renamed = dict(results)
+    if "settings" in results:
+        run = {**renamed.pop("settings"), **renamed.pop("versions", {}), "device": renamed.pop("device", None)}
+        renamed["run"] = run
+    if "train" in results:
+        training = dict(renamed.pop("train"))
+        curves = training.get("curves", {})
+        training["curves"] = {"dev" if name == "validation" else name: points for name, points in curves.items()}
+        renamed["training"] = training
+    if "test" in results:
+        renamed["decoding"] = {"test": renamed.pop("test")}
+    return renamed

@@ -129,19 +129,7 @@ def training_results(
 def read_results(directory: Path | str) -> dict[str, Any]:
     """What directory/results.json holds, {} where there is none; what earlier versions wrote is given today's names."""
     path = Path(directory) / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    renamed = dict(results)
-    if "settings" in results:  # seq2seq/ had a schema of its own
-        renamed["run"] = {
-            **renamed.pop("settings"),
-            **renamed.pop("versions", {}),
-            "device": renamed.pop("device", None),
-        }
-    if "train" in results:
-        renamed["training"] = renamed.pop("train")
-    if "test" in results:
-        renamed["decoding"] = {"test": renamed.pop("test")}
-    return renamed
+    return files.todays_results(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def update_results(directory: Path | str, entries: Mapping[str, Any]) -> Path:

@@ -72,14 +72,14 @@ def summarisation(output: Path) -> list[dict]:
         demo = ("seq2seq/train_bart.py", "--demo", "yes", "--output_dir", str(directory))
         if row["tuning_mode"]:
             run(*demo, "--tuning_mode", row["tuning_mode"], "--overwrite_output_dir", "yes")
-            training = read(directory)["train"]
+            training = read(directory)["training"]
             is_prefix = row["tuning_mode"] == "prefixtune"
             checkpoint = ("--prefix_model_path" if is_prefix else "--finetune_model_path", str(directory))
-            weights = directory / ("prefix_flat.safetensors" if is_prefix else "model/model.safetensors")
+            weights = directory / ("prefix_flat.safetensors" if is_prefix else "model.safetensors")
             row |= {"trained": training["trainable_parameters"], "stored": weights.stat().st_size}
             row["seconds"] = training["seconds"]
         run(*demo, "--do_train", "no", *checkpoint)
-        row["scores"] = read(directory)["test"]["scores"]
+        row["scores"] = read(directory)["decoding"]["test"]["scores"]
         row["outputs"] = lines(directory / "test_beam_1.0")
         row["sources"] = lines(DEMO_DATA / "xsum" / "test.source")
         rows.append(row)

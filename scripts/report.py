@@ -19,12 +19,9 @@ Entries = dict[str, dict[str, Any]]  # a run's name -> what is kept of it
 def entry_of(run: Run, with_curves: bool) -> dict[str, Any]:
     """What is kept of a run that is done: settings, scores, cost, device, versions."""
     found = run.results()
-    if run.row.tree == "gpt2":
-        training, about = found["training"], found.get("run", {})
-        test = found["decoding"]["test"] if run.row.decoded else {"scores": {}, "seconds": None}
-        versions = {name: value for name, value in about.items() if name in VERSIONS}
-    else:
-        training, test, about, versions = found["train"], found["test"], found, found.get("versions", {})
+    training, about = found["training"], found.get("run", {})
+    test = found["decoding"]["test"] if run.row.decoded else {"scores": {}, "seconds": None}
+    versions = {name: value for name, value in about.items() if name in VERSIONS}
     entry = {
         "row": run.row.key,
         "seed": run.seed,
@@ -59,7 +56,7 @@ VERSIONS = (
 def dev_curve(run: Run, found: Mapping[str, Any]) -> list[tuple[int, float]]:
     """(step, dev loss) of every evaluation while the run was trained."""
     if run.row.tree == "seq2seq":
-        return found["train"]["curves"]["validation"]
+        return found["training"]["curves"]["dev"]
     state = read_json(run.folder / "trainer_state.json")
     return [(point["step"], point["eval_loss"]) for point in state.get("log_history", ()) if "eval_loss" in point]
 

@@ -156,22 +156,21 @@ class Run:
 
     def results(self) -> dict:
         """What results.json of the run's folder holds, {} where there is none. Raises RunFailed for a broken file."""
-        return read_json(self.folder / "results.json")
+        return files.todays_results(read_json(self.folder / "results.json"))
 
     def is_same_recipe(self) -> bool:
         return read_json(self.folder / RECIPE) == self.recipe()
 
     def scores(self) -> dict[str, float | None] | None:
         """The test scores, None while there are none."""
-        found = self.results()
-        test = found.get("decoding", {}).get("test") if self.row.tree == "gpt2" else found.get("test")
+        test = self.results().get("decoding", {}).get("test")
         return test["scores"] if test else None
 
     def is_done(self) -> bool:
         return self.is_same_recipe() and (self.scores() is not None or (self.is_trained() and not self.row.decoded))
 
     def is_trained(self) -> bool:
-        return ("training" if self.row.tree == "gpt2" else "train") in self.results()
+        return "training" in self.results()
 
     # ---- running -------------------------------------------------------------------------------------------------
 

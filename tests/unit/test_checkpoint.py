@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from gpt2.model import load_prefix, save_prefix
-from prefixlib import checkpoint, original
+from prefixlib import checkpoint, files, original
 from prefixlib.errors import UserError
 
 BASE, TASK = (
@@ -195,3 +195,18 @@ def test_a_failing_write_leaves_the_old_checkpoint(saved, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_prefix(directory, prefix, BASE, TASK)
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_results_of_earlier_versions_have_todays_names():
+    """seq2seq/ once wrote settings, train and test; what gpt2/ writes stays as it is."""
+    earlier = {
+        **{"settings": {"mode": "xsum"}, "versions": {"torch": "2.13"}, "device": "cpu"},
+        **{"train": {"steps": 3, "curves": {"train": [[1, 2.0]], "validation": [[3, 1.0]]}}, "test": {"scores": {}}},
+    }
+    assert files.todays_results(earlier) == {
+        "run": {"mode": "xsum", "torch": "2.13", "device": "cpu"},
+        "training": {"steps": 3, "curves": {"train": [[1, 2.0]], "dev": [[3, 1.0]]}},
+        "decoding": {"test": {"scores": {}}},
+    }
+    today = {"run": {}, "training": {"steps": 1}, "decoding": {}}
+    assert files.todays_results(today) == today

@@ -119,7 +119,14 @@ def test_every_task_has_a_folder_and_a_way_to_decode():
 
 
 @pytest.mark.parametrize(
-    ("notes", "model"), [(None, "gpt2-medium"), ("tryLarge", "gpt2-medium"), ("large-1", "gpt2-large")]
+    ("notes", "model"),
+    [
+        (None, "gpt2-medium"),
+        ("tryLarge", "gpt2-medium"),
+        ("enlarged", "gpt2-medium"),
+        ("large-1", "gpt2-large"),
+        ("x_large", "gpt2-large"),
+    ],
 )
 def test_base_model_by_notes(notes, model):
     command = train_e2e.build_command(train_e2e.parse_args(["--notes", notes] if notes else []))
