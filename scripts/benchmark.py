@@ -3,7 +3,7 @@
 train-step  one optimiser step                      memory   its peak memory, a process for each row
 epoch       batches of real lengths, real loops     decode   beam search to real lengths, sentences per second
 startup     --help, and the first training step     scaling  curves against P, T, batch, beams and processes
-recipe      the WebNLG recipe's sizes on a GPU      table    the target figures of all stored results
+recipe      the WebNLG recipe's sizes on a GPU      table    the target figures, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
 Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
@@ -26,6 +26,7 @@ import benchmark_steps
 import benchmark_tables
 import torch
 from benchmark_models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
+from page_parts import replace_part
 from transformers.utils import logging
 
 from prefixlib import files, record
@@ -164,12 +165,21 @@ def record_lengths(args: argparse.Namespace) -> int:
     return 0
 
 
+def write_table(folder: Path) -> int:
+    """Print the target figures of all results in `folder`, and write them into its README.md if it has one."""
+    figures = benchmark_tables.figures(folder)
+    print(figures)
+    page = folder / "README.md"
+    if page.is_file():
+        replace_part(page, "figures", figures)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.set_verbosity_error()  # the peers' hints on flags
     if args.what == "table":
-        print(benchmark_tables.figures(args.output or REPOSITORY / "results"))
-        return 0
+        return write_table(args.output or REPOSITORY / "results")
     return record_lengths(args) if args.what == "record-lengths" else measure(args)
 
 

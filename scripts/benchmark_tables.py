@@ -67,6 +67,7 @@ class Figure:
         return value / rows[self.over][self.number] if self.over else value
 
 
+USUAL_BSZ = 5  # what a command without --bsz measures
 STEP = "step, B 5, T 80, P 5: time / "
 FIGURES = (
     Figure("gpt2-small " + STEP + "PEFT prefix with MLP", "train-step", "gpt2-small", "peft", "time_ratio"),
@@ -85,6 +86,20 @@ FIGURES = (
         *("epoch", "bart-base", "original-style", "time_ratio"),
     ),
     Figure("the same / full fine-tuning", "epoch", "bart-base", "finetune", "time_ratio"),
+    *(
+        Figure(f"{text} / {peer}", what, "bart-base", row, "time_ratio")
+        for text, what in (("bart-base step: time", "train-step"), ("XSum batches of real lengths: time", "epoch"))
+        for peer, row in (("PEFT prefix, decoder's self-attention alone", "peft"), ("PEFT LoRA", "lora"))
+    ),
+    Figure(
+        "bart-base step, B 2: time / original-style",
+        *("train-step", "bart-base-bsz2", "original-style", "time_ratio"),
+    ),
+    *(
+        Figure(f"{shape} step with activation checkpointing: time / without", *place, "seconds", over="prefix")
+        for shape in ("gpt2-small", "bart-base")
+        for place in [("train-step", shape, "checkpointing")]
+    ),
     Figure(
         "decode, 5 beams, WebNLG dev prompts: sentences/s / PEFT `generate`, same batch",
         *("decode", "gpt2-small", "peft", "speed_ratio"),
@@ -103,6 +118,7 @@ FIGURES = (
             ("the same, without what the libraries take", "checkpointing", "own_memory_bytes", "finetune"),
         )
     ),
+    Figure("peak training memory, bart-base / PEFT prefix", "memory", "bart-base", "peft", "memory_ratio"),
     *(
         Figure(f"{script} --help, seconds", "startup", "", f"{script} --help", "seconds")
         for script in ("gpt2/train_e2e.py", "seq2seq/train_bart.py", "gpt2/gen.py")
@@ -143,8 +159,9 @@ def figures(folder: Path) -> str:
 
 
 def _command(result: Mapping) -> str:
-    """The command line of a result; sizes are in its file."""
+    """The command line of a result; other sizes are in its file."""
     settings = result["settings"]
     shape = f" --shape {settings['shape']}" if result["what"] != "startup" else ""
+    bsz = f" --bsz {settings['bsz']}" if settings.get("bsz", USUAL_BSZ) != USUAL_BSZ else ""
     bf16 = " --bf16" if settings["bf16"] else ""
-    return f"`{result['what']}{shape}{bf16}`"
+    return f"`{result['what']}{shape}{bsz}{bf16}`"
