@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 setup(
-    name="prefix-tuning",  # no licence is given yet
+    name="prefix-tuning",  # no `license`: none is given yet
     version="0.1.0",
     description="Prefix-Tuning (Li & Liang 2021) for GPT-2 and BART on current libraries",
     python_requires=">=3.11",
