@@ -31,7 +31,7 @@ PAGES = (
 BLOCKS = {
     "README.md": 11,
     "CONTRIBUTING.md": 2,
-    "docs/tutorial.md": 10,
+    "docs/tutorial.md": 11,
     "docs/tasks.md": 2,
     "results/README.md": 2,
     "data/README.md": 2,
