@@ -45,7 +45,7 @@ from prefixlib.base_model import (
     resolve_model_name,
     save_whole,
 )
-from prefixlib.beam_search import Hypothesis, stream, text_pieces
+from prefixlib.beam_search import Hypothesis, as_texts, check_count, stream, text_pieces
 from prefixlib.errors import UserError
 from prefixlib.readers import Group, Record
 from prefixlib.tasks import as_group, find_task
@@ -136,18 +136,9 @@ class Model:
             disable_tqdm=not progress,
         )
         chosen, _ = settings.strategy_for(self._task().name)
-        most = {"beam": num_beams, "greedy": 1}.get(chosen, num_return_sequences)
-        if not 1 <= num_return_sequences <= most:
-            raise UserError(f"num_return_sequences {num_return_sequences}: must be 1 to {max(most, 1)} ({chosen})")
-        inputs = self.encode(sources, settings)
-        found = self.decode(inputs, settings, num_return_sequences)
-        results = []
-        for hypotheses in found:
-            texts = [decoding.to_text(self.tokenizer, hypothesis.tokens) for hypothesis in hypotheses]
-            if return_scores:
-                texts = [(text, hypothesis.score) for text, hypothesis in zip(texts, hypotheses, strict=True)]
-            results.append(texts if num_return_sequences > 1 else texts[0])
-        return results
+        check_count(num_return_sequences, chosen, num_beams)
+        found = self.decode(self.encode(sources, settings), settings, num_return_sequences)
+        return as_texts(found, self._to_text, several=num_return_sequences > 1, scores=return_scores)
 
     def stream(
         self,
@@ -175,7 +166,10 @@ class Model:
         steps = decoding.CausalSteps(self.base, [example.prompt], past.layers, past.visible)
         rule = decoding.decoding_rule(settings, self.tokenizer)
         tokens = stream(steps, example.prompt, rule, seed if strategy == "nucleus" else None)
-        return text_pieces(tokens, lambda ids: decoding.to_text(self.tokenizer, ids))
+        return text_pieces(tokens, self._to_text)
+
+    def _to_text(self, tokens: Sequence[int]) -> str:
+        return decoding.to_text(self.tokenizer, tokens)
 
     def encode(self, sources: Sequence[Any], settings: Decoding) -> list[Encoded]:
         """Sources, as `generate` takes them, as model inputs; those that leave too little for the output are cut."""

@@ -11,10 +11,12 @@ length alone, as transformers does today.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from prefixlib.errors import UserError
 
 
 class StepwiseModel(Protocol):
@@ -210,6 +212,26 @@ def stream(model: StepwiseModel, prompt: Sequence[int], rule: DecodingRule, seed
         yield tokens[-1]
         if generated + 1 < rule.max_new_tokens:
             logits = model.advance(torch.tensor([0]), picked)
+
+
+def as_texts(
+    found: Iterable[Sequence[Hypothesis]], to_text: Callable[[list[int]], str], *, several: bool, scores: bool
+) -> list[Any]:
+    """The texts of each prompt's hypotheses: the first one's, or with `several` a list; (text, score) with `scores`."""
+    results = []
+    for hypotheses in found:
+        texts: list[Any] = [to_text(hypothesis.tokens) for hypothesis in hypotheses]
+        if scores:
+            texts = [(text, hypothesis.score) for text, hypothesis in zip(texts, hypotheses, strict=True)]
+        results.append(texts if several else texts[0])
+    return results
+
+
+def check_count(count: int, strategy: str, num_beams: int) -> None:
+    """Raise UserError unless a search gives `count` outputs per prompt: as many as beams, one greedily, any sampled."""
+    most = max({"beam": num_beams, "greedy": 1}.get(strategy, count), 1)
+    if not 1 <= count <= most:
+        raise UserError(f"num_return_sequences {count}: must be 1 to {most} ({strategy})")
 
 
 def text_pieces(tokens: Iterable[int], to_text: Callable[[list[int]], str]) -> Iterator[str]:

@@ -29,7 +29,7 @@ from prefixlib.base_model import (
     resolve_model_name,
     save_whole,
 )
-from prefixlib.beam_search import DecodingRule, Hypothesis, stream, text_pieces
+from prefixlib.beam_search import DecodingRule, Hypothesis, as_texts, check_count, stream, text_pieces
 from prefixlib.errors import UserError
 from prefixlib.settings import spelled
 from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
@@ -129,20 +129,13 @@ class Model:
             raise UserError("generate() takes a list of sources, not one text")
         given = {"num_beams": num_beams, "length_pen": length_penalty, "top_p": top_p, "temperature": temperature}
         rule = self._rule(strategy, min_length, max_new_tokens, **given)
-        most = {"beam": rule.num_beams, "greedy": 1}.get(strategy, num_return_sequences)
-        if not 1 <= num_return_sequences <= max(most, 1):
-            raise UserError(f"num_return_sequences {num_return_sequences}: must be 1 to {max(most, 1)} ({strategy})")
+        check_count(num_return_sequences, strategy, rule.num_beams)
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be above 0")
         inputs, _ = self.encode(self._texts(sources), self.source_limit)
         how = {"strategy": strategy, "seed": seed, "batch_size": batch_size, "progress": progress}
-        results = []
-        for hypotheses in self.decode(inputs, rule, count=num_return_sequences, **how):
-            texts: list[Any] = [decoding.to_text(self.tokenizer, hypothesis.tokens) for hypothesis in hypotheses]
-            if return_scores:
-                texts = [(text, hypothesis.score) for text, hypothesis in zip(texts, hypotheses, strict=True)]
-            results.append(texts if num_return_sequences > 1 else texts[0])
-        return results
+        found = self.decode(inputs, rule, count=num_return_sequences, **how)
+        return as_texts(found, self._to_text, several=num_return_sequences > 1, scores=return_scores)
 
     def stream(
         self,
@@ -172,7 +165,10 @@ class Model:
         steps = decoding.Seq2SeqSteps(self.base, *decoding.pad_sources(self.base, inputs), prefix)
         (start,) = decoding.start_tokens(self.base, 1)
         tokens = stream(steps, start, rule, seed if strategy == "nucleus" else None)
-        return text_pieces(tokens, lambda ids: decoding.to_text(self.tokenizer, ids))
+        return text_pieces(tokens, self._to_text)
+
+    def _to_text(self, tokens: Sequence[int]) -> str:
+        return decoding.to_text(self.tokenizer, tokens)
 
     def _rule(self, strategy: str, min_length: int | None, max_new_tokens: int | None, **given: Any) -> DecodingRule:
         """The task's rule with what is given. UserError for a setting that has no effect under the strategy."""
