@@ -20,8 +20,8 @@ class Packed:
 
     input_ids: Tensor  # (R, W)
     positions: Tensor  # (R, W), from 0 in every text
-    text: Tensor  # (R, W): the number of the text, -1 where a row has room left
-    places: Tensor  # (N,): where on the flattened rows each real token stands, in the order of the padded batch
+    text: Tensor  # (R, W): the number of the text, -1 in unused cells
+    places: Tensor  # (N,): the cell of each real token on the flattened rows, in the order of the padded batch
 
 
 def lay_out(input_ids: Tensor, real: Tensor, lengths: Sequence[int], rows: Rows) -> Packed:
