@@ -1,5 +1,6 @@
 """The flags of this tree: `Settings` of a training run, `Decoding` of a decoding run (standard library only)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from prefixlib.settings import (
     METHOD,
     MODEL,
     RECORDS,
+    SAMPLING,
     START,
     TASK,
     TRAINING,
@@ -16,10 +18,12 @@ from prefixlib.settings import (
     Flags,
     Only,
     Training,
+    choose_strategy,
     flag,
     refuse_together,
 )
-from prefixlib.tasks import GPT2_MODES, TASKS, find_task
+from prefixlib.tables import TARGET, Columns
+from prefixlib.tasks import GPT2_MODES, OWN_DATA, TASKS, find_task
 
 DEFAULT_MODEL = "gpt2-medium"
 OBJECTIVE, DECODING = "objective", "decoding"
@@ -106,7 +110,8 @@ class Settings(Training):
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1
     )
     keep_best: bool = flag(False, "keep the checkpoint with the lowest dev loss in OUTPUT/best", RECORDS)
-    skip_decode: bool = flag(False, "stop after training instead of decoding and scoring valid and test", RECORDS)
+    skip_decode: bool = flag(False, "the same as --decode none", RECORDS)
+    max_new_tokens: int = flag(100, "most tokens of an output in the decoding after training", RECORDS, above=0)
     batch_size: int = flag(32, "sentences decoded together", RECORDS, above=0)
 
     def check(self) -> None:
@@ -114,6 +119,8 @@ class Settings(Training):
         self.check_shared()
         if self.distill and not self.finetuned_model_path:
             raise UserError("--distill yes needs --finetuned_model_path, the fine-tuned model to learn from")
+        if self.skip_decode and self.decode not in (None, "none"):
+            refuse_together("--skip_decode yes", f"--decode {self.decode}", "it says that nothing is decoded")
         if self.early_stopping_patience == 0:
             raise UserError("--early_stopping_patience 0: at least 1 evaluation, or -1 for never")
         self.check_only_with(RULES)
@@ -149,7 +156,7 @@ class Settings(Training):
         if self.finetuned_model_path:  # resolved: a resumed run may be started from another folder
             values["finetuned_model_path"] = str(Path(self.finetuned_model_path).expanduser().resolve())
         kept = {name: values[name] for name in TRAINING_SETTINGS if values.get(name) is not None}
-        return kept | self.tuning_settings()
+        return kept | self.data_settings() | self.tuning_settings()
 
 
 TRAINING_SETTINGS = (
@@ -170,7 +177,7 @@ TRAINING_SETTINGS = (
     *("distill", "finetuned_model_path", "matching_objective", "matching_positions", "use_custom_teacher_dropout"),
 )
 
-_SUMMARIES = tuple(row.name for row in TASKS.values() if row.gpt2 and row.gpt2.lengths)
+_CUT = tuple(row.name for row in TASKS.values() if row.gpt2 and (row.gpt2.lengths or row.verbatim))
 _OF_SOURCE = "such a prefix is made of the source's words"
 RULES = (
     *(
@@ -196,7 +203,7 @@ RULES = (
     Only("matching_positions", "distill", (True,), "it is where the teacher is matched"),
     Only("distill", "optim_prefix", (True,), "a prefix made of the source is trained on texts"),
     Only("distill", "format_mode", ("cat", "peek"), "the teacher reads what the student reads, source included"),
-    *(Only(name, "mode", _SUMMARIES, "other texts are cut to the model's positions only") for name in LENGTHS),
+    *(Only(name, "mode", _CUT, "other texts are cut to the model's positions only") for name in LENGTHS),
 )
 
 
@@ -205,6 +212,12 @@ class Decoding(Flags):
     """How texts are decoded. Every field is a flag of run_generation.py, which gen.py passes on."""
 
     data_file: str | None = flag(None, "the file to decode (default: the task's SPLIT file under --data_dir)", DECODING)
+    source_column: str | None = flag(
+        None, "mode text: the column of the sources (default: the one trained on)", DECODING
+    )
+    target_column: str | None = flag(
+        None, "mode text: the column of the targets (default: the one trained on)", DECODING
+    )
     data_dir: str | None = flag(None, "folder of all data sets, or the task's own (default: data/)", DECODING)
     decode_limit: int | None = flag(
         None,
@@ -223,7 +236,8 @@ class Decoding(Flags):
     cache_dir: str | None = flag(None, "where hub files are kept", DECODING)
     strategy: str | None = flag(
         None,
-        "how tokens are chosen (default: classify-* greedy; sentiment, topic, writingPrompts nucleus; else beam)",
+        "how tokens are chosen (default: classify-* greedy; sentiment, topic, writingPrompts nucleus; text nucleus "
+        "where --top_p, --top_k or --temperature is given; else beam)",
         DECODING,
         choices=STRATEGIES,
     )
@@ -234,7 +248,10 @@ class Decoding(Flags):
         None, "sentiment, topic: file of what texts begin with, one a line (default: PPLM's)", DECODING
     )
     num_beams: int = flag(5, "beams (strategy beam)", DECODING, above=0)
-    length: int = flag(100, "most tokens to generate", DECODING, above=0)
+    length: int = flag(100, "most tokens to generate", DECODING, above=0, names=("--max_new_tokens",))
+    stop: tuple[str, ...] = flag(
+        (), r"an output ends before this text (\n: a line break); may be given several times", DECODING
+    )
     length_penalty: float = flag(1.0, "above 1 favours long outputs", DECODING)
     length_normalization: str = flag(
         "prompt+output",
@@ -243,11 +260,17 @@ class Decoding(Flags):
         choices=("prompt+output", "output"),
     )
     top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, above=0)
-    temperature: float = flag(1.0, "softens (above 1) or sharpens nucleus sampling", DECODING, above=0)
+    top_k: int = flag(0, "only the N likeliest tokens (strategy nucleus; 0: all)", DECODING, low=0)
+    temperature: float = flag(1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0)
     seed: int = flag(42, "seed of nucleus sampling", DECODING, low=0)
     batch_size: int = flag(32, "sentences decoded together; changes speed only", DECODING, above=0)
     bf16: bool = flag(False, "the frozen model in bfloat16", DECODING)
     disable_tqdm: bool = flag(False, "no progress bar", DECODING)
+
+    def columns(self, task: Mapping[str, Any]) -> Columns:
+        """Which columns of a table are read: the flags', else those that the checkpoint was trained on."""
+        source = self.source_column or task.get("source_column") or None
+        return Columns(source, self.target_column or task.get("target_column") or TARGET)
 
     def strategy_for(self, mode: str) -> tuple[str, int]:
         """The strategy and the outputs per prompt: the flags', else the task's.
@@ -258,19 +281,23 @@ class Decoding(Flags):
         if self.top_p > 1:
             raise UserError(f"--top_p {self.top_p}: must be at most 1")
         task = find_task(mode).gpt2
-        strategy = self.strategy or task.strategy
+        strategy = choose_strategy(mode, self, task.strategy)
         samples = self.samples or (task.samples if strategy == "nucleus" else 1)
         if samples > 1 and strategy != "nucleus":
             refuse_together(f"--strategy {strategy}", f"--samples {samples}", "every sample would be the same")
         if self.openings and not task.openings:
             refuse_together(f"--mode {mode}", "--openings", "its outputs are not begun for it")
+        if mode not in OWN_DATA and (self.source_column or self.target_column):
+            refuse_together(f"--mode {mode}", "--source_column, --target_column", "its files have no columns")
         for name, owner in STRATEGY_FLAGS.items():
+            if owner == "nucleus" and strategy == "greedy" and self.temperature == 0:
+                continue  # sampling made greedy
             if strategy != owner and getattr(self, name) != self.default(name):
                 refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {owner}")
         return strategy, samples
 
 
 STRATEGY_FLAGS = {
-    **dict.fromkeys(("top_p", "temperature"), "nucleus"),
+    **dict.fromkeys(SAMPLING, "nucleus"),
     **dict.fromkeys(("num_beams", "length_penalty", "length_normalization"), "beam"),
 }

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from gpt2 import decoding, model
+from gpt2 import model
 from gpt2.dataset import Encoded, encode, encode_inputs
 from gpt2.flags import Decoding
-from prefixlib import checkpoint, files, metrics, original, record
+from prefixlib import checkpoint, files, metrics, original, record, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics.distinct import distinct
 from prefixlib.readers import Group
@@ -25,7 +25,8 @@ from prefixlib.tasks import (
     GPT2_MODES,
     data_file,
     find_task,
-    prompt_text,
+    given_file,
+    is_there,
     read_groups,
     read_label_groups,
     read_openings,
@@ -52,9 +53,10 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     """
     mode, tokenizer = trained.task["mode"], trained.tokenizer
     openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
-    groups = read_label_groups(mode, path, openings) if openings else read_groups(mode, path)
+    columns = settings.columns(trained.task)
+    groups = read_label_groups(mode, path, openings) if openings else read_groups(mode, path, columns)
     groups = first_groups(groups, settings.decode_limit, trained.task.get("categories", ()))
-    texts = [prompt_text(mode, trained.format.source_text(group.source), tokenizer.eos_token) for group in groups]
+    texts = [trained.format.prompt(mode, group.source, tokenizer) for group in groups]
     whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
     if not openings:
         inputs = trained.fit(whole, settings)
@@ -86,7 +88,9 @@ def first_groups(groups: list[Group], limit: int | None, seen: Collection[str]) 
 
 
 def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding) -> dict[str, Any]:
-    """Decode every prompt of `path`; write STEM_{STRATEGY,gold,src}; return scores and counts.
+    """Decode every prompt of `path`; write STEM_{STRATEGY,gold,src}, of one's own pairs also STEM_STRATEGY.jsonl.
+
+    Returns scores and counts.
 
     `stem` is OUTPUT_DIR/NAME_SPLIT. The files are in the data file's order: see `write_outputs`.
     """
@@ -96,12 +100,17 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
     started = time.perf_counter()
     found = trained.decode(prompts.inputs, settings, samples)
     seconds = time.perf_counter() - started
+    to_text = trained.to_text(settings)
     outputs = [
-        decoding.to_text(trained.tokenizer, opening + hypothesis.tokens)
+        to_text(opening + hypothesis.tokens)
         for opening, hypotheses in zip(prompts.openings, found, strict=True)
         for hypothesis in hypotheses
     ]
     write_outputs(stem, strategy, outputs, prompts, one_reference=not find_task(mode).grouped)
+    if find_task(mode).verbatim:
+        groups = [group for group, hypotheses in zip(prompts.groups, found, strict=True) for _ in hypotheses]
+        values = [hypothesis.score for hypotheses in found for hypothesis in hypotheses]
+        tables.write(stem.with_name(f"{stem.name}_{strategy}.jsonl"), groups, outputs, values)
     logger.info(
         "%d sentences in %.1f s (%.1f/s) -> %s_%s", len(outputs), seconds, len(outputs) / seconds, stem, strategy
     )
@@ -132,7 +141,7 @@ def write_outputs(stem: Path, strategy: str, outputs: Sequence[str], prompts: Pr
     end = "" if one_reference else "\n"
     gold = ["".join(f"{_line(text)}\n" for text in group.references) + end for group in prompts.groups]
     kinds = {
-        strategy: "".join(f"{output}\n" for output in outputs),
+        strategy: "".join(f"{_line(output)}\n" for output in outputs),
         "gold": "".join(gold),
         "src": "".join(f"{_line(text)}\n" for text in prompts.texts),
     }
@@ -181,8 +190,10 @@ def main(argv: list[str] | None = None) -> int:
     if not settings.output_dir and is_plain_model(directory):
         raise UserError(f"{directory} is a model, not the folder of a run: say with --output_dir where the outputs go")
     out = Path(settings.output_dir).expanduser().resolve() if settings.output_dir else directory
-    path = Path(settings.data_file) if settings.data_file else data_file(mode, split, settings.data_dir)
-    if not path.is_file():
+    path = data_file(mode, split, settings.data_dir)
+    if settings.data_file:
+        path = given_file(mode, settings.data_file, split)
+    if not is_there(mode, path):
         read_groups(mode, path)  # raises the reader's own message before a model is loaded
     trained = model.load(
         directory,

@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from gpt2.trainer_prefix import Distillation, PrefixTrainer, TensorBoard, is_exh
 from prefixlib import checkpoint, files, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.settings import Parser
-from prefixlib.tasks import data_file, read_records
+from prefixlib.tables import Chat
+from prefixlib.tasks import data_file, given_file, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
 
@@ -71,9 +72,14 @@ def train(settings: Settings) -> TrainResult:
     output = Path(settings.output_dir).expanduser().resolve()
     resume_from = find_resume(settings, output)
     paths = {split: find_file(settings, split) for split in ("train", "valid", "test")}
+    to_decode = () if settings.skip_decode else settings.splits_to_decode(paths["test"] is not None, ("valid", "test"))
     record.seed_everything(settings.seed)
-    records = {split: read_records(settings.mode, paths[split]) for split in ("train", "valid")}
+    columns = replace(settings.columns, complete=True)
+    records = {split: read_records(settings.mode, paths[split], columns) for split in ("train", "valid")}
     task = settings.training_settings()
+    if isinstance(records["train"][0].source, Chat):
+        settings.check_conversations()
+        task["chat"] = True
     task["categories"] = sorted({row.category for row in records["train"]} - {""})
     if settings.tuning_mode == "finetune":
         task["lowdata_token"] = settings.source_word()
@@ -105,8 +111,8 @@ def train(settings: Settings) -> TrainResult:
             **record.versions(),
         }
         record.update_results(output, {"run": run, "training": training})
-        if not settings.skip_decode:
-            scores = decode_splits(settings, trained, output, paths)
+        if to_decode:
+            scores = decode_splits(settings, trained, output, {split: paths[split] for split in to_decode})
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
@@ -114,7 +120,7 @@ def find_file(settings: Settings, split: str) -> Path | None:
     """The data file of a split: the flag's, or the task's own; None for a test set that is not there."""
     given = {"train": settings.train_file, "valid": settings.eval_file, "test": settings.test_file}[split]
     if given:
-        return Path(given).expanduser().resolve()
+        return given_file(settings.mode, given, split)
     if split == "test" and settings.train_file:
         return None  # the standard test set does not belong to one's own training file
     path = data_file(settings.mode, split, settings.data_dir)
@@ -276,10 +282,18 @@ def ended_run(resume_from: Path | None, patience: int) -> TrainerState | None:
 def decode_splits(
     settings: Settings, trained: model.Model, output: Path, paths: Mapping[str, Path | None]
 ) -> dict[str, dict[str, float | None]]:
-    """Decode and score valid and test, as the original does after training; scores go to results.json and the card."""
-    decoding = Decoding(batch_size=settings.batch_size, disable_tqdm=settings.disable_tqdm)
+    """Decode and score the files of `paths`, split -> path; scores go to results.json and the card.
+
+    The original does so with valid and test after training.
+    """
+    decoding = Decoding(
+        batch_size=settings.batch_size,
+        length=settings.max_new_tokens,
+        decode_limit=settings.decode_limit,
+        disable_tqdm=settings.disable_tqdm,
+    )
     decoded: dict[str, dict[str, Any]] = {}
-    for split in ("valid", "test"):
+    for split in paths:
         if paths[split] is None:
             logger.info("no test file: %s is not decoded", split)
             continue

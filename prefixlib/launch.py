@@ -122,11 +122,13 @@ def tuning_label(settings: Training) -> str | None:
 
 
 def as_words(values: Mapping[str, object]) -> list[str]:
-    """{"preseqlen": 5, "cache_dir": None} -> ["--preseqlen", "5"]: None is left out, "-" may start a value."""
+    """{"preseqlen": 5, "cache_dir": None} -> ["--preseqlen", "5"]: None is left out, "-" may start a value.
+
+    The flag of a tuple is repeated for each of its parts.
+    """
     words = []
     for name, value in values.items():
-        if value is not None:
-            text = str(value)
+        for text in map(str, value if isinstance(value, tuple) else [] if value is None else [value]):
             words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
     return words
 
