@@ -10,7 +10,6 @@ from prefixlib.settings import (
     METHOD,
     MODEL,
     RECORDS,
-    SAMPLING,
     START,
     TASK,
     TRAINING,
@@ -18,11 +17,11 @@ from prefixlib.settings import (
     Flags,
     Only,
     Training,
-    choose_strategy,
     flag,
     refuse_together,
+    strategy_of,
 )
-from prefixlib.tables import TARGET, Columns
+from prefixlib.tables import Columns
 from prefixlib.tasks import GPT2_MODES, OWN_DATA, TASKS, find_task
 
 DEFAULT_MODEL = "gpt2-medium"
@@ -269,8 +268,7 @@ class Decoding(Flags):
 
     def columns(self, task: Mapping[str, Any]) -> Columns:
         """Which columns of a table are read: the flags', else those that the checkpoint was trained on."""
-        source = self.source_column or task.get("source_column") or None
-        return Columns(source, self.target_column or task.get("target_column") or TARGET)
+        return Columns.of(task, self.source_column, self.target_column)
 
     def strategy_for(self, mode: str) -> tuple[str, int]:
         """The strategy and the outputs per prompt: the flags', else the task's.
@@ -281,7 +279,7 @@ class Decoding(Flags):
         if self.top_p > 1:
             raise UserError(f"--top_p {self.top_p}: must be at most 1")
         task = find_task(mode).gpt2
-        strategy = choose_strategy(mode, self, task.strategy)
+        strategy = strategy_of(self, mode, task.strategy, ("num_beams", "length_penalty", "length_normalization"))
         samples = self.samples or (task.samples if strategy == "nucleus" else 1)
         if samples > 1 and strategy != "nucleus":
             refuse_together(f"--strategy {strategy}", f"--samples {samples}", "every sample would be the same")
@@ -289,15 +287,4 @@ class Decoding(Flags):
             refuse_together(f"--mode {mode}", "--openings", "its outputs are not begun for it")
         if mode not in OWN_DATA and (self.source_column or self.target_column):
             refuse_together(f"--mode {mode}", "--source_column, --target_column", "its files have no columns")
-        for name, owner in STRATEGY_FLAGS.items():
-            if owner == "nucleus" and strategy == "greedy" and self.temperature == 0:
-                continue  # sampling made greedy
-            if strategy != owner and getattr(self, name) != self.default(name):
-                refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {owner}")
         return strategy, samples
-
-
-STRATEGY_FLAGS = {
-    **dict.fromkeys(SAMPLING, "nucleus"),
-    **dict.fromkeys(("num_beams", "length_penalty", "length_normalization"), "beam"),
-}

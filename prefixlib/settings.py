@@ -220,13 +220,26 @@ def explicit_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[
     return {name for name, value in vars(parsed).items() if value is not unset}
 
 
-def choose_strategy(mode: str, settings: Flags, usual: str) -> str:
-    """--strategy, else the task's `usual` one; temperature 0 is greedy, flags of sampling sample one's own pairs."""
-    strategy = settings.strategy
-    if strategy is None:
-        sampled = any(getattr(settings, name) != settings.default(name) for name in SAMPLING)
-        strategy = "nucleus" if settings.temperature == 0 or (sampled and mode in OWN_DATA) else usual
-    return "greedy" if strategy == "nucleus" and settings.temperature == 0 else strategy
+def choose_strategy(mode: str, given: str | None, usual: str, temperature: float, sampled: bool) -> str:
+    """The strategy that is given, else the task's `usual` one.
+
+    Temperature 0 is greedy. `sampled`: whether a flag of sampling is away from its default; then one's own pairs are
+    drawn.
+    """
+    if given is None:
+        given = "nucleus" if temperature == 0 or (sampled and mode in OWN_DATA) else usual
+    return "greedy" if given == "nucleus" and temperature == 0 else given
+
+
+def strategy_of(settings: Flags, mode: str, usual: str, beams: Sequence[str]) -> str:
+    """The strategy of decoding settings. Raises UserError for a flag without effect; `beams`: those of beam search."""
+    sampled = any(getattr(settings, name) != settings.default(name) for name in SAMPLING)
+    strategy = choose_strategy(mode, settings.strategy, usual, settings.temperature, sampled)
+    for name, owner in {**dict.fromkeys(SAMPLING, "nucleus"), **dict.fromkeys(beams, "beam")}.items():
+        made_greedy = owner == "nucleus" and strategy == "greedy" and settings.temperature == 0
+        if strategy != owner and getattr(settings, name) != settings.default(name) and not made_greedy:
+            refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {owner}")
+    return strategy
 
 
 # The settings of one tuning mode alone: its checkpoints hold them, and a resumed run must repeat them.
@@ -432,11 +445,12 @@ class Training(Flags):
 
 
 _NO_LAYERS, _NO_ADAPTERS, _NO_MLP = "the others train no chosen layers", "there are no adapters", "there is no MLP"
+TABLE_RULES = tuple(
+    Only(name, "mode", OWN_DATA, "the task's files have no columns to choose from")
+    for name in ("source_column", "target_column", "source_template")
+)
 SHARED_RULES = (
-    *(
-        Only(name, "mode", OWN_DATA, "the task's files have no columns to choose from")
-        for name in ("source_column", "target_column", "source_template")
-    ),
+    *TABLE_RULES,
     *(
         Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
         for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")

@@ -34,6 +34,11 @@ class Columns:
     target: str = TARGET
     complete: bool = False
 
+    @classmethod
+    def of(cls, task: Mapping[str, Any], source: str | None, target: str | None) -> Self:
+        """Those that are given, else those that a checkpoint was trained on."""
+        return cls(source or task.get("source_column") or None, target or task.get("target_column") or TARGET)
+
 
 USUAL = Columns()
 

@@ -389,7 +389,7 @@ def find_task(mode: str) -> Task:
 def prompt_text(mode: str, source: str, separator: str) -> str:
     """The prompt of training and decoding, e.g. `" SRC <|endoftext|>"`; UserError if the source holds `separator`."""
     before, after = find_task(mode).source_spaces
-    return f"{before}{_without(separator, source)}{after}{separator}"
+    return f"{before}{without(separator, source)}{after}{separator}"
 
 
 def training_text(mode: str, source: str, target: str, separator: str) -> tuple[str, str]:
@@ -398,10 +398,11 @@ def training_text(mode: str, source: str, target: str, separator: str) -> tuple[
     The loss counts the continuation alone: target and final separator (and the space before it, where there is one).
     """
     before, after = find_task(mode).target_spaces
-    return prompt_text(mode, source, separator), f"{before}{_without(separator, target)}{after}{separator}"
+    return prompt_text(mode, source, separator), f"{before}{without(separator, target)}{after}{separator}"
 
 
-def _without(separator: str, text: str) -> str:
+def without(separator: str, text: str) -> str:
+    """The text. Raises UserError where it holds the separator."""
     if separator in text:
         start = text[:60] + ("…" if len(text) > 60 else "")
         raise UserError(f"{separator!r} separates source and target and cannot stand inside a text: {start!r}")

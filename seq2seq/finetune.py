@@ -11,24 +11,25 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, original, record
+from prefixlib import checkpoint, files, original, record, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.settings import Parser, explicit_flags
-from prefixlib.tasks import find_task
+from prefixlib.tables import Chat, Columns
+from prefixlib.tasks import OWN_DATA, find_task, is_there, without
 from seq2seq.callbacks import RESUME, Checkpoints, LogLines
-from seq2seq.decoding import decoding_rule, to_text
+from seq2seq.decoding import decoding_rule, stops, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
 from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
-from seq2seq.model import Model, load, load_prefix, new, on_device, saved_settings
+from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
 from seq2seq.utils import Example, build_loaders, load_examples
 
 logger = logging.getLogger("seq2seq.finetune")
@@ -42,6 +43,7 @@ class TrainResult:
     scores: dict[str, float]  # on the dev set after the last step: loss, rouge1, rouge2, rougeL, length in tokens
     history: dict[str, list[tuple[int, float]]]  # "train" and "dev": (step, loss per token)
     output_dir: Path
+    decoded: dict[str, dict[str, Any]]  # split -> scores of what was decoded after training: see --decode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,16 +108,26 @@ def train(settings: Settings) -> TrainResult:
         return _finished(settings, output)
     resume_from = find_resume(settings, output)
     started = time.perf_counter()
+    has_test = is_there(settings.mode, settings.file("test")) and not (settings.train_file and not settings.test_file)
+    to_decode = settings.splits_to_decode(has_test, usual=())
+    columns = dataclasses.replace(settings.columns, complete=True)
     examples = {
-        split: load_examples(settings.mode, split, settings.file(split), settings.first(split))
+        split: load_examples(settings.mode, split, settings.file(split), settings.first(split), columns)
         for split in ("train", "valid")
     }
+    chat = isinstance(examples["train"][0].source, Chat)
+    if chat:
+        settings.check_conversations()
     record.seed_everything(settings.seed)
     first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
     texts = [text for example in first for text in (example.source, *example.references)]
     model = new(settings, resuming=resume_from is not None, texts=texts)
+    if chat:
+        model.task["chat"] = True
     config = model.base.config
-    loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config)
+    if settings.mode in OWN_DATA:
+        check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
+    loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
     steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
     rule = decoding_rule(settings.mode, config, **settings.search())
@@ -148,7 +160,17 @@ def train(settings: Settings) -> TrainResult:
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
-    return TrainResult(model, module.validation_result, log.curves, output)
+    decoded = {}
+    if trainer.is_global_zero:
+        decoded = {split: decode_split(settings, model, split, output, SEED) for split in to_decode}
+    return TrainResult(model, module.validation_result, log.curves, output, decoded)
+
+
+def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
+    """Raise UserError for a text that holds the tokenizer's end of text: it would end there."""
+    for example in examples:
+        for text in (example.source, *example.references):
+            without(tokenizer.eos_token, text)
 
 
 def _finished(settings: Settings, output: Path) -> TrainResult:
@@ -157,7 +179,8 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     history = {name: [tuple(point) for point in points] for name, points in trained["curves"].items()}
     base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
     model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
-    return TrainResult(model, trained["last"], history, output)
+    decoded = {split: row["scores"] for split, row in record.read_results(output).get("decoding", {}).items()}
+    return TrainResult(model, trained["last"], history, output, decoded)
 
 
 def write_results(settings: Settings, model: Model, output: Path, trained: dict[str, Any]) -> None:
@@ -181,7 +204,7 @@ def write_results(settings: Settings, model: Model, output: Path, trained: dict[
 
 
 def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
-    """Decode the test file with a checkpoint: write test_beam_LENGTHPENALTY and results.json; returns the scores.
+    """Decode the test file, or what --decode says, with a checkpoint; returns the scores of each file.
 
     given: the names of the settings that must agree with the checkpoint's, as they were set on purpose.
     """
@@ -189,31 +212,49 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
     model = load_for(settings, given)
-    path = settings.file("test")
-    examples = load_examples(settings.mode, "test", path, settings.n_test)
+    has_test = settings.mode not in OWN_DATA or is_there(settings.mode, settings.file("test"))
+    splits = settings.splits_to_decode(has_test, usual=("test",))
+    seed = settings.seed if "seed" in given else SEED
+    return {split: decode_split(settings, model, split, output, seed) for split in splits}
+
+
+def decode_split(settings: Settings, model: Model, split: str, output: Path, seed: int) -> dict[str, Any]:
+    """Decode the file of a split: write SPLIT_beam_LENGTHPENALTY and results.json; returns the scores.
+
+    Another strategy gives SPLIT_STRATEGY. Of one's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
+    """
+    path, strategy = settings.file(split), settings.strategy_now()
+    columns = Columns.of(model.task, settings.source_column, settings.target_column)
+    examples = load_examples(settings.mode, split, path, settings.decode_limit or settings.first(split), columns)
     examples = [examples[n] for n in range(len(examples))]
     limit = settings.max_source_length or model.task.get("max_source_length")
     lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
-    rule = decoding_rule(settings.mode, model.base.config, **settings.search())
+    stop = stops(model.tokenizer, settings.stop)
+    rule = decoding_rule(settings.mode, model.base.config, **settings.search(), stop=stop)
     inputs, cut = model.encode([example.source for example in examples], lengths["max_source_length"])
     started = time.perf_counter()
-    found = model.decode(inputs, rule, batch_size=settings.eval_batch_size, progress=not settings.disable_tqdm)
+    how = {"batch_size": settings.eval_batch_size, "progress": not settings.disable_tqdm}
+    found = model.decode(inputs, rule, strategy=strategy, seed=seed, **how)
     seconds = time.perf_counter() - started
-    texts = [to_text(model.tokenizer, hypotheses[0].tokens) for hypotheses in found]
-    target = output / f"test_beam_{rule.length_penalty}"
-    files.write_text(target, "".join(f"{text}\n" for text in texts))
+    texts = [model.to_text(settings.stop)(hypotheses[0].tokens) for hypotheses in found]
+    target = output / f"{split}_{strategy}{f'_{rule.length_penalty}' if strategy == 'beam' else ''}"
+    one_line = (text.replace("\n", " ") for text in texts)
+    files.write_text(target, "".join(f"{text}\n" for text in one_line))
+    if settings.mode in OWN_DATA:
+        scored = [hypotheses[0].score for hypotheses in found]
+        tables.write(output / f"{output.name}_{split}_{strategy}.jsonl", examples, texts, scored)
     scores = score(settings, texts, examples, model.tokenizer, lengths["test_max_target_length"])
     decoded = {
         "data_file": str(path),
         "sentences": len(texts),
         "sources_cut": cut,
         "seconds": round(seconds, 2),
-        "strategy": "beam",
-        "rule": dataclasses.asdict(rule),
+        "strategy": strategy,
+        "rule": {**dataclasses.asdict(dataclasses.replace(rule, stop=None)), "stop": list(settings.stop)},
         "scores": scores,
     }
     known = record.read_results(output).get("decoding", {})
-    record.update_results(output, {"decoding": {**known, "test": decoded}})
+    record.update_results(output, {"decoding": {**known, split: decoded}})
     logger.info("%d texts in %.1f s (%.2f/s) -> %s", len(texts), seconds, len(texts) / seconds, target)
     for name, value in scores.items():
         logger.info("%s: %s", name, shown(value))
@@ -231,7 +272,10 @@ def load_for(settings: Settings, given: Collection[str]) -> Model:
     elif not original.is_prefix(directory):
         load_prefix(directory)  # raises UserError that says what the folder holds instead
     values = {name: value for name, value in settings.as_flags().items() if name in given}
-    values.pop("max_source_length", None)  # decoding may read more or less of a source than training did
+    # decoding may read more or less of a source than training did, other columns, and draw with a seed of its own
+    free = {"max_source_length", "source_column", "target_column"}
+    for name in free | ({"seed"} if settings.strategy_now() == "nucleus" else set()):
+        values.pop(name, None)
     checkpoint.check_agrees(values, saved_settings(directory), directory)
     dtype = torch.float16 if settings.fp16 else torch.bfloat16 if settings.bf16 else torch.float32
     return load(
@@ -254,7 +298,7 @@ def score(
         return {}
     task = find_task(settings.mode)
     outputs, references = [text for text, _ in pairs], [list(example.references) for _, example in pairs]
-    if task.is_table:
+    if task.is_table or task.verbatim:
         categories = [example.category for _, example in pairs]
         return score_task(task.metrics, outputs, references, categories=categories if any(categories) else None)
     first = [texts[0] for texts in references]

@@ -10,7 +10,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -31,7 +30,7 @@ PAGES = (
 BLOCKS = {
     "README.md": 11,
     "CONTRIBUTING.md": 2,
-    "docs/tutorial.md": 11,
+    "docs/tutorial.md": 14,
     "docs/tasks.md": 2,
     "results/README.md": 2,
     "data/README.md": 2,
@@ -167,8 +166,8 @@ def playground(tmp_path_factory):
     seq2seq.train(seq2seq.Settings(mode="xsum", n_val=1, n_train=8, num_workers=0, **bart_run, **brief))
     for name in ("OUTPUT", "OUTPUT_A", "OUTPUT_B", "GOLD"):
         (folder / name).write_text("the mill is by the river .\n")
-    for split, name in (("train", "my_train.txt"), ("valid", "my_dev.txt")):
-        shutil.copy(demo / "e2e_data" / f"src1_{split}.txt", folder / name)
+    for name in ("train", "dev"):
+        (folder / f"{name}.jsonl").write_text('{"source": "a mill", "target": "by the river\\n"}\n' * 4)
     return folder
 
 
