@@ -17,31 +17,25 @@ import platform
 import sys
 from pathlib import Path
 
-import benchmark_decode
-import benchmark_epoch
-import benchmark_lengths
-import benchmark_scaling
-import benchmark_startup
-import benchmark_steps
-import benchmark_tables
 import torch
-from benchmark_models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
-from page_parts import replace_part
 from transformers.utils import logging
 
+from benchmarks import decode, epoch, lengths, scaling, startup, steps, tables
+from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
+from page_parts import replace_part
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY
 
 PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))
 MEASURE = {  # what -> rows of numbers
-    "train-step": benchmark_steps.train_step,
-    "memory": benchmark_steps.memory,
-    "epoch": benchmark_epoch.epoch,
-    "decode": benchmark_decode.decode,
-    "startup": benchmark_startup.startup,
-    "scaling": benchmark_scaling.scaling,
-    "recipe": benchmark_epoch.recipe,
+    "train-step": steps.train_step,
+    "memory": steps.memory,
+    "epoch": epoch.epoch,
+    "decode": decode.decode,
+    "startup": startup.startup,
+    "scaling": scaling.scaling,
+    "recipe": epoch.recipe,
 }
 SHAPELESS = ("startup",)
 
@@ -75,12 +69,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sizes.add_argument("--allow_ties", type=int, help="decode: sentences that may differ (default: 0; --bf16 all)")
     sizes.add_argument("--points", type=int, help="scaling: at most so many points of a curve (default: all)")
-    sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(benchmark_scaling.SWEEPS)}")
+    sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(scaling.SWEEPS)}")
     sizes.add_argument("--no_memory", action="store_true", help="scaling: time alone")
-    lengths = parser.add_argument_group("lengths")
-    lengths.add_argument("--lengths", help=f"of {', '.join(benchmark_lengths.SETS)} (decode: webnlg_dev, xsum_test)")
-    lengths.add_argument("--lengths_from", type=Path, help="read them from this data file instead")
-    lengths.add_argument("--tokenizer", type=Path, help="folder of the real vocabulary, for --lengths_from")
+    group = parser.add_argument_group("lengths")
+    group.add_argument("--lengths", help=f"of {', '.join(lengths.SETS)} (decode: webnlg_dev, xsum_test)")
+    group.add_argument("--lengths_from", type=Path, help="read them from this data file instead")
+    group.add_argument("--tokenizer", type=Path, help="folder of the real vocabulary, for --lengths_from")
     parser.add_argument("--output", type=Path, help="the JSON file; record-lengths, table: file or folder of results")
     return parser
 
@@ -101,13 +95,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     args.rounds = args.rounds or 7
-    own_sizes = {"recipe": benchmark_epoch.RECIPE_SIZES, "scaling": benchmark_scaling.SIZES}.get(args.what, {})
+    own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES}.get(args.what, {})
     for name, value in own_sizes.items():
         setattr(args, name, getattr(args, name) or value)
     args.batches = args.batches or 8
     args.train_lengths = args.lengths or ("xsum_train" if is_bart(args) else "webnlg_train")
     fill_defaults(args)
-    benchmark_decode.fill_defaults(args)
+    decode.fill_defaults(args)
     return args
 
 
@@ -119,10 +113,10 @@ def settings_of(args: argparse.Namespace) -> dict:
     """What shaped the numbers."""
     names = {
         "epoch": (*SETTINGS, "batches", "train_lengths", "seed"),
-        "decode": ("preseqlen", "mid_dim", *benchmark_decode.SETTINGS, "seed"),
-        "recipe": (*SETTINGS, "batches", "train_lengths", *benchmark_decode.SETTINGS, "seed"),
+        "decode": ("preseqlen", "mid_dim", *decode.SETTINGS, "seed"),
+        "recipe": (*SETTINGS, "batches", "train_lengths", *decode.SETTINGS, "seed"),
         "startup": (),
-        "scaling": (*SETTINGS, *benchmark_decode.SETTINGS, "points", "seed"),
+        "scaling": (*SETTINGS, *decode.SETTINGS, "points", "seed"),
     }.get(args.what, SETTINGS)
     given = {"lengths_from": args.lengths_from.name} if args.lengths_from else {}
     return {name: getattr(args, name) for name in ("shape", "bf16", "rounds", *names)} | given
@@ -149,25 +143,25 @@ def measure(args: argparse.Namespace) -> int:
     labels = {row: label(args, row) for row in rows}
     result = {"what": args.what, "settings": settings_of(args), "run": run_of(args), "labels": labels, "rows": rows}
     files.write_json(output, result)
-    print(benchmark_tables.as_markdown(result))
+    print(tables.as_markdown(result))
     return 0
 
 
 def record_lengths(args: argparse.Namespace) -> int:
     """Write the histogram of --lengths NAME from --lengths_from FILE."""
-    if args.lengths not in benchmark_lengths.SETS or not args.tokenizer:
-        raise UserError(f"record-lengths needs --lengths, of {', '.join(benchmark_lengths.SETS)}, and --tokenizer DIR")
-    source = args.lengths_from or benchmark_lengths.default_file(args.lengths)
-    histogram = benchmark_lengths.record_lengths(args.lengths, source.expanduser(), args.tokenizer)
-    output = args.output or benchmark_lengths.RECORDED / f"{args.lengths}.json"
-    benchmark_lengths.write_histogram(output, histogram)
+    if args.lengths not in lengths.SETS or not args.tokenizer:
+        raise UserError(f"record-lengths needs --lengths, of {', '.join(lengths.SETS)}, and --tokenizer DIR")
+    source = args.lengths_from or lengths.default_file(args.lengths)
+    histogram = lengths.record_lengths(args.lengths, source.expanduser(), args.tokenizer)
+    output = args.output or lengths.RECORDED / f"{args.lengths}.json"
+    lengths.write_histogram(output, histogram)
     print(f"{output}: {histogram['texts']} texts in {len(histogram['bins'])} bins")
     return 0
 
 
 def write_table(folder: Path) -> int:
     """Print the target figures of all results in `folder`, and write them into its README.md if it has one."""
-    figures = benchmark_tables.figures(folder)
+    figures = tables.figures(folder)
     print(figures)
     page = folder / "README.md"
     if page.is_file():

@@ -8,10 +8,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_articles import corrupt, readings, write_articles
-from demo_tasks import write_tasks
-from demo_text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
-
+from demos.articles import corrupt, readings, write_articles
+from demos.tasks import write_tasks
+from demos.text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
 from prefixlib.errors import UserError, one_line_errors
 
 EOS, MASK = "<|endoftext|>", "<mask>"
@@ -107,8 +106,9 @@ def write_sets(folder, seed):
 
 def gpt2_tokenizer(texts, vocabulary):
     """The end-of-text token comes last, as in GPT-2, and is bos, eos and unk."""
-    from demo_model import train_bpe
     from transformers import GPT2TokenizerFast
+
+    from demos.model import train_bpe
 
     bpe = train_bpe(texts, vocabulary, last=[EOS])
     return GPT2TokenizerFast(tokenizer_object=bpe, bos_token=EOS, eos_token=EOS, unk_token=EOS)
@@ -132,8 +132,9 @@ def gpt2_batches(tokenizer, rng, steps, batch, length):
 def new_gpt2(tokenizer, args):
     """A GPT-2 whose layer 0 looks back by one token and whose layer 1 copies."""
     import torch
-    from demo_model import CopyingStart
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from demos.model import CopyingStart
 
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=256, n_embd=args.width, n_layer=4, n_head=args.width // HEAD,
@@ -159,9 +160,10 @@ def new_gpt2(tokenizer, args):
 
 def bart_tokenizer(texts, vocabulary):
     """BART's special tokens at BART's places: <s> <pad> </s> <unk> first, <mask> last."""
-    from demo_model import train_bpe
     from tokenizers import AddedToken, processors
     from transformers import BartTokenizerFast
+
+    from demos.model import train_bpe
 
     mask = AddedToken(MASK, lstrip=True, special=True)
     bpe = train_bpe(texts, vocabulary, first=["<s>", "<pad>", "</s>", "<unk>"], last=[mask])
@@ -187,8 +189,9 @@ def bart_batches(tokenizer, rng, steps, batch, length):
 def new_bart(tokenizer, args):
     """A BART whose first encoder layer looks back by one token and whose first decoder layer copies from there."""
     import torch
-    from demo_model import CopyingStart
     from transformers import BartConfig, BartForConditionalGeneration
+
+    from demos.model import CopyingStart
 
     config = BartConfig(
         vocab_size=len(tokenizer), max_position_embeddings=256, d_model=args.width,
@@ -216,7 +219,8 @@ def new_bart(tokenizer, args):
 def build_model(args):
     """Pretrain the part's model and save it under args.output_dir."""
     import torch
-    from demo_model import pretrain, save
+
+    from demos.model import pretrain, save
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

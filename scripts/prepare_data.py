@@ -20,11 +20,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prefixlib.data_convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
-from prefixlib.data_sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
-from prefixlib.data_subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.tasks import DATA_DIR, data_file, iter_records
+from prepare.convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
+from prepare.sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
+from prepare.subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic
 
 log = logging.getLogger("prepare_data")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
@@ -37,7 +37,7 @@ class DataSet:
     mode: str  # the mode that reads it, which also names its files
     texts: dict[str, int]  # split -> texts (summaries) as published
     fetch: Fetcher
-    convert: Callable[[Path, str, Path], Path | None]  # see prefixlib/data_convert.py
+    convert: Callable[[Path, str, Path], Path | None]  # see prepare/convert.py
     wanted: str  # what a --source folder may hold
 
 

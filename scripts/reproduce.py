@@ -24,12 +24,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import decoded_examples
-import real_model
-import report
-from experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
-from training_runs import Run, RunFailed, Settings, read_json, runs_of
-
+from paper import decoded_examples, real_model, report
+from paper.experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
+from paper.training_runs import Run, RunFailed, Settings, read_json, runs_of
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY
 from prefixlib.settings import add_yes_no

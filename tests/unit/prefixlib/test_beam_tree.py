@@ -6,7 +6,7 @@ from transformers import MistralConfig, Qwen3Config
 
 from gpt2.decoding import CausalSteps
 from prefixlib.beam_tree import BeamTree, GrowingLayer, growing_cache
-from tests.unit.test_decoder_families import GROUPED, random_model
+from tests.unit.gpt2.test_decoder_families import GROUPED, random_model
 
 
 def test_a_beam_sees_its_prompt_and_its_ancestors():

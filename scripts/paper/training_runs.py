@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments import Experiment, Row
-
+from paper.experiments import Experiment, Row
 from prefixlib import files
 from prefixlib.launch import DEMO_DATA, REPOSITORY, as_words
 from prefixlib.tasks import DEMO, SPLITS, data_file, find_task

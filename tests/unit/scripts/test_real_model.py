@@ -3,15 +3,14 @@
 import json
 
 import pytest
-import real_model
-import report
-import reproduce
-from real_model import Base, build, chosen_rates, rebuild
-from training_runs import Settings, runs_of
 
+import reproduce
+from paper import real_model, report
+from paper.real_model import Base, build, chosen_rates, rebuild
+from paper.training_runs import Settings, runs_of
 from prefixlib.errors import UserError
 from prefixlib.settings import spelled
-from tests.unit.test_experiments import check_words
+from tests.unit.scripts.test_experiments import check_words
 
 RATES = {"prefix": 1e-3, "finetune": 3e-5, "top2": 1e-4, "adapter-3": 1e-3, "adapter-0.1": 3e-3}
 BASE = Base("smollm2-135m", real_model.SHAPES["smollm2-135m"], test_sources=20, rates=RATES)

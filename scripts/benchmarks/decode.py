@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from benchmark_lengths import draw, load_lengths
-from benchmark_models import POSITIONS, OriginalStyle, is_bart, our_model, peft_model
-from benchmark_steps import now, pairwise_ratio
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from benchmarks.lengths import draw, load_lengths
+from benchmarks.models import POSITIONS, OriginalStyle, is_bart, our_model, peft_model
+from benchmarks.steps import now, pairwise_ratio
 from gpt2 import decoding
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError

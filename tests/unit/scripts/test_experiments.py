@@ -4,13 +4,13 @@ import itertools
 import json
 
 import pytest
-import report
-import reproduce
-from experiments import EXPERIMENTS, ONE_SIZE, build
-from recipes import DEV, METHODS, SHAPES, TABLE1, adapter_bottleneck
-from training_runs import Run, RunFailed, Settings, runs_of
 
+import reproduce
 from gpt2 import gen, run_generation, train_e2e
+from paper import report
+from paper.experiments import EXPERIMENTS, ONE_SIZE, build
+from paper.recipes import DEV, METHODS, SHAPES, TABLE1, adapter_bottleneck
+from paper.training_runs import Run, RunFailed, Settings, runs_of
 from prefixlib.settings import spelled
 from scripts import prepare_data
 from seq2seq import train_bart

@@ -13,9 +13,14 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from benchmark_decode import ending, make_work, rule_of, sharpen
-from benchmark_lengths import draw, load_lengths
-from benchmark_models import (
+from torch import nn
+from transformers import BartConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from benchmarks.decode import ending, make_work, rule_of, sharpen
+from benchmarks.lengths import draw, load_lengths
+from benchmarks.models import (
     GROUPED,
     POSITIONS,
     STOCK,
@@ -25,12 +30,7 @@ from benchmark_models import (
     is_bart,
     our_model,
 )
-from benchmark_steps import in_turn, now, timed
-from torch import nn
-from transformers import BartConfig, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-
+from benchmarks.steps import in_turn, now, timed
 from gpt2 import decoding, run_language_modeling
 from gpt2.dataset import Encoded, collate
 from gpt2.flags import Settings

@@ -6,9 +6,8 @@ reproduce.py runs them; recipes.py holds the hyper-parameters and the paper's nu
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-import recipes
-from recipes import DEV, PREFIX, TABLE1, XSUM_DEV, XSUM_PREFIX, Numbers, recipe
-
+from paper import recipes
+from paper.recipes import DEV, PREFIX, TABLE1, XSUM_DEV, XSUM_PREFIX, Numbers, recipe
 from prefixlib.errors import UserError
 
 
