@@ -189,7 +189,7 @@ class Model:
         fitted = [truncate(example, limit) for example in inputs]
         cut = sum(len(a) != len(b) for a, b in zip(inputs, fitted, strict=True))
         if cut:
-            logger.warning("%d of %d sources cut to %d tokens to leave room for the output", cut, len(inputs), limit)
+            logger.warning("%d of %d sources cut to %d tokens, so that the output fits", cut, len(inputs), limit)
         return fitted
 
     @torch.no_grad()
@@ -265,7 +265,7 @@ class Model:
             return
         if task.get("tuning_mode") == "bothtune":
             if scores is None:
-                (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it vouches for another model than the new one
+                (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
                 directory.mkdir(parents=True, exist_ok=True)
                 files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
             task = {**task, "tuned_from": base_record["name"]}

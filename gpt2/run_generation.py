@@ -66,7 +66,7 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     inputs = [replace(example, prompt=example.prompt + ids) for example, ids in zip(whole, begun, strict=True)]
     longest, limit = max(range(len(inputs)), key=lambda n: len(inputs[n])), trained.text_positions - settings.length
     if len(inputs[longest]) > limit:
-        raise UserError(f"the prompt {texts[longest]!r} has {len(inputs[longest])} tokens; there is room for {limit}")
+        raise UserError(f"the prompt {texts[longest]!r} has {len(inputs[longest])} tokens; at most {limit} fit")
     return Prompts(groups, texts, inputs, begun, cut=0)
 
 

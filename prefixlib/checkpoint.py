@@ -60,7 +60,7 @@ def save(
     versions: Mapping[str, str],
     scores: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint into `directory` (made if absent): weights first, the config that vouches for them last."""
+    """Write a checkpoint into `directory` (made if absent): weights first, last the config with their hashes."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     described = {}

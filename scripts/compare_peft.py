@@ -55,9 +55,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def read_batches(args: argparse.Namespace, tokenizer, room: int) -> Iterator[Batch]:
+def read_batches(args: argparse.Namespace, tokenizer, positions: int) -> Iterator[Batch]:
     """`steps` batches of the file's texts in the seed's order, from the beginning again where they run out."""
-    texts = TableToTextDataset(args.mode, read_records(args.mode, args.train_file), tokenizer, room)
+    texts = TableToTextDataset(args.mode, read_records(args.mode, args.train_file), tokenizer, positions)
     generator, order = torch.Generator().manual_seed(args.seed), []
     for _ in range(args.steps):
         while len(order) < args.bsz:
@@ -112,7 +112,7 @@ def train(args: argparse.Namespace) -> dict[str, object]:
     """One library's part: its loss (mean per scored token) and seconds at every step, and what it took."""
     name = resolve_model_name(args.model_name_or_path)
     tokenizer, base = load_tokenizer(name), load_model(name, FAMILY)
-    batches = list(read_batches(args, tokenizer, room=512))
+    batches = list(read_batches(args, tokenizer, positions=512))
     model, loss_of = build(args, base)
     model.train()
     base.eval()  # no dropout in the frozen model, in either

@@ -60,7 +60,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     which.add_argument("--samples", type=int, help="low data: sets drawn of each size (default: 5, as the paper)")
     add_yes_no(
-        which, "--demo", "no", "on the bundled models and data, 1 seed and 2 low-data sets unless told otherwise"
+        which,
+        "--demo",
+        "no",
+        "on the bundled models and data, 1 seed and 2 low-data sets unless --seeds, --samples say otherwise",
     )
     where = parser.add_argument_group("where things are")
     where.add_argument("--runs_dir", type=Path, help="checkpoints go to RUNS_DIR/TABLE/RUN (default: runs/reproduce)")
@@ -115,7 +118,7 @@ def _check_base(args: argparse.Namespace) -> None:
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
-    """What every run is told."""
+    """The settings that all runs share."""
     given = {name: getattr(args, name) for name in PASSED_ON if getattr(args, name) not in (None, "no")}
     own = args.model_name_or_path
     if own:

@@ -59,9 +59,9 @@ class Work:
 def make_work(args: argparse.Namespace) -> Work:
     """Random ids of real lengths; an output ends before the limit, and not with its first token."""
     pairs = sorted(draw(load_lengths(args, args.lengths), args.sentences, args.seed), reverse=True)
-    room = POSITIONS if is_bart(args) else POSITIONS - args.preseqlen - args.max_new_tokens
+    positions = POSITIONS if is_bart(args) else POSITIONS - args.preseqlen - args.max_new_tokens
     generator = torch.Generator().manual_seed(args.seed)
-    prompts = [torch.randint(4, 50_000, (min(s, room),), generator=generator).tolist() for s, _ in pairs]
+    prompts = [torch.randint(4, 50_000, (min(s, positions),), generator=generator).tolist() for s, _ in pairs]
     return Work(prompts, [max(min(target - 1, args.max_new_tokens - 1), 1) for _, target in pairs])
 
 

@@ -68,9 +68,9 @@ def make_examples(args: argparse.Namespace, count: int) -> list[Encoded]:
     def ids(number: int) -> list[int]:
         return torch.randint(4, 50_000, (number,), generator=generator).tolist()
 
-    room = POSITIONS - args.preseqlen
+    positions = POSITIONS - args.preseqlen
     pairs = draw(load_lengths(args, args.train_lengths), count, args.seed)
-    return [Encoded(ids(min(s, room // 2)), ids(min(t, room // 2))) for s, t in pairs]
+    return [Encoded(ids(min(s, positions // 2)), ids(min(t, positions // 2))) for s, t in pairs]
 
 
 def our_trainer(args: argparse.Namespace, output: Path, model: nn.Module, examples, epochs: int, every: int):

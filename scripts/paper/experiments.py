@@ -60,7 +60,7 @@ class Experiment:
     xlabel: str = ""
     seeds: int = 3
     samples: int = 0  # low-data sets drawn per size
-    own: Mapping[str, object] = field(default_factory=dict)  # real_model.py: the base and what was told of it
+    own: Mapping[str, object] = field(default_factory=dict)  # real_model.py: the base model and its settings
 
 
 E2E = tuple(Column(n, n, d) for n, d in (("BLEU", 1), ("NIST", 2), ("METEOR", 1), ("ROUGE-L", 1), ("CIDEr", 2)))

@@ -34,7 +34,7 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks of every run."""
+    """The settings that all runs share."""
 
     runs_dir: Path
     data_dir: Path | None = None

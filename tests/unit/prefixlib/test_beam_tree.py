@@ -28,7 +28,7 @@ def test_rows_in_another_order_are_refused(rows):
 
 
 def test_a_growing_layer_holds_what_was_appended(monkeypatch):
-    monkeypatch.setattr(GrowingLayer, "ROOM", 3)
+    monkeypatch.setattr(GrowingLayer, "SPARE", 3)
     torch.manual_seed(0)
     parts = [torch.randn(4, 2, length, 5) for length in (6, 1, 2, 1, 4)]
     cache = growing_cache()

@@ -38,8 +38,8 @@ def one_run_each(name, size, folder, **settings):
     for row in experiment.rows:
         label = "" if size == "medium" else f"_{size}"
         model = "gpt2-large" if size == "large" else "gpt2-medium"
-        told = Settings(folder, demo=size == "demo", gpt2_model=model, **settings)
-        made += runs_of(experiment, row, told, label, 1, 1)
+        given = Settings(folder, demo=size == "demo", gpt2_model=model, **settings)
+        made += runs_of(experiment, row, given, label, 1, 1)
     for run in made:
         (run.folder / "best").mkdir(parents=True, exist_ok=True)
     return made

@@ -19,8 +19,8 @@ ROWS = {"rates": 15, "lowdata": 8, "unseen": 5, "init": 6, "length": 5, "placeme
 
 def runs(name, folder, base=BASE):
     experiment = build(name, base)
-    told = Settings(folder, folder / "data", gpt2_model=base.name, own_base=True)
-    made = [run for row in experiment.rows for run in runs_of(experiment, row, told, "_smollm2-135m", 1, 2)]
+    given = Settings(folder, folder / "data", gpt2_model=base.name, own_base=True)
+    made = [run for row in experiment.rows for run in runs_of(experiment, row, given, "_smollm2-135m", 1, 2)]
     for run in made:
         (run.folder / "best").mkdir(parents=True, exist_ok=True)
     return made
