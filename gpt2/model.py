@@ -614,17 +614,37 @@ def load(
     if tuned is not None:
         return _load_tuned(tuned, mode, model_name_or_path, cache_dir, dtype)
     saved = load_prefix(directory)
-    checkpoint.check_agrees({"mode": mode}, {"mode": saved.task.get("mode") or mode}, directory)
-    name, revision = choose_base(saved.base, model_name_or_path, directory)
+    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, cache_dir, dtype)
+    return attach(saved, base, tokenizer, name, directory, mode=mode, allow_other_base=allow_other_base)
+
+
+def load_base_of(
+    saved: SavedPrefix, directory: Path | str, name: str | None, cache_dir: str | None, dtype: torch.dtype
+) -> tuple[nn.Module, Any, str]:
+    """The base model that `saved` was trained on, or `name` in its place, on a GPU if there is one; tokenizer; name."""
+    name, revision = choose_base(saved.base, name, directory)
     base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype)
-    tokenizer = load_tokenizer(name, revision=revision, cache_dir=cache_dir)
+    return _on_device(base), load_tokenizer(name, revision=revision, cache_dir=cache_dir), name
+
+
+def attach(
+    saved: SavedPrefix,
+    base: nn.Module,
+    tokenizer: Any,
+    name: str,
+    directory: Path | str,
+    *,
+    mode: str | None = None,
+    allow_other_base: bool = False,
+) -> Model:
+    """A saved prefix in front of the base model `name`. Raises UserError if it was not trained for this one."""
+    checkpoint.check_agrees({"mode": mode}, {"mode": saved.task.get("mode") or mode}, directory)
     check_fits(saved.config, base.config, directory, name)
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
     check_tokenizer(name, tokenizer, base, ())
-    lm = PrefixLM(base, saved.for_decoding())
-    task = {**saved.task, "mode": mode or saved.task.get("mode")}
-    return Model(_on_device(lm), tokenizer, task, dict(saved.base))
+    lm = PrefixLM(base, saved.for_decoding().to(base.device))
+    return Model(lm.eval(), tokenizer, {**saved.task, "mode": mode or saved.task.get("mode")}, dict(saved.base))
 
 
 def check_fits(config: PrefixConfig, base: Any, directory: Path | str, name: str) -> None:
@@ -654,5 +674,5 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, cache
     )
 
 
-def _on_device(lm: PrefixLM) -> PrefixLM:
+def _on_device(lm: nn.Module) -> nn.Module:
     return lm.to("cuda" if torch.cuda.is_available() else "cpu").eval()
