@@ -8,19 +8,18 @@ README.md                  a model card
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from prefixlib import files
+from prefixlib import files, schema
 from prefixlib.errors import UserError
 from prefixlib.metrics import shown
 from prefixlib.settings import spelled
@@ -33,6 +32,53 @@ OWN_MODEL = "./model"
 SCORES = "| score | value |\n|---|---|\n"  # heads the last part of a model card
 # A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own.
 RUN_FILES = (CONFIG, NETWORK, FLAT, CARD, TASK, "model", "best", "results.json", "loss.png")
+
+
+REMEDY = "use another checkpoint"
+
+
+class Base(TypedDict, total=False):
+    """What is recorded of a base model."""
+
+    name: str | None  # hub id or absolute folder
+    revision: str | None
+    fingerprint: dict[str, str]
+    gguf: dict[str, str]
+
+
+class Task(TypedDict, total=False):
+    """What is recorded of a training, as far as decoding reads it."""
+
+    mode: str | None
+    tuning_mode: str
+    max_source_length: int | None
+    categories: list[str]
+    lowdata_token: str
+    tuned_from: str | None
+    base_model: Base
+
+
+class Described(TypedDict):
+    """What prefix_config.json says of a file beside it."""
+
+    bytes: int
+    sha256: str
+
+
+class Config(TypedDict):
+    """prefix_config.json."""
+
+    family: str
+    base_model: Base
+    prefix: Any  # see `rebuild`
+    task: Task
+    files: dict[str, Described]
+
+
+class TaskFile(TypedDict):
+    """task_config.json."""
+
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -128,34 +174,38 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise UserError(f"{directory} is no prefix checkpoint: {CONFIG} is missing")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        newer = config["format"] > FORMAT
-        absent = {"family", "base_model", "prefix", "task", "files"} - config.keys()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
-    if newer:
+    config = schema.read(path, TypedDict("Numbered", {"format": int}), REMEDY)
+    if config["format"] > FORMAT:
         raise UserError(f"{path} has format {config['format']}; this version reads up to {FORMAT}: update the package")
-    if absent:
-        raise UserError(f"{path} is damaged (no {', '.join(sorted(absent))}); use another checkpoint")
+    wrong = schema.misfit(config, Config)
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong}); {REMEDY}")
     return config
 
 
 def rebuild(kind: type, saved: Any, directory: Path | str) -> Any:
     """The dataclass `kind` from what a checkpoint holds of it. Raises UserError for unknown, absent or odd values."""
     if not isinstance(saved, Mapping):
-        raise UserError(f"{directory}: its prefix settings are no object in braces; use another checkpoint")
+        raise UserError(f"{directory}: its prefix settings are no object in braces; {REMEDY}")
     try:
         config = kind(**saved)
     except TypeError as error:
         raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
-    for field in dataclasses.fields(kind):
+    wrong = schema.misfit(dataclasses.asdict(config), kind)
+    for field in dataclasses.fields(kind) if not wrong else ():
         value = getattr(config, field.name)
-        allowed = (int, float) if field.type is float else field.type
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not isinstance(value, allowed) or (field.type is int and (not is_number or value < 0)):
-            raise UserError(f"{directory}: its prefix setting {field.name} is {value!r}; use another checkpoint")
+        if field.type is int and not 0 <= value < 2**31:
+            wrong = f"{field.name} is {value}"
+    if wrong:
+        raise UserError(f"{directory}: its prefix setting {wrong}; {REMEDY}")
     return config
+
+
+def check_arrays(found: Any, path: Path | str) -> None:
+    """Raise UserError unless an unpickled file holds arrays under their names and nothing else."""
+    whole = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    if not whole or not all(isinstance(array, torch.Tensor) for array in found.values()):
+        raise UserError(f"{path} holds something else than arrays with names; {REMEDY}")
 
 
 def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Sequence[int]], path: Path | str) -> None:
@@ -166,7 +216,7 @@ def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Sequence[int]
         if shapes.get(name) != wanted.get(name):
             raise UserError(
                 f"{path} does not fit its {CONFIG}: {name} is {shapes.get(name, 'missing')}, the settings ask for "
-                f"{wanted.get(name, 'none')}; use another checkpoint"
+                f"{wanted.get(name, 'none')}; {REMEDY}"
             )
 
 
@@ -188,24 +238,22 @@ def save_task(directory: Path | str, task: Mapping[str, Any]) -> None:
 def load_task(directory: Path | str) -> dict[str, Any]:
     """What a fine-tuned model was trained for: from task_config.json, or the original's config.json; {} if unknown."""
     path, config_path = Path(directory) / TASK, Path(directory) / "config.json"
-    try:
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))["task"]
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
-    return {"mode": config["_my_arg_task_mode"]} if "_my_arg_task_mode" in config else {}
+    if path.is_file():
+        return schema.read(path, TaskFile, REMEDY)["task"]
+    config = schema.read(config_path, dict[str, Any], REMEDY) if config_path.is_file() else {}
+    mode = config.get("_my_arg_task_mode")
+    return {"mode": mode} if isinstance(mode, str) else {}
 
 
 def _read_verified(path: Path, described: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise UserError(f"{path} is missing; use another checkpoint")
+        raise UserError(f"{path} is missing; {REMEDY}")
     if described is None or path.stat().st_size != described["bytes"] or _sha256(path) != described["sha256"]:
-        raise UserError(f"{path} is damaged (it is not the file its {CONFIG} describes); use another checkpoint")
+        raise UserError(f"{path} is damaged (it is not the file its {CONFIG} describes); {REMEDY}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
+        raise UserError(f"{path} is damaged ({error}); {REMEDY}") from error
 
 
 def _sha256(path: Path) -> str:
