@@ -8,6 +8,7 @@ README.md                  a model card
 
 import dataclasses
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,25 @@ from prefixlib.errors import UserError
 from prefixlib.metrics import shown
 from prefixlib.settings import spelled
 
+logger = logging.getLogger(__name__)
+
 FORMAT = 1
 CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", "prefix_flat.safetensors", "README.md"
 TASK = "task_config.json"
 # What a checkpoint of --tuning_mode bothtune names as its base: the tuned model in a folder of its own, inside it.
 OWN_MODEL = "./model"
 SCORES = "| score | value |\n|---|---|\n"  # heads the last part of a model card
-# A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own.
-RUN_FILES = (CONFIG, NETWORK, FLAT, CARD, TASK, "model", "best", "results.json", "loss.png")
+# Begins the model card's text, so that a README.md that a user wrote is known from one.
+CARD_MARK = "A trained prefix (Li & Liang 2021, arXiv 2101.00190) for "
+OTHER_CARD = "MODEL_CARD.md"  # where README.md is the user's own
+RESULTS = "results.json"
+# A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own, and
+# what no run replaces without it. Logs are not replaced but added to.
+RUN_FILES = (
+    *(CONFIG, NETWORK, FLAT, TASK, "model", "best", RESULTS, "loss.png"),
+    *("config.json", "generation_config.json", "model*.safetensors*"),
+    *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+)
 
 
 REMEDY = "use another checkpoint"
@@ -129,17 +141,56 @@ def save(
         "versions": dict(versions),
         "files": described,
     }
-    files.write_text(directory / CARD, _model_card(directory, config, scores or {}))
+    _write_card(directory, config, scores or {})
     files.write_json(directory / CONFIG, config)
 
 
 def refresh_card(directory: Path | str, scores: Mapping[str, Any]) -> None:
     """Write the model card again with these scores too; those of other names that it has stay."""
     directory = Path(directory)
-    card = directory / CARD
-    _, _, table = card.read_text(encoding="utf-8").partition(SCORES) if card.is_file() else ("", "", "")
-    earlier = dict(re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE))
-    files.write_text(card, _model_card(directory, read_config(directory), {**earlier, **scores}))
+    card = card_path(directory)
+    text = card.read_text(encoding="utf-8") if card and card.is_file() else ""
+    earlier = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text.partition(SCORES)[2], re.MULTILINE))
+    _write_card(directory, read_config(directory), {**earlier, **scores})
+
+
+def card_path(directory: Path) -> Path | None:
+    """Where the model card goes: README.md, unless that is the user's own; None where MODEL_CARD.md is, too."""
+    for name in (CARD, OTHER_CARD):
+        path = directory / name
+        if not path.exists() or (path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")):
+            return path
+    return None
+
+
+def _write_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
+    """Write the model card; no README.md that is the user's own is replaced by it."""
+    card = card_path(directory)
+    if card is None:
+        logger.warning("%s: %s and %s are no model cards: no card is written", directory, CARD, OTHER_CARD)
+        return
+    if card.name != CARD and not card.exists():
+        logger.warning("%s: %s is no model card and stays: the card is %s", directory, CARD, OTHER_CARD)
+    files.write_text(card, _model_card(directory, config, scores))
+
+
+def clear_run(directory: Path, patterns: Sequence[str]) -> None:
+    """Remove what an earlier run left in `directory`: RUN_FILES, its model card, and its own `patterns`."""
+    card = card_path(directory)
+    files.clear_run(directory, (*RUN_FILES, *patterns, *([card.name] if card else ())))
+
+
+def earlier_run(directory: Path, patterns: Sequence[str]) -> list[str]:
+    """Names in `directory` that a run which starts there would replace: RUN_FILES, and its own `patterns` first.
+
+    A results.json counts where it holds a run; other content is merged with. The model card finds a place of its own.
+    """
+    found = [path.name for path in files.matching(directory, (*patterns, *RUN_FILES))]
+    if RESULTS in found:
+        held = schema.read(directory / RESULTS, dict[str, Any], "move it away")
+        if not held.keys() & {"training", "decoding", "train", "test"}:
+            found.remove(RESULTS)
+    return found
 
 
 def is_checkpoint(directory: Path | str) -> bool:
@@ -282,7 +333,7 @@ def _model_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str,
     base = relative(base)
     return (
         f"# Prefix for {base}\n\n"
-        f"A trained prefix (Li & Liang 2021, arXiv 2101.00190) for {kind} {config['family']} model, "
+        f"{CARD_MARK}{kind} {config['family']} model, "
         f"task `{mode}`.\n\n"
         f"Decode with it:\n\n    {decode}\n\n"
         f"`{FLAT}` holds the keys and values alone: per site (P, 2*L*H*D), "

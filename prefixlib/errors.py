@@ -5,7 +5,6 @@ import os
 import re
 import sys
 
-
 # How libraries put it that there is no memory left, on the processor or a GPU, none of them as a MemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread")
 

@@ -26,9 +26,9 @@ WORDS = {
 
 
 def read(path: Path | str, shape: Any, remedy: str) -> Any:
-    """The JSON that `path` holds. Raises UserError, with what to do (`remedy`), where it is damaged or of another shape.
+    """The JSON that `path` holds. Raises OSError where it cannot be read.
 
-    Raises OSError where the file cannot be read at all.
+    Raises UserError, which ends in what to do (`remedy`), where it is damaged or of another shape.
     """
     path = Path(path)
     try:
