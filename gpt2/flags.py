@@ -211,6 +211,7 @@ class Decoding(Flags):
         "only the first N inputs of the file; with seen and unseen categories (WebNLG), the first N/2 of each",
         DECODING,
         low=1,
+        names=("--limit",),
     )
     reference_loss: bool = flag(
         False, "also the mean loss per token of each decoded input's first reference, `loss`", DECODING

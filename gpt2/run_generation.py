@@ -45,14 +45,22 @@ class Prompts:
     cut: int  # prompts that lost tokens
 
 
+def read_sources(mode: str, path: Path, settings: Decoding) -> tuple[list[Group], Sequence[str]]:
+    """The inputs of a data file, or (sentiment, topic) its labels, and the openings that these are combined with.
+
+    Raises UserError for a bad file, naming it and the line.
+    """
+    openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
+    return (read_label_groups(mode, path, openings) if openings else read_groups(mode, path, blind=True)), openings
+
+
 def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompts:
     """The prompts for a data file: its inputs, or (sentiment, topic) its labels times the openings.
 
     An opening stands a space behind the separator. Raises UserError where prompt and output cannot both fit.
     """
     mode, tokenizer = trained.task["mode"], trained.tokenizer
-    openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
-    groups = read_label_groups(mode, path, openings) if openings else read_groups(mode, path)
+    groups, openings = read_sources(mode, path, settings)
     groups = first_groups(groups, settings.decode_limit, trained.task.get("categories", ()))
     texts = [prompt_text(mode, trained.format.source_text(group.source), tokenizer.eos_token) for group in groups]
     whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
@@ -151,6 +159,8 @@ def score_groups(
 ) -> dict[str, float | None]:
     """The paper's metrics over the sources that have references; {} where there are none (a blind test set)."""
     pairs = [(output, group) for output, group in zip(outputs, groups, strict=True) if group.references]
+    if len(pairs) < len(groups):
+        logger.warning("%d of %d inputs have no reference: they are not scored", len(groups) - len(pairs), len(groups))
     if not pairs:
         return {}
     categories = [group.category for _, group in pairs] if any(group.category for _, group in pairs) else None
@@ -182,8 +192,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{directory} is a model, not the folder of a run: say with --output_dir where the outputs go")
     out = Path(settings.output_dir).expanduser().resolve() if settings.output_dir else directory
     path = Path(settings.data_file) if settings.data_file else data_file(mode, split, settings.data_dir)
-    if not path.is_file():
-        read_groups(mode, path)  # raises the reader's own message before a model is loaded
+    read_sources(mode, path, settings)  # raises the reader's own message before a model is loaded
+    record.set_aside_damaged(out)
     trained = model.load(
         directory,
         mode=mode,

@@ -17,7 +17,7 @@ from transformers.activations import NewGELUActivation
 
 from prefixlib import baselines, gguf_base
 from prefixlib.checkpoint import OWN_MODEL
-from prefixlib.errors import UserError
+from prefixlib.errors import UserError, first_line, refused_by_system
 
 logger = logging.getLogger(__name__)
 
@@ -245,12 +245,13 @@ def _fetch(load, name: str, **kwargs):
         except (OSError, ValueError):
             _knock_at_hub()
             return load(name, **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first_line = str(error).strip().split("\n")[0]
+    except Exception as error:  # transformers raises many kinds for damaged files
+        if refused_by_system(error):
+            raise
         if os.path.isdir(name):
-            raise UserError(f"cannot load {name}: {first_line}") from error
+            raise UserError(f"cannot load {name}: {first_line(error)}") from error
         raise UserError(
-            f"cannot load {name} from the hub ({first_line}); without a network pass --model_name_or_path DIR, "
+            f"cannot load {name} from the hub ({first_line(error)}); without a network pass --model_name_or_path DIR, "
             "a folder with the model's config.json, weights and tokenizer"
         ) from error
 

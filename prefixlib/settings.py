@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are one line with exit code 2, and which accepts no shortened flags."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **kwargs})
 
     def error(self, message: str):
         self.exit(2, f"error: {message}{self._did_you_mean(message)} (see {self.prog} --help)\n")
@@ -117,13 +117,8 @@ class Flags:
             if kind in (int, float):
                 if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
                     raise UserError(f"{shown}: must be a number" + " without a fraction" * (kind is int))
-                if not math.isfinite(value):
-                    raise UserError(f"{shown}: must be a finite number")
-                low, above, below = about["low"], about["above"], about["below"]
-                bounds = (("at least", low), ("above", above), ("below", below))
-                fits = (low is None or value >= low) and (above is None or value > above)
-                if not fits or not (below is None or value < below):
-                    wanted = " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+                wanted = out_of_bounds(value, about["low"], about["above"], about["below"])
+                if wanted:
                     raise UserError(f"{shown}: must be {wanted}")
             elif not isinstance(value, kind):
                 raise UserError(f"{shown}: must be {'yes or no' if kind is bool else 'a text'}, not {value!r}")
@@ -157,6 +152,41 @@ def _kind(field: dataclasses.Field) -> type:
     if isinstance(field.type, types.UnionType):
         return next(kind for kind in field.type.__args__ if kind is not types.NoneType)
     return field.type
+
+
+def out_of_bounds(
+    value: float, low: float | None = None, above: float | None = None, below: float | None = None
+) -> str | None:
+    """What a number must be, where it is not: finite, at least `low`, above and below; None where it is all of that."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a number of at most 19 digits"
+    if not math.isfinite(value):
+        return "a finite number"
+    if (low is None or value >= low) and (above is None or value > above) and (below is None or value < below):
+        return None
+    bounds = (("at least", low), ("above", above), ("below", below))
+    return " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+
+
+def add_number(group: Any, flag: str, kind: type = int, *, help: str, **about: Any) -> None:
+    """Add a number to a parser that is not made from settings, with its bounds: low, above, below.
+
+    Parsing raises UserError that names flag and value. `about` may hold what add_argument takes, too.
+    """
+    bounds = {name: about.pop(name) for name in ("low", "above", "below") if name in about}
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a number" + " without a fraction" * (kind is int)
+        else:
+            wanted = out_of_bounds(value, **bounds)
+        if wanted:
+            raise UserError(f"{flag} {text[:40]}: must be {wanted}")
+        return value
+
+    group.add_argument(flag, type=parse, metavar=about.pop("metavar", "N"), help=help, **about)
 
 
 def add_yes_no(group: Any, flag: str, default: str, help: str) -> None:

@@ -65,8 +65,9 @@ class Task:
     """One task. Its text is `{before}source{after}SEPARATOR{before}target{after}SEPARATOR`."""
 
     name: str
-    read: Callable[[Path], Iterator[Record]]
+    read: Callable[..., Iterator[Record]]  # (path)
     files: Mapping[str, str]  # split -> path under data/, the original's file names
+    blind: bool = False  # read(path, blind=True) takes files of inputs alone, all that decoding needs
     metrics: str = ""  # its row in prefixlib/metrics/tasks.py; "" where no text is the right answer
     prepare: str = ""  # the data set's name for scripts/prepare_data.py, "" where it has none
     linearise: Callable[[Any], str] | None = None  # data -> source, where an input can be given as data
@@ -143,6 +144,7 @@ ROWS = (
         "data2text",
         readers.read_data2text,
         _files("e2e_data/src1_{}.txt"),
+        blind=True,
         metrics="e2e",
         prepare="e2e",
         linearise=readers.linearise_meaning,
@@ -164,6 +166,7 @@ ROWS = (
         "webnlg",
         readers.read_webnlg,
         _files("webnlg_challenge_2017/{}.json", valid="dev"),
+        blind=True,
         metrics="webnlg",
         prepare="webnlg",
         linearise=readers.linearise_webnlg,
@@ -185,6 +188,7 @@ ROWS = (
         "triples",
         readers.read_dart,
         _files("dart/dart-v1.1.1-full-{}.json", valid="dev"),
+        blind=True,
         metrics="dart",
         prepare="dart",
         linearise=readers.linearise_dart,
@@ -206,6 +210,7 @@ ROWS = (
         "xsum",
         readers.read_parallel,
         _files("xsum/{}.source", valid="val"),
+        blind=True,
         metrics="xsum",
         prepare="xsum",
         source_spaces=_NONE,
@@ -224,6 +229,7 @@ ROWS = (
         "cnndm",
         readers.read_parallel,
         _files("cnn_dm/{}.source", valid="val"),
+        blind=True,
         metrics="cnn_dm",
         prepare="cnn_dm",
         source_spaces=_NONE,
@@ -244,6 +250,7 @@ ROWS = (
         "xsum_news",
         readers.read_parallel,
         _files("xsum_news/{}.source", valid="val"),
+        blind=True,
         metrics="xsum",
         prepare="xsum_news",
         source_spaces=_NONE,
@@ -260,6 +267,7 @@ ROWS = (
         "xsum_news_sport",
         readers.read_parallel,
         _files("xsum_topic-news-sports/{}.source", valid="val"),
+        blind=True,
         metrics="xsum",
         prepare="xsum_news_sport",
         source_spaces=_NONE,
@@ -276,6 +284,7 @@ ROWS = (
         "writingPrompts",
         readers.read_writing_prompts,
         _files("writingPrompts/{}_small.txt"),
+        blind=True,
         gpt2=InGPT2("wp_models", "nucleus"),
         demo_epoch=30,
     ),
@@ -284,6 +293,7 @@ ROWS = (
         "sentiment",
         readers.labelled("|||", classify=False),
         _files("IMDB/{}.txt", valid="dev"),
+        blind=True,
         fields_of=lambda source: (source.strip(),),
         source_spaces=(" ", ""),
         target_spaces=_NONE,
@@ -294,6 +304,7 @@ ROWS = (
         "topic",
         readers.labelled("||", classify=False),
         _files("AG-news/{}1.tsv", valid="dev"),
+        blind=True,
         fields_of=lambda source: (source.strip(),),
         source_spaces=(" ", ""),
         target_spaces=_NONE,
@@ -304,6 +315,7 @@ ROWS = (
         "classify-sentiment",
         readers.labelled("|||", classify=True),
         _files("IMDB/{}.txt", valid="dev"),
+        blind=True,
         metrics="classify-sentiment",
         target_spaces=(" ", ""),
         grouped=False,
@@ -314,6 +326,7 @@ ROWS = (
         "classify-topic",
         readers.labelled("||", classify=True),
         _files("AG-news/{}1.tsv", valid="dev"),
+        blind=True,
         metrics="classify-topic",
         target_spaces=(" ", ""),
         grouped=False,
@@ -431,8 +444,10 @@ def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path
     return own if own.is_file() and not path.is_file() else path
 
 
-def iter_records(mode: str, path: str | Path) -> Iterator[Record]:
+def iter_records(mode: str, path: str | Path, blind: bool = False) -> Iterator[Record]:
     """Yield the file's records in file order (text formats one line at a time, JSON read whole).
+
+    blind: for decoding, which needs the inputs alone.
 
     Raises UserError for a missing or empty file, text not in UTF-8, a malformed line or entry, a separator in a text.
     """
@@ -440,7 +455,7 @@ def iter_records(mode: str, path: str | Path) -> Iterator[Record]:
     if not path.is_file():
         raise UserError(f"{path}: no such file for mode {mode}; {where_to_get(mode)}")
     empty = True
-    for record in task.read(path):
+    for record in task.read(path, blind=True) if blind and task.blind else task.read(path):
         empty = False
         yield record
     if empty:
@@ -454,18 +469,19 @@ def where_to_get(mode: str) -> str:
     return f"{prepared}pass a file of your own (--train_file, --eval_file, --test_file) or its folder (--data_dir)"
 
 
-def read_records(mode: str, path: str | Path) -> list[Record]:
+def read_records(mode: str, path: str | Path, blind: bool = False) -> list[Record]:
     """All records of a file, in file order; raises as iter_records."""
-    return list(iter_records(mode, path))
+    return list(iter_records(mode, path, blind))
 
 
-def read_groups(mode: str, path: str | Path) -> list[Group]:
+def read_groups(mode: str, path: str | Path, blind: bool = False) -> list[Group]:
     """The inputs of a file with their references, as they are decoded and scored; raises as iter_records.
 
-    Distinct inputs, save where every line counts for itself (classification, whose accuracy is over the lines).
+    Distinct inputs, save where every line counts for itself: classification, whose accuracy is over the lines, and
+    inputs that come without references (`blind`), each of which gets its line of output.
     """
-    records = iter_records(mode, path)
-    if find_task(mode).grouped:
+    records = read_records(mode, path, blind)
+    if find_task(mode).grouped and not (blind and not any(record.target.strip() for record in records)):
         return group_records(records)
     return [group for record in records for group in group_records([record])]
 
@@ -473,7 +489,7 @@ def read_groups(mode: str, path: str | Path) -> list[Group]:
 def read_label_groups(mode: str, path: Path, openings: Iterable[str]) -> list[Group]:
     """Every label of a file, in alphabetical order, once per opening; a label is written as the file has it."""
     sources: dict[tuple[str, ...], str] = {}
-    for record in iter_records(mode, path):
+    for record in iter_records(mode, path, blind=True):
         sources.setdefault(record.fields, record.source)
     return [Group(sources[fields], (), "", fields) for fields in sorted(sources) for _ in openings]
 

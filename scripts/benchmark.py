@@ -26,6 +26,7 @@ from page_parts import replace_part
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY
+from prefixlib.settings import Parser, add_number
 
 PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))
 MEASURE = {  # what -> rows of numbers
@@ -40,8 +41,8 @@ MEASURE = {  # what -> rows of numbers
 SHAPELESS = ("startup",)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*MEASURE, "table", "record-lengths"), metavar="WHAT")
     which = parser.add_argument_group("what is compared")
     which.add_argument("--shape", choices=tuple(SHAPES), help="(default: gpt2-small; scaling gpt2-mini)")
@@ -49,26 +50,22 @@ def make_parser() -> argparse.ArgumentParser:
     cuda = torch.cuda.is_available()
     which.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     which.add_argument("--bf16", action="store_true", help="the base model's weights in bfloat16, in every row")
-    which.add_argument("--rounds", type=int, help="timed turns of every row (default: 7)")
-    which.add_argument("--seed", type=int, default=101, help="of the drawn lengths and ids")
+    add_number(which, "--rounds", above=0, help="timed turns of every row (default: 7)")
+    add_number(which, "--seed", low=0, default=101, help="of the drawn lengths and ids")
     sizes = parser.add_argument_group("sizes")
-    sizes.add_argument("--bsz", type=int, help="rows of a training batch (default: 5)")
-    sizes.add_argument("--source", type=int, help="source tokens per row (BART: 256)")
-    sizes.add_argument("--tokens", type=int, help="tokens per row (default: 80, WebNLG's mean; BART's target 40)")
-    sizes.add_argument("--preseqlen", type=int, help="prefix length (default: 5; BART 200)")
-    sizes.add_argument("--mid_dim", type=int, help="width of the reparametrisation (default: 512; BART 800)")
-    sizes.add_argument("--batches", type=int, help="epoch: training batches (default: 8; recipe 3605)")
-    sizes.add_argument(
-        "--sentences", type=int, help="decode: sentences (default: 32; BART 12; scaling 16; recipe 1862)"
-    )
-    sizes.add_argument("--batch_size", type=int, help="decode: sentences together (default: 32; BART 12)")
-    sizes.add_argument("--beams", type=int, help="decode: beams (default: 5; BART 6)")
-    sizes.add_argument("--max_new_tokens", type=int, help="decode: longest output (default: 100; BART 62; scaling 50)")
-    sizes.add_argument(
-        "--alone", type=int, help="decode: sentences for rows of one at a time (default: 6; BART 3; 0 all)"
-    )
-    sizes.add_argument("--allow_ties", type=int, help="decode: sentences that may differ (default: 0; --bf16 all)")
-    sizes.add_argument("--points", type=int, help="scaling: at most so many points of a curve (default: all)")
+    add_number(sizes, "--bsz", above=0, help="rows of a training batch (default: 5)")
+    add_number(sizes, "--source", above=0, help="source tokens per row (BART: 256)")
+    add_number(sizes, "--tokens", above=0, help="tokens per row (default: 80, WebNLG's mean; BART's target 40)")
+    add_number(sizes, "--preseqlen", above=0, help="prefix length (default: 5; BART 200)")
+    add_number(sizes, "--mid_dim", above=0, help="width of the reparametrisation (default: 512; BART 800)")
+    add_number(sizes, "--batches", above=0, help="epoch: training batches (default: 8; recipe 3605)")
+    add_number(sizes, "--sentences", above=0, help="decode: sentences (default: 32; BART 12; scaling 16; recipe 1862)")
+    add_number(sizes, "--batch_size", above=0, help="decode: sentences together (default: 32; BART 12)")
+    add_number(sizes, "--beams", above=0, help="decode: beams (default: 5; BART 6)")
+    add_number(sizes, "--max_new_tokens", above=0, help="decode: longest output (default: 100; BART 62; scaling 50)")
+    add_number(sizes, "--alone", low=0, help="decode: sentences for rows of one at a time (default: 6; BART 3; 0 all)")
+    add_number(sizes, "--allow_ties", low=0, help="decode: sentences that may differ (default: 0; --bf16 all)")
+    add_number(sizes, "--points", above=0, help="scaling: at most so many points of a curve (default: all)")
     sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(scaling.SWEEPS)}")
     sizes.add_argument("--no_memory", action="store_true", help="scaling: time alone")
     group = parser.add_argument_group("lengths")
@@ -91,9 +88,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--device cuda: there is no GPU here")
     if needs_peft(args):
         import_peft()
-    for name in ("rounds", "batches", "sentences", "batch_size", "beams", "bsz", "tokens", "preseqlen", "mid_dim"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     args.rounds = args.rounds or 7
     own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES}.get(args.what, {})
     for name, value in own_sizes.items():
@@ -138,6 +132,7 @@ def measure(args: argparse.Namespace) -> int:
     shape = () if args.what in SHAPELESS else (args.shape + ("-bf16" if args.bf16 else ""),)
     name = "_".join(("benchmark", args.what, *shape, args.device))
     output = (args.output or REPOSITORY / "results" / f"{name}.json").expanduser().resolve()
+    files.check_can_write(output, "--output")
     args.plots = output.with_suffix("")
     rows = MEASURE[args.what](args)
     labels = {row: label(args, row) for row in rows}

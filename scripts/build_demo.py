@@ -1,6 +1,5 @@
 """python scripts/build_demo.py gpt2 (or bart)  -- makes data/demo/: a small pretrained model and sets to tune it on."""
 
-import argparse
 import itertools
 import json
 import logging
@@ -12,6 +11,7 @@ from demos.articles import corrupt, readings, write_articles
 from demos.tasks import write_tasks
 from demos.text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
 from prefixlib.errors import UserError, one_line_errors
+from prefixlib.settings import Parser, add_number
 
 EOS, MASK = "<|endoftext|>", "<mask>"
 HEAD = 32  # the head size of both models
@@ -263,19 +263,19 @@ PARTS = {
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("part", choices=sorted(PARTS))
-    parser.add_argument("--seed", type=int, default=1, help="one seed, one set of files")
+    add_number(parser, "--seed", low=0, default=1, help="one seed, one set of files")
     parser.add_argument("--output_dir", type=Path, default=DEMO, help="default: data/demo")
     parser.add_argument("--sets_only", choices=("yes", "no"), default="no", help="yes: only the text files, in seconds")
     model = parser.add_argument_group("model and pretraining")
-    model.add_argument("--vocabulary", type=int, default=1536, help="tokens, special ones included")
-    model.add_argument("--width", type=int, default=128, help=f"hidden size; heads are {HEAD} wide")
-    model.add_argument("--steps", type=int, help="optimiser steps (default: 2500 for gpt2, 2000 for bart)")
-    model.add_argument("--batch", type=int, default=16, help="rows a step")
-    model.add_argument("--length", type=int, help="tokens a row (default: 128 for gpt2, at most 160 for bart)")
-    model.add_argument("--learning_rate", type=float, default=3e-3, help="peak, after 5 %% of the steps")
-    model.add_argument("--threads", type=int, default=2, help="the weights depend on it in their last bits")
+    add_number(model, "--vocabulary", above=0, default=1536, help="tokens, special ones included")
+    add_number(model, "--width", above=0, default=128, help=f"hidden size; heads are {HEAD} wide")
+    add_number(model, "--steps", above=0, help="optimiser steps (default: 2500 for gpt2, 2000 for bart)")
+    add_number(model, "--batch", above=0, default=16, help="rows a step")
+    add_number(model, "--length", above=0, help="tokens a row (default: 128 for gpt2, at most 160 for bart)")
+    add_number(model, "--learning_rate", float, above=0, default=3e-3, help="peak, after 5 %% of the steps")
+    add_number(model, "--threads", above=0, below=1025, default=2, help="the weights depend on it in their last bits")
     args = parser.parse_args(argv)
     if args.width % HEAD or args.width < 4 * HEAD:
         raise UserError(f"--width {args.width}: must be a multiple of {HEAD}, the head size, and at least {4 * HEAD}")

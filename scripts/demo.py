@@ -5,7 +5,6 @@ Runs the same launchers a user runs, then prints a table for each of the two tre
 bundled restaurants.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -18,6 +17,7 @@ from pathlib import Path
 from prefixlib import files
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import DEMO_DATA, REPOSITORY
+from prefixlib.settings import Parser
 
 OUTPUT = REPOSITORY / "runs" / "demo"
 REAL = "smollm2-135m"
@@ -155,7 +155,7 @@ def examples(rows: list[dict], count: int = 3) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--output_dir", type=Path, default=OUTPUT, help="where runs, curves and the tables go")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--only", choices=tuple(TABLES)[1:], help="one of the two tables (default: both)")

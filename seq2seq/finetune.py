@@ -104,12 +104,15 @@ def train(settings: Settings) -> TrainResult:
     record.check_machine(fp16=settings.fp16)
     if settings.resume and is_finished(output):
         return _finished(settings, output)
+    record.set_aside_damaged(output)
     resume_from = find_resume(settings, output)
     started = time.perf_counter()
     examples = {
         split: load_examples(settings.mode, split, settings.file(split), settings.first(split))
         for split in ("train", "valid")
     }
+    if settings.test_file:  # a misspelt name shows now, not when the test set is decoded
+        load_examples(settings.mode, "test", settings.file("test"))
     record.seed_everything(settings.seed)
     first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
     texts = [text for example in first for text in (example.source, *example.references)]
@@ -154,10 +157,10 @@ def train(settings: Settings) -> TrainResult:
 def _finished(settings: Settings, output: Path) -> TrainResult:
     """The result of a run that was trained to its end earlier, from its folder."""
     trained = record.read_results(output)["training"]
-    history = {name: [tuple(point) for point in points] for name, points in trained["curves"].items()}
+    history = {name: [tuple(point) for point in points] for name, points in trained.get("curves", {}).items()}
     base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
     model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
-    return TrainResult(model, trained["last"], history, output)
+    return TrainResult(model, trained.get("last", {}), history, output)
 
 
 def write_results(settings: Settings, model: Model, output: Path, trained: dict[str, Any]) -> None:
@@ -188,10 +191,11 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
-    model = load_for(settings, given)
     path = settings.file("test")
     examples = load_examples(settings.mode, "test", path, settings.n_test)
     examples = [examples[n] for n in range(len(examples))]
+    model = load_for(settings, given)
+    record.set_aside_damaged(output)
     limit = settings.max_source_length or model.task.get("max_source_length")
     lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
     rule = decoding_rule(settings.mode, model.base.config, **settings.search())
@@ -250,7 +254,9 @@ def score(
 ) -> dict[str, Any]:
     """The task's metrics over the corpus; for summaries also ROUGE-Lsum and the original's average, named as such."""
     pairs = [(text, example) for text, example in zip(texts, examples, strict=True) if example.references]
-    if not pairs:  # a blind test set
+    if len(pairs) < len(texts):
+        logger.warning("%d of %d inputs have no reference: they are not scored", len(texts) - len(pairs), len(texts))
+    if not pairs:
         return {}
     task = find_task(settings.mode)
     outputs, references = [text for text, _ in pairs], [list(example.references) for _, example in pairs]

@@ -298,7 +298,7 @@ def read_json(path: Path) -> dict:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunFailed(f"{path} is not JSON ({error}); delete {path.parent} to make the run again") from None
     if not isinstance(found, dict):
         raise RunFailed(f"{path} holds no JSON object; delete {path.parent} to make the run again")
