@@ -110,6 +110,12 @@ class Settings(Training):
     )
     keep_best: bool = flag(False, "keep the checkpoint with the lowest dev loss in OUTPUT/best", RECORDS)
     skip_decode: bool = flag(False, "the same as --decode none", RECORDS)
+    decode_limit: int | None = flag(
+        None,
+        "decode only the first N inputs of a file; with seen and unseen categories (WebNLG), the first N/2 of each",
+        RECORDS,
+        low=1,
+    )
     max_new_tokens: int = flag(100, "most tokens of an output in the decoding after training", RECORDS, above=0)
     batch_size: int = flag(32, "sentences decoded together", RECORDS, above=0)
 
@@ -223,6 +229,7 @@ class Decoding(Flags):
         "only the first N inputs of the file; with seen and unseen categories (WebNLG), the first N/2 of each",
         DECODING,
         low=1,
+        names=("--limit",),
     )
     reference_loss: bool = flag(
         False, "also the mean loss per token of each decoded input's first reference, `loss`", DECODING

@@ -201,7 +201,7 @@ class Model:
         fitted = [truncate(example, limit) for example in inputs]
         cut = sum(len(a) != len(b) for a, b in zip(inputs, fitted, strict=True))
         if cut:
-            logger.warning("%d of %d sources cut to %d tokens to leave room for the output", cut, len(inputs), limit)
+            logger.warning("%d of %d sources cut to %d tokens, so that the output fits", cut, len(inputs), limit)
         return fitted
 
     @torch.no_grad()
@@ -277,7 +277,7 @@ class Model:
             return
         if task.get("tuning_mode") == "bothtune":
             if scores is None:
-                (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it vouches for another model than the new one
+                (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
                 directory.mkdir(parents=True, exist_ok=True)
                 files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
             task = {**task, "tuned_from": base_record["name"]}
@@ -626,17 +626,37 @@ def load(
     if tuned is not None:
         return _load_tuned(tuned, mode, model_name_or_path, cache_dir, dtype)
     saved = load_prefix(directory)
-    checkpoint.check_agrees({"mode": mode}, {"mode": saved.task.get("mode") or mode}, directory)
-    name, revision = choose_base(saved.base, model_name_or_path, directory)
+    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, cache_dir, dtype)
+    return attach(saved, base, tokenizer, name, directory, mode=mode, allow_other_base=allow_other_base)
+
+
+def load_base_of(
+    saved: SavedPrefix, directory: Path | str, name: str | None, cache_dir: str | None, dtype: torch.dtype
+) -> tuple[nn.Module, Any, str]:
+    """The base model that `saved` was trained on, or `name` in its place, on a GPU if there is one; tokenizer; name."""
+    name, revision = choose_base(saved.base, name, directory)
     base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype)
-    tokenizer = load_tokenizer(name, revision=revision, cache_dir=cache_dir)
+    return _on_device(base), load_tokenizer(name, revision=revision, cache_dir=cache_dir), name
+
+
+def attach(
+    saved: SavedPrefix,
+    base: nn.Module,
+    tokenizer: Any,
+    name: str,
+    directory: Path | str,
+    *,
+    mode: str | None = None,
+    allow_other_base: bool = False,
+) -> Model:
+    """A saved prefix in front of the base model `name`. Raises UserError if it was not trained for this one."""
+    checkpoint.check_agrees({"mode": mode}, {"mode": saved.task.get("mode") or mode}, directory)
     check_fits(saved.config, base.config, directory, name)
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
     check_tokenizer(name, tokenizer, base, ())
-    lm = PrefixLM(base, saved.for_decoding())
-    task = {**saved.task, "mode": mode or saved.task.get("mode")}
-    return Model(_on_device(lm), tokenizer, task, dict(saved.base))
+    lm = PrefixLM(base, saved.for_decoding().to(base.device))
+    return Model(lm.eval(), tokenizer, {**saved.task, "mode": mode or saved.task.get("mode")}, dict(saved.base))
 
 
 def check_fits(config: PrefixConfig, base: Any, directory: Path | str, name: str) -> None:
@@ -666,5 +686,5 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, cache
     )
 
 
-def _on_device(lm: PrefixLM) -> PrefixLM:
+def _on_device(lm: nn.Module) -> nn.Module:
     return lm.to("cuda" if torch.cuda.is_available() else "cpu").eval()

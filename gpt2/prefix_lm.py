@@ -91,7 +91,7 @@ class PrefixLM(nn.Module):
             scored_positions = rows * input_ids.shape[1] + columns
             hidden = self.hidden_states(input_ids, source, source_mask)
         else:
-            scored_positions = packed.places[scored[attention_mask.bool()]]
+            scored_positions = packed.cells[scored[attention_mask.bool()]]
             hidden = self.hidden_states(packed.input_ids, packed=packed)
         hidden = hidden.flatten(0, 1).index_select(0, scored_positions)  # (S, E)
         return token_nll(hidden, labels[rows, columns + 1], head), rows

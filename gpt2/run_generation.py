@@ -6,7 +6,7 @@ python gpt2/run_generation.py --mode webnlg --split valid --checkpoint gpt2/webn
 import logging
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from prefixlib.readers import Group
 from prefixlib.settings import Parser
 from prefixlib.tasks import (
     GPT2_MODES,
+    OWN_DATA,
     data_file,
     find_task,
     given_file,
-    is_there,
     read_groups,
     read_label_groups,
     read_openings,
@@ -46,15 +46,27 @@ class Prompts:
     cut: int  # prompts that lost tokens
 
 
+def read_sources(
+    mode: str, path: Path, settings: Decoding, task: Mapping[str, Any]
+) -> tuple[list[Group], Sequence[str]]:
+    """The inputs of a data file, or (sentiment, topic) its labels, and the openings that these are combined with.
+
+    task: what the checkpoint says of its training, for the columns of one's own pairs.
+    Raises UserError for a bad file, naming it and the line.
+    """
+    openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
+    if openings:
+        return read_label_groups(mode, path, openings), openings
+    return read_groups(mode, path, blind=True, columns=settings.columns(task)), openings
+
+
 def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompts:
     """The prompts for a data file: its inputs, or (sentiment, topic) its labels times the openings.
 
     An opening stands a space behind the separator. Raises UserError where prompt and output cannot both fit.
     """
     mode, tokenizer = trained.task["mode"], trained.tokenizer
-    openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
-    columns = settings.columns(trained.task)
-    groups = read_label_groups(mode, path, openings) if openings else read_groups(mode, path, columns)
+    groups, openings = read_sources(mode, path, settings, trained.task)
     groups = first_groups(groups, settings.decode_limit, trained.task.get("categories", ()))
     texts = [trained.format.prompt(mode, group.source, tokenizer) for group in groups]
     whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
@@ -68,7 +80,7 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     inputs = [replace(example, prompt=example.prompt + ids) for example, ids in zip(whole, begun, strict=True)]
     longest, limit = max(range(len(inputs)), key=lambda n: len(inputs[n])), trained.text_positions - settings.length
     if len(inputs[longest]) > limit:
-        raise UserError(f"the prompt {texts[longest]!r} has {len(inputs[longest])} tokens; there is room for {limit}")
+        raise UserError(f"the prompt {texts[longest]!r} has {len(inputs[longest])} tokens; at most {limit} fit")
     return Prompts(groups, texts, inputs, begun, cut=0)
 
 
@@ -160,6 +172,8 @@ def score_groups(
 ) -> dict[str, float | None]:
     """The paper's metrics over the sources that have references; {} where there are none (a blind test set)."""
     pairs = [(output, group) for output, group in zip(outputs, groups, strict=True) if group.references]
+    if len(pairs) < len(groups):
+        logger.warning("%d of %d inputs have no reference: they are not scored", len(groups) - len(pairs), len(groups))
     if not pairs:
         return {}
     categories = [group.category for _, group in pairs] if any(group.category for _, group in pairs) else None
@@ -190,11 +204,12 @@ def main(argv: list[str] | None = None) -> int:
     if not settings.output_dir and is_plain_model(directory):
         raise UserError(f"{directory} is a model, not the folder of a run: say with --output_dir where the outputs go")
     out = Path(settings.output_dir).expanduser().resolve() if settings.output_dir else directory
-    path = data_file(mode, split, settings.data_dir)
-    if settings.data_file:
-        path = given_file(mode, settings.data_file, split)
-    if not is_there(mode, path):
-        read_groups(mode, path)  # raises the reader's own message before a model is loaded
+    path = (
+        given_file(mode, settings.data_file, split) if settings.data_file else data_file(mode, split, settings.data_dir)
+    )
+    # raises the reader's own message before a model is loaded
+    read_sources(mode, path, settings, checkpoint.saved_task(directory) if mode in OWN_DATA else {})
+    record.set_aside_damaged(out)
     trained = model.load(
         directory,
         mode=mode,

@@ -4,15 +4,17 @@ python gpt2/run_language_modeling.py --mode webnlg --model_name_or_path gpt2-med
 """
 
 import functools
+import glob
 import logging
 import os
 import shlex
 import sys
 import time
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import TrainerState, TrainingArguments
@@ -23,13 +25,21 @@ from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
 from gpt2.train_control import PrefixConfig
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, TensorBoard, is_exhausted, load_teacher
-from prefixlib import checkpoint, files, record
-from prefixlib.errors import UserError, one_line_errors
+from prefixlib import checkpoint, record, schema
+from prefixlib.errors import UserError, first_line, one_line_errors
 from prefixlib.settings import Parser
 from prefixlib.tables import Chat
-from prefixlib.tasks import data_file, given_file, read_records
+from prefixlib.tasks import data_file, given_file, read_groups, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
+
+
+class State(TypedDict):
+    """What is read of trainer_state.json; the rest is transformers'."""
+
+    global_step: int
+    max_steps: int
+    log_history: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,16 @@ def train(settings: Settings) -> TrainResult:
     if not settings.output_dir:
         raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
     output = Path(settings.output_dir).expanduser().resolve()
+    record.set_aside_damaged(output)
     resume_from = find_resume(settings, output)
     paths = {split: find_file(settings, split) for split in ("train", "valid", "test")}
     to_decode = () if settings.skip_decode else settings.splits_to_decode(paths["test"] is not None, ("valid", "test"))
     record.seed_everything(settings.seed)
-    columns = replace(settings.columns, complete=True)
-    records = {split: read_records(settings.mode, paths[split], columns) for split in ("train", "valid")}
+    columns = settings.columns
+    records = {split: read_records(settings.mode, paths[split], columns=columns) for split in ("train", "valid")}
+    if paths["test"] and (settings.test_file or "test" in to_decode):
+        # a misspelt name or a bad line shows now, not after the training
+        read_groups(settings.mode, paths["test"], blind=True, columns=columns)
     task = settings.training_settings()
     if isinstance(records["train"][0].source, Chat):
         settings.check_conversations()
@@ -127,20 +141,27 @@ def find_file(settings: Settings, split: str) -> Path | None:
     return path if split != "test" or path.is_file() else None
 
 
+def own_files(output: Path) -> tuple[str, ...]:
+    """What a run of this tree leaves in `output` beside checkpoint.RUN_FILES and its logs, as patterns."""
+    outputs = (f"{glob.escape(output.name)}_{split}_*" for split in ("valid", "test"))
+    return ("checkpoint-[0-9]*", "trainer_state.json", *outputs)
+
+
 def find_resume(settings: Settings, output: Path) -> Path | None:
     """The checkpoint to go on from, if any. Raises UserError where a result would be overwritten or does not fit."""
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     if not settings.resume:
-        finished = [name for name in (checkpoint.CONFIG, "model.safetensors") if (output / name).exists()]
-        if (last or finished) and not settings.overwrite_output_dir:
+        earlier = checkpoint.earlier_run(output, own_files(output))
+        if earlier and not settings.overwrite_output_dir:
             raise UserError(
                 f"{output} holds an earlier run: --resume yes goes on with it, --overwrite_output_dir yes replaces it, "
-                "--notes or --output_dir keep both"
+                f"--notes or --output_dir keep both (there: {', '.join(earlier[:3])}{', …' * (len(earlier) > 3)})"
             )
         return None
     if last is None:
         logger.info("nothing to resume in %s: starting from the beginning", output)
         return None
+    check_resumable(Path(last))
     given = settings.training_settings()
     if checkpoint.is_checkpoint(last):
         saved = checkpoint.read_config(last)
@@ -151,6 +172,20 @@ def find_resume(settings: Settings, output: Path) -> Path | None:
         given["lowdata_token"] = settings.source_word()
     checkpoint.check_agrees(given, task, last)
     return Path(last)
+
+
+def check_resumable(folder: Path) -> None:
+    """Raise UserError for a checkpoint-N whose own files of the loop are damaged, before a model is loaded."""
+    remedy = f"remove {folder.name}, and --resume yes goes on from an earlier one or from the beginning"
+    schema.read(folder / "trainer_state.json", State, remedy)
+    for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
+        try:
+            with zipfile.ZipFile(path) as archive:  # what torch.save writes; the hashes inside are compared
+                wrong = archive.testzip()
+        except zipfile.BadZipFile as error:
+            wrong = first_line(error)
+        if wrong:
+            raise UserError(f"{path} is damaged ({wrong}); {remedy}")
 
 
 def make_distillation(settings: Settings, trained: model.Model) -> Distillation | None:
@@ -223,9 +258,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Run the loop, save the final model into `output`, and return the `training` entry of results.json."""
     if resume_from is None and settings.overwrite_output_dir and trainer.is_world_process_zero():
-        outputs = (f"{output.name}_{split}_*" for split in ("valid", "test"))
-        own = ("checkpoint-*", "config.json", "model*.safetensors*", "trainer_state.json", "runs", *outputs)
-        files.clear_run(output, (*checkpoint.RUN_FILES, *own))
+        checkpoint.clear_run(output, (*own_files(output), "runs"))
     ended = ended_run(resume_from, trainer.patience)
     if ended is not None:
         logger.info(

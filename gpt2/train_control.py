@@ -114,7 +114,7 @@ class PrefixTuning(nn.Module):
         return Past(self(batch_size))
 
     def stored(self, base: nn.Module | None) -> dict[str, Tensor]:
-        """What decoding needs: under `prefix` the keys and values (P, 2*L*H*D), and what else the class asks for."""
+        """What decoding needs: under `prefix` the keys and values (P, 2*L*H*D), and what else the class needs."""
         return {"prefix": self.flat().detach()}
 
 

@@ -17,7 +17,7 @@ from transformers.activations import NewGELUActivation
 
 from prefixlib import baselines, gguf_base
 from prefixlib.checkpoint import OWN_MODEL
-from prefixlib.errors import UserError
+from prefixlib.errors import UserError, first_line, refused_by_system
 
 logger = logging.getLogger(__name__)
 
@@ -150,19 +150,17 @@ def check_loaded(name: str, loading: Mapping[str, Any]) -> None:
 
 
 def fingerprint(model: torch.nn.Module, tokenizer: Any) -> dict[str, str]:
-    """{"weights", "tokenizer"}: hashes that tell a base model from another one of the same shape, in milliseconds.
+    """{"model", "tokenizer"}: hashes that tell a base model from another one of the same shape, in milliseconds.
 
-    Of the weights, 64 numbers of each of up to 16 arrays, rounded to bfloat16, so that the precision that the model is
+    Of the weights, 16 numbers from all over each array, rounded to bfloat16, so that the precision that the model is
     loaded in changes nothing.
     """
-    parameters = list(model.parameters())
-    step = max(len(parameters) // 16, 1)
     weights = hashlib.sha256()
-    for parameter in parameters[::step]:
-        part = parameter.detach().flatten()[:64].to(device="cpu", dtype=torch.bfloat16)
-        weights.update(part.view(torch.int16).numpy().tobytes())
+    for parameter in model.parameters():
+        spread = parameter.detach().flatten()[:: max(parameter.numel() // 16, 1)][:16]
+        weights.update(spread.to(device="cpu", dtype=torch.bfloat16).view(torch.int16).numpy().tobytes())
     entries = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
-    return {"weights": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
+    return {"model": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
 
 
 def check_fingerprint(
@@ -172,11 +170,13 @@ def check_fingerprint(
 
     saved: the checkpoint's record of its base model; those of earlier versions and other tools hold no fingerprint.
     """
-    found = fingerprint(model, tokenizer) if saved.get("fingerprint") else {}
-    for kind, value in found.items():
-        if saved["fingerprint"].get(kind) != value:
+    known = saved.get("fingerprint") or {}
+    found = fingerprint(model, tokenizer) if known else {}
+    for kind in found.keys() & known.keys():
+        if known[kind] != found[kind]:
+            what = "weights" if kind == "model" else kind
             raise UserError(
-                f"{directory} was trained on {saved.get('name')}, and {name} has other {kind} "
+                f"{directory} was trained on {saved.get('name')}, and {name} has other {what} "
                 f"(--allow_other_base yes decodes with it all the same)"
             )
 
@@ -245,12 +245,13 @@ def _fetch(load, name: str, **kwargs):
         except (OSError, ValueError):
             _knock_at_hub()
             return load(name, **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first_line = str(error).strip().split("\n")[0]
+    except Exception as error:  # transformers raises many kinds for damaged files
+        if refused_by_system(error):
+            raise
         if os.path.isdir(name):
-            raise UserError(f"cannot load {name}: {first_line}") from error
+            raise UserError(f"cannot load {name}: {first_line(error)}") from error
         raise UserError(
-            f"cannot load {name} from the hub ({first_line}); without a network pass --model_name_or_path DIR, "
+            f"cannot load {name} from the hub ({first_line(error)}); without a network pass --model_name_or_path DIR, "
             "a folder with the model's config.json, weights and tokenizer"
         ) from error
 

@@ -41,9 +41,9 @@ class BeamTree:
 
 
 class GrowingLayer(DynamicLayer):
-    """A cache layer with room to spare: a token is written behind the others instead of copying them each time."""
+    """A cache layer with free columns behind the tokens: a new token is written there, without copying the others."""
 
-    ROOM = 256  # positions
+    SPARE = 256  # columns of a buffer that has grown
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append (N, H, T, D) keys and values; returns all of them, (N, H, W, D)."""
@@ -54,7 +54,7 @@ class GrowingLayer(DynamicLayer):
         wanted = used + key_states.shape[2]
         for n, new in enumerate((key_states, value_states)):
             if self.buffers[n].shape[2] < wanted:
-                grown = new.new_empty(*new.shape[:2], wanted + self.ROOM, new.shape[3])
+                grown = new.new_empty(*new.shape[:2], wanted + self.SPARE, new.shape[3])
                 grown[:, :, :used] = self.buffers[n][:, :, :used]
                 self.buffers[n] = grown
             self.buffers[n][:, :, used:wanted] = new

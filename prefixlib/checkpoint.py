@@ -8,22 +8,24 @@ README.md                  a model card
 
 import dataclasses
 import hashlib
-import json
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from prefixlib import files
+from prefixlib import files, schema
 from prefixlib.errors import UserError
 from prefixlib.metrics import shown
 from prefixlib.settings import spelled
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", "prefix_flat.safetensors", "README.md"
@@ -31,8 +33,64 @@ TASK = "task_config.json"
 # What a checkpoint of --tuning_mode bothtune names as its base: the tuned model in a folder of its own, inside it.
 OWN_MODEL = "./model"
 SCORES = "| score | value |\n|---|---|\n"  # heads the last part of a model card
-# A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own.
-RUN_FILES = (CONFIG, NETWORK, FLAT, CARD, TASK, "model", "best", "results.json", "loss.png")
+# Begins the model card's text, so that a README.md that a user wrote is known from one.
+CARD_MARK = "A trained prefix (Li & Liang 2021, arXiv 2101.00190) for "
+OTHER_CARD = "MODEL_CARD.md"  # where README.md is the user's own
+RESULTS = "results.json"
+# A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own, and
+# what no run replaces without it. Logs are not replaced but added to.
+RUN_FILES = (
+    *(CONFIG, NETWORK, FLAT, TASK, "model", "best", RESULTS, "loss.png"),
+    *("config.json", "generation_config.json", "model*.safetensors*"),
+    *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+)
+
+
+REMEDY = "use another checkpoint"
+
+
+class Base(TypedDict, total=False):
+    """What is recorded of a base model."""
+
+    name: str | None  # hub id or absolute folder
+    revision: str | None
+    fingerprint: dict[str, str]
+    gguf: dict[str, str]
+
+
+class Task(TypedDict, total=False):
+    """What is recorded of a training, as far as decoding reads it."""
+
+    mode: str | None
+    tuning_mode: str
+    max_source_length: int | None
+    categories: list[str]
+    lowdata_token: str
+    tuned_from: str | None
+    base_model: Base
+
+
+class Described(TypedDict):
+    """What prefix_config.json says of a file beside it."""
+
+    bytes: int
+    sha256: str
+
+
+class Config(TypedDict):
+    """prefix_config.json."""
+
+    family: str
+    base_model: Base
+    prefix: Any  # see `rebuild`
+    task: Task
+    files: dict[str, Described]
+
+
+class TaskFile(TypedDict):
+    """task_config.json."""
+
+    task: Task
 
 
 @dataclass(frozen=True)
@@ -60,7 +118,7 @@ def save(
     versions: Mapping[str, str],
     scores: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint into `directory` (made if absent): weights first, the config that vouches for them last."""
+    """Write a checkpoint into `directory` (made if absent): weights first, last the config with their hashes."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     described = {}
@@ -83,17 +141,56 @@ def save(
         "versions": dict(versions),
         "files": described,
     }
-    files.write_text(directory / CARD, _model_card(directory, config, scores or {}))
+    _write_card(directory, config, scores or {})
     files.write_json(directory / CONFIG, config)
 
 
 def refresh_card(directory: Path | str, scores: Mapping[str, Any]) -> None:
     """Write the model card again with these scores too; those of other names that it has stay."""
     directory = Path(directory)
-    card = directory / CARD
-    _, _, table = card.read_text(encoding="utf-8").partition(SCORES) if card.is_file() else ("", "", "")
-    earlier = dict(re.findall(r"^\| (.+?) \| (.+) \|$", table, re.MULTILINE))
-    files.write_text(card, _model_card(directory, read_config(directory), {**earlier, **scores}))
+    card = card_path(directory)
+    text = card.read_text(encoding="utf-8") if card and card.is_file() else ""
+    earlier = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text.partition(SCORES)[2], re.MULTILINE))
+    _write_card(directory, read_config(directory), {**earlier, **scores})
+
+
+def card_path(directory: Path) -> Path | None:
+    """Where the model card goes: README.md, unless that is the user's own; None where MODEL_CARD.md is, too."""
+    for name in (CARD, OTHER_CARD):
+        path = directory / name
+        if not path.exists() or (path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")):
+            return path
+    return None
+
+
+def _write_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
+    """Write the model card; no README.md that is the user's own is replaced by it."""
+    card = card_path(directory)
+    if card is None:
+        logger.warning("%s: %s and %s are no model cards: no card is written", directory, CARD, OTHER_CARD)
+        return
+    if card.name != CARD and not card.exists():
+        logger.warning("%s: %s is no model card and stays: the card is %s", directory, CARD, OTHER_CARD)
+    files.write_text(card, _model_card(directory, config, scores))
+
+
+def clear_run(directory: Path, patterns: Sequence[str]) -> None:
+    """Remove what an earlier run left in `directory`: RUN_FILES, its model card, and its own `patterns`."""
+    card = card_path(directory)
+    files.clear_run(directory, (*RUN_FILES, *patterns, *([card.name] if card else ())))
+
+
+def earlier_run(directory: Path, patterns: Sequence[str]) -> list[str]:
+    """Names in `directory` that a run which starts there would replace: RUN_FILES, and its own `patterns` first.
+
+    A results.json counts where it holds a run; other content is merged with. The model card finds a place of its own.
+    """
+    found = [path.name for path in files.matching(directory, (*patterns, *RUN_FILES))]
+    if RESULTS in found:
+        held = schema.read(directory / RESULTS, dict[str, Any], "move it away")
+        if not held.keys() & {"training", "decoding", "train", "test"}:
+            found.remove(RESULTS)
+    return found
 
 
 def is_checkpoint(directory: Path | str) -> bool:
@@ -128,34 +225,38 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise UserError(f"{directory} is no prefix checkpoint: {CONFIG} is missing")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        newer = config["format"] > FORMAT
-        absent = {"family", "base_model", "prefix", "task", "files"} - config.keys()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
-    if newer:
+    config = schema.read(path, TypedDict("Numbered", {"format": int}), REMEDY)
+    if config["format"] > FORMAT:
         raise UserError(f"{path} has format {config['format']}; this version reads up to {FORMAT}: update the package")
-    if absent:
-        raise UserError(f"{path} is damaged (no {', '.join(sorted(absent))}); use another checkpoint")
+    wrong = schema.misfit(config, Config)
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong}); {REMEDY}")
     return config
 
 
 def rebuild(kind: type, saved: Any, directory: Path | str) -> Any:
     """The dataclass `kind` from what a checkpoint holds of it. Raises UserError for unknown, absent or odd values."""
     if not isinstance(saved, Mapping):
-        raise UserError(f"{directory}: its prefix settings are no object in braces; use another checkpoint")
+        raise UserError(f"{directory}: its prefix settings are no object in braces; {REMEDY}")
     try:
         config = kind(**saved)
     except TypeError as error:
         raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
-    for field in dataclasses.fields(kind):
+    wrong = schema.misfit(dataclasses.asdict(config), kind)
+    for field in dataclasses.fields(kind) if not wrong else ():
         value = getattr(config, field.name)
-        allowed = (int, float) if field.type is float else field.type
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not isinstance(value, allowed) or (field.type is int and (not is_number or value < 0)):
-            raise UserError(f"{directory}: its prefix setting {field.name} is {value!r}; use another checkpoint")
+        if field.type is int and not 0 <= value < 2**31:
+            wrong = f"{field.name} is {value}"
+    if wrong:
+        raise UserError(f"{directory}: its prefix setting {wrong}; {REMEDY}")
     return config
+
+
+def check_arrays(found: Any, path: Path | str) -> None:
+    """Raise UserError unless an unpickled file holds arrays under their names and nothing else."""
+    whole = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    if not whole or not all(isinstance(array, torch.Tensor) for array in found.values()):
+        raise UserError(f"{path} holds something else than arrays with names; {REMEDY}")
 
 
 def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Sequence[int]], path: Path | str) -> None:
@@ -166,7 +267,7 @@ def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Sequence[int]
         if shapes.get(name) != wanted.get(name):
             raise UserError(
                 f"{path} does not fit its {CONFIG}: {name} is {shapes.get(name, 'missing')}, the settings ask for "
-                f"{wanted.get(name, 'none')}; use another checkpoint"
+                f"{wanted.get(name, 'none')}; {REMEDY}"
             )
 
 
@@ -185,27 +286,30 @@ def save_task(directory: Path | str, task: Mapping[str, Any]) -> None:
     files.write_json(Path(directory) / TASK, {"format": FORMAT, "task": dict(task)})
 
 
+def saved_task(directory: Path | str) -> dict[str, Any]:
+    """What a prefix or a tuned model was trained for; {} where the folder does not say."""
+    return read_config(directory)["task"] if is_checkpoint(directory) else load_task(directory)
+
+
 def load_task(directory: Path | str) -> dict[str, Any]:
     """What a fine-tuned model was trained for: from task_config.json, or the original's config.json; {} if unknown."""
     path, config_path = Path(directory) / TASK, Path(directory) / "config.json"
-    try:
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))["task"]
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
-    return {"mode": config["_my_arg_task_mode"]} if "_my_arg_task_mode" in config else {}
+    if path.is_file():
+        return schema.read(path, TaskFile, REMEDY)["task"]
+    config = schema.read(config_path, dict[str, Any], REMEDY) if config_path.is_file() else {}
+    mode = config.get("_my_arg_task_mode")
+    return {"mode": mode} if isinstance(mode, str) else {}
 
 
 def _read_verified(path: Path, described: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise UserError(f"{path} is missing; use another checkpoint")
+        raise UserError(f"{path} is missing; {REMEDY}")
     if described is None or path.stat().st_size != described["bytes"] or _sha256(path) != described["sha256"]:
-        raise UserError(f"{path} is damaged (it is not the file its {CONFIG} describes); use another checkpoint")
+        raise UserError(f"{path} is damaged (it is not the file its {CONFIG} describes); {REMEDY}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); use another checkpoint") from error
+        raise UserError(f"{path} is damaged ({error}); {REMEDY}") from error
 
 
 def _sha256(path: Path) -> str:
@@ -234,7 +338,7 @@ def _model_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str,
     base = relative(base)
     return (
         f"# Prefix for {base}\n\n"
-        f"A trained prefix (Li & Liang 2021, arXiv 2101.00190) for {kind} {config['family']} model, "
+        f"{CARD_MARK}{kind} {config['family']} model, "
         f"task `{mode}`.\n\n"
         f"Decode with it:\n\n    {decode}\n\n"
         f"`{FLAT}` holds the keys and values alone: per site (P, 2*L*H*D), "

@@ -5,9 +5,18 @@ import os
 import re
 import sys
 
+# How libraries put it that there is no memory left, on the processor or a GPU, none of them as a MemoryError.
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread")
+
 
 class UserError(Exception):
     """Wrong input: the message names the flag or file:line, the value, and the fix, in one line."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, as one line; its kind where it says nothing."""
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0]  # torch prints in bold
+    return said or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -40,7 +49,10 @@ def one_line_errors():
 
 def refused_by_system(error: Exception) -> str | None:
     """The operating system's words where a library wraps them in an error of its own, else None."""
-    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors and tokenizers, written in Rust
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
+        return f"there is not enough memory ({first_line(error)}): a smaller --bsz or --batch_size takes less"
+    number = re.search(r"\(os error (\d+)\)", said)  # safetensors and tokenizers, written in Rust
     if number:
         return os.strerror(int(number[1]))
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefixlib.errors import UserError
+
 
 def sync_directory(directory: Path) -> None:
     """Flush a directory's entries to disk (a rename is only durable after this)."""
@@ -40,9 +42,23 @@ def write_text(path: Path | str, text: str) -> None:
     sync_directory(path.parent)
 
 
+def check_can_write(path: Path | str, flag: str) -> None:
+    """Raise UserError, naming the flag, for a file that could not be written once the work is done."""
+    path = Path(path).expanduser().absolute()
+    parent = next(folder for folder in path.parents if folder.exists())
+    if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        where = "is a folder" if path.is_dir() else f"{parent} is no folder that can be written to"
+        raise UserError(f"{flag} {path}: {where}; name a file")
+
+
+def matching(directory: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files and folders in `directory` whose names match one of the patterns, in the order of these."""
+    return list(dict.fromkeys(path for pattern in patterns for path in sorted(directory.glob(pattern))))
+
+
 def clear_run(directory: Path, patterns: Sequence[str]) -> None:
     """Remove what an earlier run left in `directory`: the files and folders whose names match, nothing else."""
-    for path in [path for pattern in patterns for path in directory.glob(pattern)]:
+    for path in matching(directory, patterns):
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -154,7 +154,8 @@ def run(command: list[str], *, dry_run: bool, save_to: Path | None = None) -> in
         return 0
     if save_to is not None:
         save_to.parent.mkdir(parents=True, exist_ok=True)
-        save_to.write_text(line + "\n", encoding="utf-8")
+        with open(save_to, "a", encoding="utf-8") as file:  # a refused command must not take an earlier one's place
+            file.write(line + "\n")
     sys.stderr.flush()
     if os.name == "posix":
         os.execv(command[0], command)

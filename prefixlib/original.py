@@ -6,20 +6,38 @@ Nothing pickled is run.
 Legend: P prefix length, L layers, H heads, D head size, E width, M mid_dim.
 """
 
-import json
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from prefixlib.checkpoint import CONFIG, is_checkpoint
-from prefixlib.errors import UserError
+from prefixlib import schema
+from prefixlib.checkpoint import CONFIG, REMEDY, check_arrays, is_checkpoint
+from prefixlib.errors import UserError, first_line
 
 GPT2_BASES = {(12, 768): "gpt2", (24, 1024): "gpt2-medium", (36, 1280): "gpt2-large", (48, 1600): "gpt2-xl"}
 BART_BASES = {(6, 768): "facebook/bart-base", (12, 1024): "facebook/bart-large"}  # (decoder layers, width)
+
+
+class Config(TypedDict, total=False):
+    """What is read of config.json, in both trees."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    mid_dim: int
+    prefix_dropout: float
+    format_mode: str
+    encoder_layers: int
+    decoder_layers: int
+    encoder_attention_heads: int
+    decoder_attention_heads: int
+    d_model: int
+    _my_arg_task_mode: str | None
 
 
 @dataclass(frozen=True)
@@ -34,8 +52,7 @@ class OriginalPrefix:
 
 def is_original(directory: Path | str) -> bool:
     """True where config.json is that of a prefix of the first implementation: it names P."""
-    config = Path(directory) / "config.json"
-    return config.is_file() and '"preseqlen"' in config.read_text(encoding="utf-8")
+    return '"preseqlen"' in _config_text(directory)
 
 
 def is_prefix(directory: Path | str) -> bool:
@@ -45,20 +62,23 @@ def is_prefix(directory: Path | str) -> bool:
 
 def is_bart(directory: Path | str) -> bool:
     """True where config.json is that of an encoder-decoder."""
+    return '"encoder_layers"' in _config_text(directory)
+
+
+def _config_text(directory: Path | str) -> str:
+    """config.json as it is, whole or damaged: who reads it in earnest says what is wrong with it."""
     config = Path(directory) / "config.json"
-    return config.is_file() and '"encoder_layers"' in config.read_text(encoding="utf-8")
+    return config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
 
 
 def read_gpt2(directory: Path | str) -> OriginalPrefix:
     """A GPT-2 prefix of any kind that the first implementation had. Raises UserError if it is none, or damaged."""
     saved, network = _read(Path(directory))
-    try:
+    with _odd_ones_refused(directory, "GPT-2"):
         settings = _gpt2_settings(saved, network)
-    except (KeyError, AttributeError) as error:
-        raise UserError(f"{directory} has no {error}: not a GPT-2 prefix of the original") from error
-    if settings["init_shallow"]:
-        width = 2 * settings["n_layer"] * settings["n_embd"]
-        network = {**network, "control_trans": _shallow(network["control_trans"], settings["preseqlen"], width)}
+        if settings["init_shallow"]:
+            width = 2 * settings["n_layer"] * settings["n_embd"]
+            network = {**network, "control_trans": _shallow(network["control_trans"], settings["preseqlen"], width)}
     name = GPT2_BASES.get((settings["n_layer"], settings["n_embd"]))
     task = {"mode": saved.get("_my_arg_task_mode"), "tuning_mode": "prefixtune"}
     return OriginalPrefix(settings, network, {"name": name, "revision": None}, task)
@@ -99,7 +119,7 @@ def _shallow(trained: Tensor, length: int, width: int) -> Tensor:
 def read_bart(directory: Path | str) -> OriginalPrefix:
     """A BART prefix, plain or deep, with its three branches. Raises UserError if it is none, or damaged."""
     saved, network = _read(Path(directory))
-    try:
+    with _odd_ones_refused(directory, "BART"):
         settings = {
             "preseqlen": network["wte.weight"].shape[0],
             "mid_dim": network["control_trans.0.weight"].shape[0],
@@ -115,10 +135,22 @@ def read_bart(directory: Path | str) -> OriginalPrefix:
             "decoder_heads": saved["decoder_attention_heads"],
             "d_model": saved["d_model"],
         }
-    except KeyError as error:
-        raise UserError(f"{directory} has no {error}: not a BART prefix of the original") from error
     name = BART_BASES.get((settings["decoder_layers"], settings["d_model"]))
     return OriginalPrefix(settings, network, {"name": name, "revision": None}, {"tuning_mode": "prefixtune"})
+
+
+@contextlib.contextmanager
+def _odd_ones_refused(directory: Path | str, kind: str) -> Iterator[None]:
+    """Turn what settings and arrays of another shape lead to into a UserError."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{directory} has no {error}: not a {kind} prefix of the original") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise UserError(
+            f"{directory}: its settings and arrays are not those of a {kind} prefix of the original "
+            f"({first_line(error)})"
+        ) from error
 
 
 def load_network(module: torch.nn.Module, found: OriginalPrefix, directory: Path | str, kind: str) -> None:
@@ -133,22 +165,22 @@ def load_network(module: torch.nn.Module, found: OriginalPrefix, directory: Path
 
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """config.json and pytorch_model.bin. Raises UserError if the files are absent, damaged or no prefix."""
-    weights_path = directory / "pytorch_model.bin"
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        weights = torch.load(weights_path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
+    config_path, weights_path = directory / "config.json", directory / "pytorch_model.bin"
+    if not (config_path.is_file() and weights_path.is_file()):
         raise UserError(
             f"{directory} is no prefix checkpoint: neither {CONFIG} nor config.json + pytorch_model.bin"
             + _what_else(directory)
-        ) from error
+        )
+    config = schema.read(config_path, Config, REMEDY)
+    try:
+        weights = torch.load(weights_path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
-        first_line = str(error).strip().split("\n")[0]
-        raise UserError(f"{directory} cannot be read as a checkpoint of the original: {first_line}") from error
+        raise UserError(
+            f"{directory} cannot be read as a checkpoint of the original: pytorch_model.bin: {first_line(error)}"
+        ) from error
     if not isinstance(weights, dict) or not any(str(key).startswith(("control_trans", "wte")) for key in weights):
         raise UserError(f"{weights_path} holds no prefix (no control_trans or wte weights)")
-    if not isinstance(config, dict):
-        raise UserError(f"{directory / 'config.json'} holds no settings (an object in braces)")
+    check_arrays(weights, weights_path)
     return config, weights
 
 
@@ -156,5 +188,6 @@ def _what_else(directory: Path) -> str:
     """What a folder without a prefix holds instead, if that is known."""
     if (directory / "config.json").is_file() or (directory / "model" / "config.json").is_file():
         return "; it holds a whole model, tuned without a prefix"
-    inside = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    steps = [path.name.removeprefix("checkpoint-") for path in directory.glob("checkpoint-*")]
+    inside = [directory / f"checkpoint-{step}" for step in sorted((s for s in steps if s.isdecimal()), key=int)]
     return f"; the run has not finished, but {inside[-1]} can be used" if inside else ""

@@ -21,7 +21,7 @@ class Packed:
     input_ids: Tensor  # (R, W)
     positions: Tensor  # (R, W), from 0 in every text
     text: Tensor  # (R, W): the number of the text, -1 in unused cells
-    places: Tensor  # (N,): the cell of each real token on the flattened rows, in the order of the padded batch
+    cells: Tensor  # (N,): the cell of each real token on the flattened rows, in the order of the padded batch
 
 
 def lay_out(input_ids: Tensor, real: Tensor, lengths: Sequence[int], rows: Rows) -> Packed:
@@ -34,16 +34,16 @@ def lay_out(input_ids: Tensor, real: Tensor, lengths: Sequence[int], rows: Rows)
             start[text] = column
             column += lengths[text]
     text, position = real.nonzero(as_tuple=True)  # (N,)
-    places = torch.tensor(start, device=text.device)[text] + position
+    cells = torch.tensor(start, device=text.device)[text] + position
 
     def on_rows(values: Tensor, filler: int) -> Tensor:
-        return values.new_full((len(rows) * width,), filler).index_copy_(0, places, values).view(len(rows), width)
+        return values.new_full((len(rows) * width,), filler).index_copy_(0, cells, values).view(len(rows), width)
 
     return Packed(
         input_ids=on_rows(input_ids[text, position], filler=0),
         positions=on_rows(position, filler=0),
         text=on_rows(text, filler=-1),
-        places=places,
+        cells=cells,
     )
 
 
@@ -62,12 +62,12 @@ def layouts(lengths: Sequence[int]) -> list[Rows]:
 def first_fit(lengths: Sequence[int], width: int) -> Rows:
     """Rows of at most `width` tokens, filled by first fit, the longest texts first."""
     rows: Rows = []
-    room: list[int] = []
+    free: list[int] = []  # cells of each row
     for text in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        row = next((n for n, left in enumerate(room) if left >= lengths[text]), len(rows))
+        row = next((n for n, left in enumerate(free) if left >= lengths[text]), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(width)
+            free.append(width)
         rows[row].append(text)
-        room[row] -= lengths[text]
+        free[row] -= lengths[text]
     return rows

@@ -9,23 +9,33 @@ PEFT stores nothing else, with or without `prefix_projection`: the projection is
 Legend: P prefix length, L layers, H key/value heads, D head size.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefixlib import files
-from prefixlib.errors import UserError
+from prefixlib import files, schema
+from prefixlib.checkpoint import check_arrays
+from prefixlib.errors import UserError, first_line
 
 CONFIG, WEIGHTS, PICKLED, CARD = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"
 EMBEDDINGS = "prompt_embeddings"
 NUMBERS = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
+
+
+class Config(TypedDict, total=False):
+    """What is read of adapter_config.json, beside NUMBERS."""
+
+    peft_type: str
+    task_type: str | None
+    num_transformer_submodules: int | None
+    base_model_name_or_path: str | None
+    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ def read(directory: Path) -> Adapter:
     config = _read_config(directory)
     length, layers, heads, width = (config[name] for name in NUMBERS)
     weights = _read_weights(directory)
+    check_arrays(weights, directory)
     flat = weights.get(EMBEDDINGS)
     if flat is None or list(weights) != [EMBEDDINGS]:
         raise UserError(f"{directory}: expected the one array {EMBEDDINGS}, found {', '.join(weights) or 'none'}")
@@ -81,11 +92,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
         raise UserError(f"{directory} is no adapter of PEFT: {CONFIG} is missing")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        kind, task, submodules = (config.get(k) for k in ("peft_type", "task_type", "num_transformer_submodules"))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error})") from error
+    config = schema.read(path, Config, "use another adapter")
+    kind, task, submodules = (config.get(k) for k in ("peft_type", "task_type", "num_transformer_submodules"))
     if kind != "PREFIX_TUNING":
         raise UserError(f"{directory} is an adapter of the kind {kind}; only PREFIX_TUNING is a prefix")
     if task != "CAUSAL_LM" or submodules not in (1, None):
@@ -93,7 +101,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f"{directory} is a prefix for the task type {task}; only CAUSAL_LM can be read, as PEFT's prefix of an "
             "encoder-decoder sits in the decoder alone and shifts its positions"
         )
-    absent = [name for name in NUMBERS if not isinstance(config.get(name), int) or config[name] < 1]
+    absent = [name for name in NUMBERS if type(config.get(name)) is not int or config[name] < 1]
     if absent:
         raise UserError(f"{path}: {', '.join(absent)} must be whole numbers above 0")
     return config
@@ -111,8 +119,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error})") from error
     except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
-        first_line = str(error).strip().split("\n")[0]
-        raise UserError(f"{path} cannot be read without running pickled code: {first_line}") from error
+        raise UserError(f"{path} cannot be read without running pickled code: {first_line(error)}") from error
 
 
 def _card(adapter: Adapter) -> str:

@@ -1,5 +1,7 @@
 """File formats -> (input, text) records, and linearisations (standard library only). tasks.py says who uses which.
 
+Readers take `blind`: in decoding, new inputs may come without the texts that belong to them.
+
 Faithful to the original's training side: spaces, bars and letter case are part of the published results. Departures,
 all of them repairs: a malformed line or entry is an error that names its place (the original dropped such lines in
 training and crashed on them in decoding); decoding uses the training linearisation for every entry (the original left
@@ -108,8 +110,14 @@ def is_blank(line: str) -> bool:
     return not line.strip(" \t\r\n")
 
 
-def _pairs(path: Path, bars: str, left: str, right: str) -> Iterator[tuple[str, str]]:
-    """Yield the two halves of every non-blank `left{bars}right` line; UserError file:line for any other line."""
+def _pairs(path: Path, bars: str, left: str, right: str, blind: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield the two halves of every non-blank `left{bars}right` line; UserError file:line for any other line.
+
+    blind: a file without any bars holds the inputs alone, one a line: these come with "".
+    """
+    if blind and not any(bars in line for _, line in _lines(path)):
+        yield from ((line, "") for line in _documents(path))
+        return
     for number, line in _lines(path):
         if is_blank(line):
             continue
@@ -119,22 +127,37 @@ def _pairs(path: Path, bars: str, left: str, right: str) -> Iterator[tuple[str, 
         yield parts[0], parts[1]
 
 
-def read_data2text(path: Path) -> Iterator[Record]:
-    for source, target in _pairs(path, "||", "source", "target"):
+def _documents(path: Path) -> Iterator[str]:
+    """One input a line, so that line n of the outputs belongs to it; blank lines may stand at the end alone."""
+    blank = 0
+    for number, line in _lines(path):
+        if is_blank(line):
+            blank = blank or number
+        elif blank:
+            raise UserError(f"{path}:{blank}: expected one input a line, found a blank line")
+        else:
+            yield line
+
+
+def read_data2text(path: Path, blind: bool = False) -> Iterator[Record]:
+    for source, target in _pairs(path, "||", "source", "target", blind):
         yield Record(source, target, True, slots_of(source), "")
 
 
-def read_writing_prompts(path: Path) -> Iterator[Record]:
-    for source, target in _pairs(path, "|||", "source", "target"):
+def read_writing_prompts(path: Path, blind: bool = False) -> Iterator[Record]:
+    for source, target in _pairs(path, "|||", "source", "target", blind):
         source = source.replace("-lrb-", "(").replace("-rrb-", ")")
         yield Record(source, target.replace("<newline>", "\n"), True, (), "")
 
 
-def labelled(bars: str, classify: bool) -> Callable[[Path], Iterator[Record]]:
+def labelled(bars: str, classify: bool) -> Callable[..., Iterator[Record]]:
     """Reader of `label{bars}text` lines: label -> text, or with `classify` text -> label."""
 
-    def read(path: Path) -> Iterator[Record]:
-        for label, text in _pairs(path, bars, "label", "text"):
+    def read(path: Path, blind: bool = False) -> Iterator[Record]:
+        alone = blind and not any(bars in line for _, line in _lines(path))
+        for label, text in _pairs(path, bars, "label", "text", blind):
+            if alone and classify:  # the input is the text
+                label, text = text, label
             if bars == "|||":  # the sentiment files write line breaks so
                 text = text.replace("< br / >", "\n")
             source, target = (text, label) if classify else (label, text)
@@ -143,13 +166,19 @@ def labelled(bars: str, classify: bool) -> Callable[[Path], Iterator[Record]]:
     return read
 
 
-def read_parallel(path: Path) -> Iterator[Record]:
-    """`X.source` and, beside it, `X.target`: line n of one belongs to line n of the other."""
-    if not path.name.endswith("source"):
+def read_parallel(path: Path, blind: bool = False) -> Iterator[Record]:
+    """`X.source` and, beside it, `X.target`: line n of one belongs to line n of the other.
+
+    blind: the target file, or lines in it, may be missing, and a file of another name holds documents alone.
+    """
+    if not path.name.endswith("source") and not blind:
         raise UserError(f"{path}: expected a file ending in 'source', with its 'target' file beside it")
-    targets_path = path.with_name(path.name[: -len("source")] + "target")
-    if not targets_path.is_file():
-        raise UserError(f"{targets_path}: no such file; {path.name} needs its targets beside it")
+    targets_path = path.with_name(path.name.removesuffix("source") + "target")
+    if not path.name.endswith("source") or not targets_path.is_file():
+        if not blind:
+            raise UserError(f"{targets_path}: no such file; {path.name} needs its targets beside it")
+        yield from (Record(line, "", False, (), "") for line in _documents(path))
+        return
     sources, targets = _lines(path), _lines(targets_path)
     for number, source in sources:
         target = next(targets, (number, None))[1]
@@ -158,7 +187,7 @@ def read_parallel(path: Path) -> Iterator[Record]:
                 f"{targets_path}:{number}: expected a target for {path.name}:{number}, found the end of file"
             )
         for file, line in ((path, source), (targets_path, target)):
-            if is_blank(line) and not is_blank(source + target):
+            if is_blank(line) and not is_blank(source + target) and not (blind and file == targets_path):
                 raise UserError(f"{file}:{number}: expected one document a line, found a blank line")
         if not is_blank(source):
             yield Record(source, target, True, (), "")
@@ -209,13 +238,15 @@ def check_whole(path: Path, place: str, text: str) -> None:
     _expect(not halves, path, place, f"whole characters, not half of one ({''.join(halves)!r})", text)
 
 
-def _list(path: Path, place: str, holder: object, key: str) -> list:
-    """holder[key], which must be a list."""
+def _list(path: Path, place: str, holder: object, key: str, blind: bool = False) -> list:
+    """holder[key], which must be a list; blind: it may be missing."""
+    if blind and isinstance(holder, dict) and key not in holder:
+        return []
     _expect(isinstance(holder, dict) and isinstance(holder.get(key), list), path, place, f'{{"{key}": [...]}}', holder)
     return holder[key]
 
 
-def read_webnlg(path: Path) -> Iterator[Record]:
+def read_webnlg(path: Path, blind: bool = False) -> Iterator[Record]:
     """WebNLG 2017 as `{"entries": [{"1": {...}}, {"2": {...}}, ...]}`."""
     for index, numbered in enumerate(_list(path, "top level", _read_json(path), "entries"), start=1):
         place = f"entry {index}"
@@ -228,7 +259,7 @@ def read_webnlg(path: Path) -> Iterator[Record]:
         _expect(bool(triples), path, place, "at least one triple in modifiedtripleset", [])
         source, relations = linearise_webnlg(triples), tuple(triple[1] for triple in triples)
         category = str(entry.get("category", ""))
-        texts = _list(path, place, entry, "lexicalisations")
+        texts = _list(path, place, entry, "lexicalisations", blind)
         for n, text in enumerate(texts, start=1):
             lex = _text(path, f"{place}: lexicalisation {n}", text, "lex")
             yield Record(source, lex, text.get("comment") == "good", relations, category)
@@ -236,7 +267,7 @@ def read_webnlg(path: Path) -> Iterator[Record]:
             yield Record(source, "", False, relations, category)
 
 
-def read_dart(path: Path) -> Iterator[Record]:
+def read_dart(path: Path, blind: bool = False) -> Iterator[Record]:
     """DART as `[{"tripleset": [[s, r, o], ...], "annotations": [{"text": ...}, ...]}, ...]`."""
     entries = _read_json(path)
     _expect(isinstance(entries, list), path, "top level", '[{"tripleset": [...], "annotations": [...]}, ...]', entries)
@@ -249,7 +280,7 @@ def read_dart(path: Path) -> Iterator[Record]:
             _expect(three, path, place, "[subject, relation, object] in tripleset", triple)
             _check_text(path, place, "".join(triple))
         source, relations = linearise_dart(triples), tuple(triple[1].lower() for triple in triples)
-        texts = _list(path, place, entry, "annotations")
+        texts = _list(path, place, entry, "annotations", blind)
         for n, text in enumerate(texts, start=1):
             yield Record(source, _text(path, f"{place}: annotation {n}", text, "text"), True, relations, "")
         if not texts:  # a blind test set: still one output to write

@@ -6,7 +6,7 @@ training   see `training_results`
 decoding   split -> data_file, sentences, sources_cut, seconds, scores, and how it was decoded
 """
 
-import json
+import itertools
 import logging
 import os
 import platform
@@ -16,14 +16,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy
 import torch
 from transformers import logging as transformers_logging
 
-from prefixlib import files
+from prefixlib import files, schema
 from prefixlib.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -126,15 +128,52 @@ def training_results(
     }
 
 
+class Training(TypedDict, total=False):
+    """What is read back of results.json's `training`."""
+
+    curves: dict[str, list[list[Any]]]
+    last: dict[str, Any]
+
+
+class Results(TypedDict, total=False):
+    """results.json, as far as it is merged into or read back; `settings` and what follows: earlier versions'."""
+
+    run: dict[str, Any]
+    training: Training
+    decoding: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+    train: Training
+    test: dict[str, Any]
+
+
 def read_results(directory: Path | str) -> dict[str, Any]:
-    """What directory/results.json holds, {} where there is none; what earlier versions wrote is given today's names."""
+    """What directory/results.json holds, {} where there is none; what earlier versions wrote is given today's names.
+
+    Raises UserError for one that is damaged or of another shape.
+    """
     path = Path(directory) / "results.json"
-    return files.todays_results(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return files.todays_results(schema.read(path, Results, "move it away")) if path.exists() else {}
+
+
+def set_aside_damaged(directory: Path | str) -> None:
+    """Rename a results.json that nothing can be merged into, with a warning: before the work, not after it."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        read_results(directory)
+    except (UserError, IsADirectoryError) as error:
+        path = Path(directory) / "results.json"
+        free = (path.with_name(f"results.damaged-{number}.json") for number in itertools.count(1))
+        aside = next(name for name in free if not name.exists())
+        path.rename(aside)
+        logger.warning("%s: it is kept as %s", error, aside.name)
 
 
 def update_results(directory: Path | str, entries: Mapping[str, Any]) -> Path:
     """Merge `entries` into directory/results.json (top-level keys are replaced) and return its path."""
     path = Path(directory) / "results.json"
+    set_aside_damaged(directory)
     files.write_json(path, {**read_results(directory), **entries})
     return path
 

@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are one line with exit code 2, and which accepts no shortened flags."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **kwargs})
 
     def error(self, message: str):
         self.exit(2, f"error: {message}{self._did_you_mean(message)} (see {self.prog} --help)\n")
@@ -124,13 +124,8 @@ class Flags:
             if kind in (int, float):
                 if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
                     raise UserError(f"{shown}: must be a number" + " without a fraction" * (kind is int))
-                if not math.isfinite(value):
-                    raise UserError(f"{shown}: must be a finite number")
-                low, above, below = about["low"], about["above"], about["below"]
-                bounds = (("at least", low), ("above", above), ("below", below))
-                fits = (low is None or value >= low) and (above is None or value > above)
-                if not fits or not (below is None or value < below):
-                    wanted = " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+                wanted = out_of_bounds(value, about["low"], about["above"], about["below"])
+                if wanted:
                     raise UserError(f"{shown}: must be {wanted}")
             elif kind is tuple:
                 if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
@@ -180,6 +175,41 @@ class _Collect(argparse.Action):
 def unescaped(text: str) -> str:
     r"""A text in which \n and \t stand for a line break and a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def out_of_bounds(
+    value: float, low: float | None = None, above: float | None = None, below: float | None = None
+) -> str | None:
+    """What a number must be, where it is not: finite, at least `low`, above and below; None where it is all of that."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a number of at most 19 digits"
+    if not math.isfinite(value):
+        return "a finite number"
+    if (low is None or value >= low) and (above is None or value > above) and (below is None or value < below):
+        return None
+    bounds = (("at least", low), ("above", above), ("below", below))
+    return " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+
+
+def add_number(group: Any, flag: str, kind: type = int, *, help: str, **about: Any) -> None:
+    """Add a number to a parser that is not made from settings, with its bounds: low, above, below.
+
+    Parsing raises UserError that names flag and value. `about` may hold what add_argument takes, too.
+    """
+    bounds = {name: about.pop(name) for name in ("low", "above", "below") if name in about}
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a number" + " without a fraction" * (kind is int)
+        else:
+            wanted = out_of_bounds(value, **bounds)
+        if wanted:
+            raise UserError(f"{flag} {text[:40]}: must be {wanted}")
+        return value
+
+    group.add_argument(flag, type=parse, metavar=about.pop("metavar", "N"), help=help, **about)
 
 
 def add_yes_no(group: Any, flag: str, default: str, help: str) -> None:
@@ -347,12 +377,6 @@ class Training(Flags):
         "file; other modes both in gpt2/, none in seq2seq/)",
         RECORDS,
         choices=DECODE,
-    )
-    decode_limit: int | None = flag(
-        None,
-        "decode only the first N inputs of a file; with seen and unseen categories (WebNLG), the first N/2 of each",
-        RECORDS,
-        low=1,
     )
 
     @property

@@ -28,11 +28,10 @@ SLOT = "{source}"  # in a template
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are read, and whether every row must have a target (training) or not (a test file)."""
+    """Which columns are read."""
 
     source: str | None = None  # None: `source`, or `messages` where there is none
     target: str = TARGET
-    complete: bool = False
 
     @classmethod
     def of(cls, task: Mapping[str, Any], source: str | None, target: str | None) -> Self:
@@ -132,9 +131,10 @@ def is_hub(path: Path) -> bool:
     return not path.is_absolute() and ":" in path.name and not path.exists()
 
 
-def read(path: Path, columns: Columns = USUAL) -> Iterator[Record]:
+def read(path: Path, blind: bool = False, columns: Columns = USUAL) -> Iterator[Record]:
     """The records of every row, in order: one for each target or reference, one without a text where there is none.
 
+    That is for decoding (`blind`); for training every row must have a text.
     Raises UserError that names the file, the row (a .jsonl's line, else counted from 1), the column and what was found.
     """
     kinds: set[bool] = set()
@@ -147,7 +147,7 @@ def read(path: Path, columns: Columns = USUAL) -> Iterator[Record]:
         texts = [text for text in (_optional(path, place, row, columns.target), answer) if text is not None]
         references = _references(path, place, row)
         filled = [text for text in texts if text.strip()]
-        if columns.complete and not filled and (texts or not any(text.strip() for text in references)):
+        if not blind and not filled and (texts or not any(text.strip() for text in references)):
             what = "an empty text" if texts else f"none (the row has {', '.join(map(repr, row))})"
             raise UserError(f'{path}: {place}: column "{columns.target}": expected a text to train on, found {what}')
         extra = [text for text in dict.fromkeys(references) if text not in filled]

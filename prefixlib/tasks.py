@@ -66,8 +66,9 @@ class Task:
     """One task. Its text is `{before}source{after}SEPARATOR{before}target{after}SEPARATOR`."""
 
     name: str
-    read: Callable[[Path], Iterator[Record]]
+    read: Callable[..., Iterator[Record]]  # (path)
     files: Mapping[str, str]  # split -> path under data/, the original's file names
+    blind: bool = False  # read(path, blind=True) takes files of inputs alone, all that decoding needs
     metrics: str = ""  # its row in prefixlib/metrics/tasks.py; "" where no text is the right answer
     prepare: str = ""  # the data set's name for scripts/prepare_data.py, "" where it has none
     linearise: Callable[[Any], str] | None = None  # data -> source, where an input can be given as data
@@ -146,6 +147,7 @@ ROWS = (
         "data2text",
         readers.read_data2text,
         _files("e2e_data/src1_{}.txt"),
+        blind=True,
         metrics="e2e",
         prepare="e2e",
         linearise=readers.linearise_meaning,
@@ -168,6 +170,7 @@ ROWS = (
         "webnlg",
         readers.read_webnlg,
         _files("webnlg_challenge_2017/{}.json", valid="dev"),
+        blind=True,
         metrics="webnlg",
         prepare="webnlg",
         linearise=readers.linearise_webnlg,
@@ -190,6 +193,7 @@ ROWS = (
         "triples",
         readers.read_dart,
         _files("dart/dart-v1.1.1-full-{}.json", valid="dev"),
+        blind=True,
         metrics="dart",
         prepare="dart",
         linearise=readers.linearise_dart,
@@ -212,6 +216,7 @@ ROWS = (
         "xsum",
         readers.read_parallel,
         _files("xsum/{}.source", valid="val"),
+        blind=True,
         metrics="xsum",
         prepare="xsum",
         source_spaces=_NONE,
@@ -230,6 +235,7 @@ ROWS = (
         "cnndm",
         readers.read_parallel,
         _files("cnn_dm/{}.source", valid="val"),
+        blind=True,
         metrics="cnn_dm",
         prepare="cnn_dm",
         source_spaces=_NONE,
@@ -250,6 +256,7 @@ ROWS = (
         "xsum_news",
         readers.read_parallel,
         _files("xsum_news/{}.source", valid="val"),
+        blind=True,
         metrics="xsum",
         prepare="xsum_news",
         source_spaces=_NONE,
@@ -266,6 +273,7 @@ ROWS = (
         "xsum_news_sport",
         readers.read_parallel,
         _files("xsum_topic-news-sports/{}.source", valid="val"),
+        blind=True,
         metrics="xsum",
         prepare="xsum_news_sport",
         source_spaces=_NONE,
@@ -282,6 +290,7 @@ ROWS = (
         "writingPrompts",
         readers.read_writing_prompts,
         _files("writingPrompts/{}_small.txt"),
+        blind=True,
         gpt2=InGPT2("wp_models", "nucleus"),
         demo_epoch=30,
     ),
@@ -290,6 +299,7 @@ ROWS = (
         "sentiment",
         readers.labelled("|||", classify=False),
         _files("IMDB/{}.txt", valid="dev"),
+        blind=True,
         fields_of=lambda source: (source.strip(),),
         source_spaces=(" ", ""),
         target_spaces=_NONE,
@@ -300,6 +310,7 @@ ROWS = (
         "topic",
         readers.labelled("||", classify=False),
         _files("AG-news/{}1.tsv", valid="dev"),
+        blind=True,
         fields_of=lambda source: (source.strip(),),
         source_spaces=(" ", ""),
         target_spaces=_NONE,
@@ -310,6 +321,7 @@ ROWS = (
         "classify-sentiment",
         readers.labelled("|||", classify=True),
         _files("IMDB/{}.txt", valid="dev"),
+        blind=True,
         metrics="classify-sentiment",
         target_spaces=(" ", ""),
         grouped=False,
@@ -320,6 +332,7 @@ ROWS = (
         "classify-topic",
         readers.labelled("||", classify=True),
         _files("AG-news/{}1.tsv", valid="dev"),
+        blind=True,
         metrics="classify-topic",
         target_spaces=(" ", ""),
         grouped=False,
@@ -336,6 +349,7 @@ ROWS = (
         source_spaces=_NONE,
         target_spaces=_NONE,
         verbatim=True,
+        blind=True,
         gpt2=InGPT2("text_models"),
         seq2seq=InSeq2Seq(
             "text",
@@ -471,17 +485,21 @@ def is_there(mode: str, path: Path) -> bool:
     return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or tables.is_hub(path)))
 
 
-def iter_records(mode: str, path: str | Path, columns: Columns | None = None) -> Iterator[Record]:
+def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> Iterator[Record]:
     """Yield the file's records in file order (text formats one line at a time, JSON read whole).
 
-    columns: which are read, where the task's file is a table. Raises UserError for a missing or empty file, text not
-    in UTF-8, a malformed line or entry, a separator in a text.
+    blind: for decoding, which needs the inputs alone. columns: which are read, where the task's file is a table.
+
+    Raises UserError for a missing or empty file, text not in UTF-8, a malformed line or entry, a separator in a text.
     """
     task, path = find_task(mode), Path(path)
     if not is_there(mode, path):
         raise UserError(f"{path}: no such file for mode {mode}; {where_to_get(mode)}")
     empty = True
-    for record in task.read(path, columns) if task.verbatim and columns else task.read(path):
+    how: dict[str, Any] = {"blind": True} if blind and task.blind else {}
+    if task.verbatim and columns:
+        how["columns"] = columns
+    for record in task.read(path, **how):
         empty = False
         yield record
     if empty:
@@ -495,26 +513,27 @@ def where_to_get(mode: str) -> str:
     return f"{prepared}pass a file of your own (--train_file, --eval_file, --test_file) or its folder (--data_dir)"
 
 
-def read_records(mode: str, path: str | Path, columns: Columns | None = None) -> list[Record]:
+def read_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Record]:
     """All records of a file, in file order; raises as iter_records."""
-    return list(iter_records(mode, path, columns))
+    return list(iter_records(mode, path, blind, columns))
 
 
-def read_groups(mode: str, path: str | Path, columns: Columns | None = None) -> list[Group]:
+def read_groups(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Group]:
     """The inputs of a file with their references, as they are decoded and scored; raises as iter_records.
 
-    Distinct inputs, save where every line counts for itself (classification, whose accuracy is over the lines).
+    Distinct inputs, save where every line counts for itself: classification, whose accuracy is over the lines, and
+    inputs that come without references (`blind`), each of which gets its line of output.
     """
-    records = iter_records(mode, path, columns)
-    if find_task(mode).grouped:
-        return group_records(records, strip=not find_task(mode).verbatim)
+    task, records = find_task(mode), read_records(mode, path, blind, columns)
+    if task.grouped and not (blind and not any(record.target.strip() for record in records)):
+        return group_records(records, strip=not task.verbatim)
     return [group for record in records for group in group_records([record])]
 
 
 def read_label_groups(mode: str, path: Path, openings: Iterable[str]) -> list[Group]:
     """Every label of a file, in alphabetical order, once per opening; a label is written as the file has it."""
     sources: dict[tuple[str, ...], str] = {}
-    for record in iter_records(mode, path):
+    for record in iter_records(mode, path, blind=True):
         sources.setdefault(record.fields, record.source)
     return [Group(sources[fields], (), "", fields) for fields in sorted(sources) for _ in openings]
 

@@ -17,37 +17,32 @@ import platform
 import sys
 from pathlib import Path
 
-import benchmark_decode
-import benchmark_epoch
-import benchmark_lengths
-import benchmark_scaling
-import benchmark_startup
-import benchmark_steps
-import benchmark_tables
 import torch
-from benchmark_models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
-from page_parts import replace_part
 from transformers.utils import logging
 
+from benchmarks import decode, epoch, lengths, scaling, startup, steps, tables
+from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
+from page_parts import replace_part
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY
+from prefixlib.settings import Parser, add_number
 
 PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))
 MEASURE = {  # what -> rows of numbers
-    "train-step": benchmark_steps.train_step,
-    "memory": benchmark_steps.memory,
-    "epoch": benchmark_epoch.epoch,
-    "decode": benchmark_decode.decode,
-    "startup": benchmark_startup.startup,
-    "scaling": benchmark_scaling.scaling,
-    "recipe": benchmark_epoch.recipe,
+    "train-step": steps.train_step,
+    "memory": steps.memory,
+    "epoch": epoch.epoch,
+    "decode": decode.decode,
+    "startup": startup.startup,
+    "scaling": scaling.scaling,
+    "recipe": epoch.recipe,
 }
 SHAPELESS = ("startup",)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> Parser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*MEASURE, "table", "record-lengths"), metavar="WHAT")
     which = parser.add_argument_group("what is compared")
     which.add_argument("--shape", choices=tuple(SHAPES), help="(default: gpt2-small; scaling gpt2-mini)")
@@ -55,32 +50,28 @@ def make_parser() -> argparse.ArgumentParser:
     cuda = torch.cuda.is_available()
     which.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     which.add_argument("--bf16", action="store_true", help="the base model's weights in bfloat16, in every row")
-    which.add_argument("--rounds", type=int, help="timed turns of every row (default: 7)")
-    which.add_argument("--seed", type=int, default=101, help="of the drawn lengths and ids")
+    add_number(which, "--rounds", above=0, help="timed turns of every row (default: 7)")
+    add_number(which, "--seed", low=0, default=101, help="of the drawn lengths and ids")
     sizes = parser.add_argument_group("sizes")
-    sizes.add_argument("--bsz", type=int, help="rows of a training batch (default: 5)")
-    sizes.add_argument("--source", type=int, help="source tokens per row (BART: 256)")
-    sizes.add_argument("--tokens", type=int, help="tokens per row (default: 80, WebNLG's mean; BART's target 40)")
-    sizes.add_argument("--preseqlen", type=int, help="prefix length (default: 5; BART 200)")
-    sizes.add_argument("--mid_dim", type=int, help="width of the reparametrisation (default: 512; BART 800)")
-    sizes.add_argument("--batches", type=int, help="epoch: training batches (default: 8; recipe 3605)")
-    sizes.add_argument(
-        "--sentences", type=int, help="decode: sentences (default: 32; BART 12; scaling 16; recipe 1862)"
-    )
-    sizes.add_argument("--batch_size", type=int, help="decode: sentences together (default: 32; BART 12)")
-    sizes.add_argument("--beams", type=int, help="decode: beams (default: 5; BART 6)")
-    sizes.add_argument("--max_new_tokens", type=int, help="decode: longest output (default: 100; BART 62; scaling 50)")
-    sizes.add_argument(
-        "--alone", type=int, help="decode: sentences for rows of one at a time (default: 6; BART 3; 0 all)"
-    )
-    sizes.add_argument("--allow_ties", type=int, help="decode: sentences that may differ (default: 0; --bf16 all)")
-    sizes.add_argument("--points", type=int, help="scaling: at most so many points of a curve (default: all)")
-    sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(benchmark_scaling.SWEEPS)}")
+    add_number(sizes, "--bsz", above=0, help="rows of a training batch (default: 5)")
+    add_number(sizes, "--source", above=0, help="source tokens per row (BART: 256)")
+    add_number(sizes, "--tokens", above=0, help="tokens per row (default: 80, WebNLG's mean; BART's target 40)")
+    add_number(sizes, "--preseqlen", above=0, help="prefix length (default: 5; BART 200)")
+    add_number(sizes, "--mid_dim", above=0, help="width of the reparametrisation (default: 512; BART 800)")
+    add_number(sizes, "--batches", above=0, help="epoch: training batches (default: 8; recipe 3605)")
+    add_number(sizes, "--sentences", above=0, help="decode: sentences (default: 32; BART 12; scaling 16; recipe 1862)")
+    add_number(sizes, "--batch_size", above=0, help="decode: sentences together (default: 32; BART 12)")
+    add_number(sizes, "--beams", above=0, help="decode: beams (default: 5; BART 6)")
+    add_number(sizes, "--max_new_tokens", above=0, help="decode: longest output (default: 100; BART 62; scaling 50)")
+    add_number(sizes, "--alone", low=0, help="decode: sentences for rows of one at a time (default: 6; BART 3; 0 all)")
+    add_number(sizes, "--allow_ties", low=0, help="decode: sentences that may differ (default: 0; --bf16 all)")
+    add_number(sizes, "--points", above=0, help="scaling: at most so many points of a curve (default: all)")
+    sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(scaling.SWEEPS)}")
     sizes.add_argument("--no_memory", action="store_true", help="scaling: time alone")
-    lengths = parser.add_argument_group("lengths")
-    lengths.add_argument("--lengths", help=f"of {', '.join(benchmark_lengths.SETS)} (decode: webnlg_dev, xsum_test)")
-    lengths.add_argument("--lengths_from", type=Path, help="read them from this data file instead")
-    lengths.add_argument("--tokenizer", type=Path, help="folder of the real vocabulary, for --lengths_from")
+    group = parser.add_argument_group("lengths")
+    group.add_argument("--lengths", help=f"of {', '.join(lengths.SETS)} (decode: webnlg_dev, xsum_test)")
+    group.add_argument("--lengths_from", type=Path, help="read them from this data file instead")
+    group.add_argument("--tokenizer", type=Path, help="folder of the real vocabulary, for --lengths_from")
     parser.add_argument("--output", type=Path, help="the JSON file; record-lengths, table: file or folder of results")
     return parser
 
@@ -97,17 +88,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         raise UserError("--device cuda: there is no GPU here")
     if needs_peft(args):
         import_peft()
-    for name in ("rounds", "batches", "sentences", "batch_size", "beams", "bsz", "tokens", "preseqlen", "mid_dim"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     args.rounds = args.rounds or 7
-    own_sizes = {"recipe": benchmark_epoch.RECIPE_SIZES, "scaling": benchmark_scaling.SIZES}.get(args.what, {})
+    own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES}.get(args.what, {})
     for name, value in own_sizes.items():
         setattr(args, name, getattr(args, name) or value)
     args.batches = args.batches or 8
     args.train_lengths = args.lengths or ("xsum_train" if is_bart(args) else "webnlg_train")
     fill_defaults(args)
-    benchmark_decode.fill_defaults(args)
+    decode.fill_defaults(args)
     return args
 
 
@@ -119,10 +107,10 @@ def settings_of(args: argparse.Namespace) -> dict:
     """What shaped the numbers."""
     names = {
         "epoch": (*SETTINGS, "batches", "train_lengths", "seed"),
-        "decode": ("preseqlen", "mid_dim", *benchmark_decode.SETTINGS, "seed"),
-        "recipe": (*SETTINGS, "batches", "train_lengths", *benchmark_decode.SETTINGS, "seed"),
+        "decode": ("preseqlen", "mid_dim", *decode.SETTINGS, "seed"),
+        "recipe": (*SETTINGS, "batches", "train_lengths", *decode.SETTINGS, "seed"),
         "startup": (),
-        "scaling": (*SETTINGS, *benchmark_decode.SETTINGS, "points", "seed"),
+        "scaling": (*SETTINGS, *decode.SETTINGS, "points", "seed"),
     }.get(args.what, SETTINGS)
     given = {"lengths_from": args.lengths_from.name} if args.lengths_from else {}
     return {name: getattr(args, name) for name in ("shape", "bf16", "rounds", *names)} | given
@@ -144,30 +132,31 @@ def measure(args: argparse.Namespace) -> int:
     shape = () if args.what in SHAPELESS else (args.shape + ("-bf16" if args.bf16 else ""),)
     name = "_".join(("benchmark", args.what, *shape, args.device))
     output = (args.output or REPOSITORY / "results" / f"{name}.json").expanduser().resolve()
+    files.check_can_write(output, "--output")
     args.plots = output.with_suffix("")
     rows = MEASURE[args.what](args)
     labels = {row: label(args, row) for row in rows}
     result = {"what": args.what, "settings": settings_of(args), "run": run_of(args), "labels": labels, "rows": rows}
     files.write_json(output, result)
-    print(benchmark_tables.as_markdown(result))
+    print(tables.as_markdown(result))
     return 0
 
 
 def record_lengths(args: argparse.Namespace) -> int:
     """Write the histogram of --lengths NAME from --lengths_from FILE."""
-    if args.lengths not in benchmark_lengths.SETS or not args.tokenizer:
-        raise UserError(f"record-lengths needs --lengths, of {', '.join(benchmark_lengths.SETS)}, and --tokenizer DIR")
-    source = args.lengths_from or benchmark_lengths.default_file(args.lengths)
-    histogram = benchmark_lengths.record_lengths(args.lengths, source.expanduser(), args.tokenizer)
-    output = args.output or benchmark_lengths.RECORDED / f"{args.lengths}.json"
-    benchmark_lengths.write_histogram(output, histogram)
+    if args.lengths not in lengths.SETS or not args.tokenizer:
+        raise UserError(f"record-lengths needs --lengths, of {', '.join(lengths.SETS)}, and --tokenizer DIR")
+    source = args.lengths_from or lengths.default_file(args.lengths)
+    histogram = lengths.record_lengths(args.lengths, source.expanduser(), args.tokenizer)
+    output = args.output or lengths.RECORDED / f"{args.lengths}.json"
+    lengths.write_histogram(output, histogram)
     print(f"{output}: {histogram['texts']} texts in {len(histogram['bins'])} bins")
     return 0
 
 
 def write_table(folder: Path) -> int:
     """Print the target figures of all results in `folder`, and write them into its README.md if it has one."""
-    figures = benchmark_tables.figures(folder)
+    figures = tables.figures(folder)
     print(figures)
     page = folder / "README.md"
     if page.is_file():

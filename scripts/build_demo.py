@@ -1,6 +1,5 @@
 """python scripts/build_demo.py gpt2 (or bart)  -- makes data/demo/: a small pretrained model and sets to tune it on."""
 
-import argparse
 import itertools
 import json
 import logging
@@ -8,11 +7,11 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_articles import corrupt, readings, write_articles
-from demo_tasks import write_tasks
-from demo_text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
-
+from demos.articles import corrupt, readings, write_articles
+from demos.tasks import write_tasks
+from demos.text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
 from prefixlib.errors import UserError, one_line_errors
+from prefixlib.settings import Parser, add_number
 
 EOS, MASK = "<|endoftext|>", "<mask>"
 HEAD = 32  # the head size of both models
@@ -107,8 +106,9 @@ def write_sets(folder, seed):
 
 def gpt2_tokenizer(texts, vocabulary):
     """The end-of-text token comes last, as in GPT-2, and is bos, eos and unk."""
-    from demo_model import train_bpe
     from transformers import GPT2TokenizerFast
+
+    from demos.model import train_bpe
 
     bpe = train_bpe(texts, vocabulary, last=[EOS])
     return GPT2TokenizerFast(tokenizer_object=bpe, bos_token=EOS, eos_token=EOS, unk_token=EOS)
@@ -132,8 +132,9 @@ def gpt2_batches(tokenizer, rng, steps, batch, length):
 def new_gpt2(tokenizer, args):
     """A GPT-2 whose layer 0 looks back by one token and whose layer 1 copies."""
     import torch
-    from demo_model import CopyingStart
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from demos.model import CopyingStart
 
     config = GPT2Config(
         vocab_size=len(tokenizer), n_positions=256, n_embd=args.width, n_layer=4, n_head=args.width // HEAD,
@@ -159,9 +160,10 @@ def new_gpt2(tokenizer, args):
 
 def bart_tokenizer(texts, vocabulary):
     """BART's special tokens at BART's places: <s> <pad> </s> <unk> first, <mask> last."""
-    from demo_model import train_bpe
     from tokenizers import AddedToken, processors
     from transformers import BartTokenizerFast
+
+    from demos.model import train_bpe
 
     mask = AddedToken(MASK, lstrip=True, special=True)
     bpe = train_bpe(texts, vocabulary, first=["<s>", "<pad>", "</s>", "<unk>"], last=[mask])
@@ -187,8 +189,9 @@ def bart_batches(tokenizer, rng, steps, batch, length):
 def new_bart(tokenizer, args):
     """A BART whose first encoder layer looks back by one token and whose first decoder layer copies from there."""
     import torch
-    from demo_model import CopyingStart
     from transformers import BartConfig, BartForConditionalGeneration
+
+    from demos.model import CopyingStart
 
     config = BartConfig(
         vocab_size=len(tokenizer), max_position_embeddings=256, d_model=args.width,
@@ -216,7 +219,8 @@ def new_bart(tokenizer, args):
 def build_model(args):
     """Pretrain the part's model and save it under args.output_dir."""
     import torch
-    from demo_model import pretrain, save
+
+    from demos.model import pretrain, save
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -259,19 +263,19 @@ PARTS = {
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("part", choices=sorted(PARTS))
-    parser.add_argument("--seed", type=int, default=1, help="one seed, one set of files")
+    add_number(parser, "--seed", low=0, default=1, help="one seed, one set of files")
     parser.add_argument("--output_dir", type=Path, default=DEMO, help="default: data/demo")
     parser.add_argument("--sets_only", choices=("yes", "no"), default="no", help="yes: only the text files, in seconds")
     model = parser.add_argument_group("model and pretraining")
-    model.add_argument("--vocabulary", type=int, default=1536, help="tokens, special ones included")
-    model.add_argument("--width", type=int, default=128, help=f"hidden size; heads are {HEAD} wide")
-    model.add_argument("--steps", type=int, help="optimiser steps (default: 2500 for gpt2, 2000 for bart)")
-    model.add_argument("--batch", type=int, default=16, help="rows a step")
-    model.add_argument("--length", type=int, help="tokens a row (default: 128 for gpt2, at most 160 for bart)")
-    model.add_argument("--learning_rate", type=float, default=3e-3, help="peak, after 5 %% of the steps")
-    model.add_argument("--threads", type=int, default=2, help="the weights depend on it in their last bits")
+    add_number(model, "--vocabulary", above=0, default=1536, help="tokens, special ones included")
+    add_number(model, "--width", above=0, default=128, help=f"hidden size; heads are {HEAD} wide")
+    add_number(model, "--steps", above=0, help="optimiser steps (default: 2500 for gpt2, 2000 for bart)")
+    add_number(model, "--batch", above=0, default=16, help="rows a step")
+    add_number(model, "--length", above=0, help="tokens a row (default: 128 for gpt2, at most 160 for bart)")
+    add_number(model, "--learning_rate", float, above=0, default=3e-3, help="peak, after 5 %% of the steps")
+    add_number(model, "--threads", above=0, below=1025, default=2, help="the weights depend on it in their last bits")
     args = parser.parse_args(argv)
     if args.width % HEAD or args.width < 4 * HEAD:
         raise UserError(f"--width {args.width}: must be a multiple of {HEAD}, the head size, and at least {4 * HEAD}")

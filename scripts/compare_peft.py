@@ -27,6 +27,7 @@ from gpt2.train_control import FAMILY, PrefixConfig, PrefixTuning
 from prefixlib import files, gguf_base, record
 from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
+from prefixlib.settings import Parser, add_number
 from prefixlib.tasks import GPT2_MODES, read_records
 
 log = logging.getLogger("compare_peft")
@@ -36,28 +37,27 @@ Batch = dict[str, Tensor]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True, help="decoder-only model: hub name, folder, FILE.gguf")
     parser.add_argument("--train_file", type=Path, required=True, help="texts to train on, in the mode's format")
     parser.add_argument("--mode", default="data2text", choices=GPT2_MODES, help="the file's task")
-    parser.add_argument("--steps", type=int, default=20, help="optimiser steps")
-    parser.add_argument("--bsz", type=int, default=10, help="texts per step")
-    parser.add_argument("--preseqlen", type=int, default=5, help="prefix length P")
-    parser.add_argument("--mid_dim", type=int, default=512, help="hidden width of the network")
-    parser.add_argument("--learning_rate", type=float, default=1e-3, help="constant")
-    parser.add_argument("--seed", type=int, default=101, help="of the network's weights and the order of the texts")
+    add_number(parser, "--steps", above=0, default=20, help="optimiser steps")
+    add_number(parser, "--bsz", above=0, default=10, help="texts per step")
+    add_number(parser, "--preseqlen", above=0, default=5, help="prefix length P")
+    add_number(parser, "--mid_dim", above=0, default=512, help="hidden width of the network")
+    add_number(parser, "--learning_rate", float, above=0, default=1e-3, help="constant")
+    add_number(parser, "--seed", low=0, default=101, help="of the network's weights and the order of the texts")
     parser.add_argument("--output", type=Path, help="STEM: writes STEM.json and STEM.md (default: print only)")
     parser.add_argument("--only", choices=LIBRARIES, help=argparse.SUPPRESS)  # a child's part
     args = parser.parse_args(argv)
-    for name in ("steps", "bsz", "preseqlen", "mid_dim"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
+    if args.output:
+        files.check_can_write(args.output.with_name(f"{args.output.name}.json"), "--output")
     return args
 
 
-def read_batches(args: argparse.Namespace, tokenizer, room: int) -> Iterator[Batch]:
+def read_batches(args: argparse.Namespace, tokenizer, positions: int) -> Iterator[Batch]:
     """`steps` batches of the file's texts in the seed's order, from the beginning again where they run out."""
-    texts = TableToTextDataset(args.mode, read_records(args.mode, args.train_file), tokenizer, room)
+    texts = TableToTextDataset(args.mode, read_records(args.mode, args.train_file), tokenizer, positions)
     generator, order = torch.Generator().manual_seed(args.seed), []
     for _ in range(args.steps):
         while len(order) < args.bsz:
@@ -112,7 +112,7 @@ def train(args: argparse.Namespace) -> dict[str, object]:
     """One library's part: its loss (mean per scored token) and seconds at every step, and what it took."""
     name = resolve_model_name(args.model_name_or_path)
     tokenizer, base = load_tokenizer(name), load_model(name, FAMILY)
-    batches = list(read_batches(args, tokenizer, room=512))
+    batches = list(read_batches(args, tokenizer, positions=512))
     model, loss_of = build(args, base)
     model.train()
     base.eval()  # no dropout in the frozen model, in either

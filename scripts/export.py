@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from formats import kv
 from gpt2 import model as gpt2_model
 from gpt2 import train_control
 from gpt2.frozen_lm import shape_of
-from prefixlib import checkpoint, files, kv_format, original, peft_format
+from prefixlib import checkpoint, files, original, peft_format
 from prefixlib.base_model import HUB_IDS, choose_base, load_config
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.settings import Parser, refuse_together
@@ -30,9 +31,9 @@ log = logging.getLogger("export")
 
 WRITTEN = {
     "peft": {peft_format.CONFIG, peft_format.WEIGHTS, peft_format.CARD},
-    "kv": {kv_format.ARRAYS, kv_format.SHAPES, kv_format.CARD},
+    "kv": {kv.ARRAYS, kv.SHAPES, kv.CARD},
 }
-KV_SITES = {"self": kv_format.DECODER, "cross": kv_format.CROSS, "encoder": kv_format.ENCODER}
+KV_SITES = {"self": kv.DECODER, "cross": kv.CROSS, "encoder": kv.ENCODER}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -77,14 +78,14 @@ def export_prefix(args: argparse.Namespace) -> Path:
     if args.to == "peft":
         adapter = peft_format.Adapter(loaded.flat, loaded.config.n_layer, loaded.config.n_head, base)
         return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter))
-    keys_values = kv_format.KeysValues(
+    keys_values = kv.KeysValues(
         sites=cut_seq2seq(loaded) if is_seq2seq else cut_gpt2(loaded),
         family=seq2seq_prefix.FAMILY if is_seq2seq else train_control.FAMILY,
         text_starts_at=0 if is_seq2seq else loaded.flat.shape[0],
         base=base,
         task=loaded.task,
     )
-    return write_folder(args, directory, lambda folder: kv_format.write(folder, keys_values))
+    return write_folder(args, directory, lambda folder: kv.write(folder, keys_values))
 
 
 def family_of(directory: Path) -> str:
@@ -118,7 +119,7 @@ def base_of(saved: dict[str, Any], given: str | None, directory: Path) -> dict[s
 def cut_gpt2(loaded: gpt2_model.SavedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The one site of a decoder-only model: per layer keys and values (H, P, D)."""
     layers = train_control.split_layers(loaded.flat, loaded.config, batch_size=1)
-    return {kv_format.DECODER: [(keys[0], values[0]) for keys, values in layers]}
+    return {kv.DECODER: [(keys[0], values[0]) for keys, values in layers]}
 
 
 def cut_seq2seq(loaded: seq2seq_model.SavedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:

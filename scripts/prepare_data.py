@@ -20,11 +20,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prefixlib.data_convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
-from prefixlib.data_sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
-from prefixlib.data_subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic
 from prefixlib.errors import UserError, one_line_errors
+from prefixlib.settings import Parser, add_number
 from prefixlib.tasks import DATA_DIR, data_file, iter_records
+from prepare.convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
+from prepare.sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
+from prepare.subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic
 
 log = logging.getLogger("prepare_data")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
@@ -37,7 +38,7 @@ class DataSet:
     mode: str  # the mode that reads it, which also names its files
     texts: dict[str, int]  # split -> texts (summaries) as published
     fetch: Fetcher
-    convert: Callable[[Path, str, Path], Path | None]  # see prefixlib/data_convert.py
+    convert: Callable[[Path, str, Path], Path | None]  # see prepare/convert.py
     wanted: str  # what a --source folder may hold
 
 
@@ -187,7 +188,7 @@ def prepare_subset(args: argparse.Namespace) -> list[Path]:
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """Command line -> settings. Raises UserError for flags of another set."""
-    parser = argparse.ArgumentParser(description="Put a data set under data/ in the original's file names.")
+    parser = Parser(description="Put a data set under data/ in the original's file names.")
     parser.add_argument(
         "dataset",
         choices=(*DATASETS, "lowdata", *TOPIC_SPLITS),
@@ -202,8 +203,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output_dir", type=Path, default=DATA_DIR, help="where the set's folder goes (default: data)")
     parser.add_argument("--of", choices=tuple(SAMPLED), help="lowdata: of which set (default: e2e)")
-    parser.add_argument("--sizes", type=int, nargs="+", help="lowdata: training examples (default: 50 100 200 500)")
-    parser.add_argument("--samples", type=int, nargs="+", help="lowdata: numbers of the draws (default: 1 2 3 4 5)")
+    add_number(parser, "--sizes", nargs="+", help="lowdata: training examples (default: 50 100 200 500)")
+    add_number(parser, "--samples", above=0, nargs="+", help="lowdata: numbers of the draws (default: 1 2 3 4 5)")
     parser.add_argument("--urls", type=Path, help='xsum_news, xsum_news_sport: lines {"id": ..., "url": ...}')
     args = parser.parse_args(argv)
     for name, default in (("of", "e2e"), ("sizes", [50, 100, 200, 500]), ("samples", [1, 2, 3, 4, 5])):

@@ -24,15 +24,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import decoded_examples
-import real_model
-import report
-from experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
-from training_runs import Run, RunFailed, Settings, read_json, runs_of
-
+from paper import decoded_examples, real_model, report
+from paper.experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
+from paper.training_runs import Run, RunFailed, Settings, read_json, runs_of
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import REPOSITORY
-from prefixlib.settings import add_yes_no
+from prefixlib.settings import Parser, add_number, add_yes_no
 
 SIZES = ("medium", "large")  # the paper's
 NAMES = tuple(dict.fromkeys((*EXPERIMENTS, *real_model.EXPERIMENTS, "tables")))
@@ -41,7 +38,7 @@ PASSED_ON = ("max_steps", "bf16", "gradient_checkpointing", "num_processes")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Command line -> settings. Raises UserError for what cannot be meant."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=NAMES, help="which one (`tables` only prints)")
     which = parser.add_argument_group("which runs")
     which.add_argument(
@@ -55,15 +52,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="a decoder-only base model of your own (hub name, folder, FILE.gguf) instead of the paper's: tables with "
         f"its name for {', '.join(real_model.EXPERIMENTS)}, sized for small machines",
     )
-    which.add_argument("--budget_examples", type=int, help="own base model: training examples of unseen, length, ...")
-    which.add_argument("--test_sources", type=int, help="own base model: decode only the first N test inputs")
+    add_number(which, "--budget_examples", above=0, help="own base model: training examples of unseen, length, ...")
+    add_number(which, "--test_sources", above=0, help="own base model: decode only the first N test inputs")
     which.add_argument("--rows", nargs="+", metavar="ROW", help="only these, e.g. e2e-prefix or 'webnlg-*'")
-    which.add_argument(
-        "--seeds", type=int, help="runs of each row (default: 3; low data, as the paper, 2 for each set)"
-    )
-    which.add_argument("--samples", type=int, help="low data: sets drawn of each size (default: 5, as the paper)")
+    add_number(which, "--seeds", above=0, help="runs of each row (default: 3; low data, as the paper, 2 for each set)")
+    add_number(which, "--samples", above=0, help="low data: sets drawn of each size (default: 5, as the paper)")
     add_yes_no(
-        which, "--demo", "no", "on the bundled models and data, 1 seed and 2 low-data sets unless told otherwise"
+        which,
+        "--demo",
+        "no",
+        "on the bundled models and data, 1 seed and 2 low-data sets unless --seeds, --samples say otherwise",
     )
     where = parser.add_argument_group("where things are")
     where.add_argument("--runs_dir", type=Path, help="checkpoints go to RUNS_DIR/TABLE/RUN (default: runs/reproduce)")
@@ -72,17 +70,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     where.add_argument("--gpt2_model", help="hub name or folder (default: gpt2-medium or gpt2-large, by --size)")
     where.add_argument("--bart_model", help="hub name or folder (default: bart-large)")
     how = parser.add_argument_group("passed on to every training")
-    how.add_argument("--max_steps", type=int, help="stop each training after this many steps: a trial, not a result")
+    add_number(how, "--max_steps", above=0, help="stop each training after this many steps: a trial, not a result")
     add_yes_no(how, "--bf16", "no", "bfloat16 arithmetic")
     add_yes_no(how, "--gradient_checkpointing", "no", "recompute activations: less memory, more time")
-    how.add_argument("--num_processes", type=int, help="processes per training, one per GPU")
+    add_number(how, "--num_processes", above=0, help="processes per training, one per GPU")
     parser.add_argument("--dry_run", action="store_true", help="print every command and stop")
     add_yes_no(how, "--keep_weights", "yes", "own base model; `no` removes a run's weights once it is decoded")
     args = parser.parse_args(argv)
     _check_base(args)
-    for name in ("budget_examples", "test_sources", "seeds", "samples", "max_steps", "num_processes"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be above 0")
     if args.demo == "yes":
         for name in ("data_dir", "gpt2_model", "bart_model"):
             if getattr(args, name) is not None:
@@ -118,7 +113,7 @@ def _check_base(args: argparse.Namespace) -> None:
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
-    """What every run is told."""
+    """The settings that all runs share."""
     given = {name: getattr(args, name) for name in PASSED_ON if getattr(args, name) not in (None, "no")}
     own = args.model_name_or_path
     if own:

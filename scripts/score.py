@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefixlib.errors import UserError, one_line_errors
+from prefixlib.files import check_can_write, write_json
+from prefixlib.settings import Parser, add_number
 
 TASKS = ("e2e", "webnlg", "dart", "xsum", "cnn_dm", "classify-sentiment", "classify-topic", "text")
 MODES = ("data2text", "triples", "cnndm")  # the data modes' names for e2e, dart and cnn_dm
@@ -23,7 +25,7 @@ log = logging.getLogger("score")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line -> flags; combinations that make no sense are refused by name."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS + MODES, help="whose metrics to compute")
     outputs = parser.add_argument_group("system outputs, one per line in the order of the inputs (one of the two)")
     outputs.add_argument("--hypotheses", metavar="FILE", help="the outputs to score")
@@ -41,10 +43,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     gold.add_argument("--categories", metavar="FILE", help="with --references, WebNLG: one category per line")
     how = parser.add_argument_group("what to compute")
     how.add_argument("--metrics", nargs="+", metavar="NAME", help="only these of the task's metrics (default: all)")
-    how.add_argument(
-        "--bootstrap", type=int, default=0, metavar="N", help="95%% intervals from N resamples; 1000 or more"
+    add_number(
+        how, "--bootstrap", below=10**6, default=0, metavar="N", help="95%% intervals from N resamples; 1000 or more"
     )
-    how.add_argument("--seed", type=int, default=0, help="of the resampling (default 0)")
+    add_number(how, "--seed", default=0, help="of the resampling (default 0)")
     how.add_argument("--output", metavar="FILE", help="also write the JSON here")
     args = parser.parse_args(argv)
     for one, other in (("hypotheses", "compare"), ("references", "split")):
@@ -59,6 +61,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--seed {args.seed}: expected 0 or more")
     if args.categories and args.task != "webnlg":
         raise UserError(f"--categories {args.categories}: goes with webnlg only, whose figures are split by them")
+    if args.output:
+        check_can_write(args.output, "--output")
     return args
 
 
@@ -221,8 +225,6 @@ def main(argv: list[str] | None = None) -> None:
     print(text)
     print(json.dumps(result, ensure_ascii=False))
     if args.output:
-        from prefixlib.files import write_json
-
         write_json(Path(args.output), result)
 
 

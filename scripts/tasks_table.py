@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from page_parts import replace_part
-
 from gpt2.flags import DEFAULT_MODEL, Decoding
 from gpt2.flags import Settings as GPT2Settings
+from page_parts import replace_part
 from prefixlib import readers
 from prefixlib.errors import one_line_errors
 from prefixlib.launch import DEMO_DATA, REPOSITORY, Launch

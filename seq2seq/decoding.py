@@ -69,7 +69,7 @@ class Seq2SeqSteps:
         with at_positions(encoder.embed_positions, packed.positions):
             hidden = encoder(input_ids=packed.input_ids, attention_mask=encoder_mask(packed)).last_hidden_state
         encoded = hidden.new_zeros(*self.mask.shape, hidden.shape[2])
-        encoded[self.mask] = hidden.flatten(0, 1).index_select(0, packed.places)
+        encoded[self.mask] = hidden.flatten(0, 1).index_select(0, packed.cells)
         return encoded
 
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:

@@ -106,15 +106,13 @@ def train(settings: Settings) -> TrainResult:
     record.check_machine(fp16=settings.fp16)
     if settings.resume and is_finished(output):
         return _finished(settings, output)
+    record.set_aside_damaged(output)
     resume_from = find_resume(settings, output)
     started = time.perf_counter()
-    has_test = is_there(settings.mode, settings.file("test")) and not (settings.train_file and not settings.test_file)
+    own_training_file = settings.train_file and not settings.test_file  # the standard test set does not belong to it
+    has_test = not own_training_file and is_there(settings.mode, settings.file("test"))
     to_decode = settings.splits_to_decode(has_test, usual=())
-    columns = dataclasses.replace(settings.columns, complete=True)
-    examples = {
-        split: load_examples(settings.mode, split, settings.file(split), settings.first(split), columns)
-        for split in ("train", "valid")
-    }
+    examples = read_examples(settings, with_test=bool(settings.test_file) or "test" in to_decode)
     chat = isinstance(examples["train"][0].source, Chat)
     if chat:
         settings.check_conversations()
@@ -124,9 +122,9 @@ def train(settings: Settings) -> TrainResult:
     model = new(settings, resuming=resume_from is not None, texts=texts)
     if chat:
         model.task["chat"] = True
-    config = model.base.config
     if settings.mode in OWN_DATA:
         check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
+    config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
     steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
@@ -135,14 +133,9 @@ def train(settings: Settings) -> TrainResult:
     log = LogLines(settings.logging_steps)
     keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
     parameters = model.count_parameters()
-    logger.info(
-        "%s: %d of %d parameters are trained; %d training examples, %d steps",
-        settings.tuning_mode,
-        parameters["trainable"],
-        sum(p.numel() for p in model.lm.parameters()),
-        len(examples["train"]),
-        steps,
-    )
+    numbers = (parameters["trainable"], sum(p.numel() for p in model.lm.parameters()), len(examples["train"]), steps)
+    shown_numbers = "%s: %d of %d parameters are trained; %d training examples, %d steps"
+    logger.info(shown_numbers, settings.tuning_mode, *numbers)
     trainer = generic_train(module, settings, output, loaders, [log, keep], resume_from)
     if trainer.is_global_zero:
         model.save(output, module.validation_result)
@@ -161,9 +154,21 @@ def train(settings: Settings) -> TrainResult:
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
     decoded = {}
-    if trainer.is_global_zero:
-        decoded = {split: decode_split(settings, model, split, output, SEED) for split in to_decode}
+    for split in to_decode if trainer.is_global_zero else ():
+        found = examples_of(settings, split, settings.columns)
+        decoded[split] = decode_split(settings, model, split, found, output, SEED)
     return TrainResult(model, module.validation_result, log.curves, output, decoded)
+
+
+def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:
+    """The examples of training and dev file. A misspelt name of the test file shows now, not when it is decoded."""
+
+    def read(split: str, first: int = -1) -> Sequence[Example]:
+        return load_examples(settings.mode, split, settings.file(split), first, settings.columns)
+
+    if with_test:
+        read("test")
+    return {split: read(split, settings.first(split)) for split in ("train", "valid")}
 
 
 def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
@@ -176,11 +181,11 @@ def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
 def _finished(settings: Settings, output: Path) -> TrainResult:
     """The result of a run that was trained to its end earlier, from its folder."""
     trained = record.read_results(output)["training"]
-    history = {name: [tuple(point) for point in points] for name, points in trained["curves"].items()}
+    history = {name: [tuple(point) for point in points] for name, points in trained.get("curves", {}).items()}
     base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
     model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
     decoded = {split: row["scores"] for split, row in record.read_results(output).get("decoding", {}).items()}
-    return TrainResult(model, trained["last"], history, output, decoded)
+    return TrainResult(model, trained.get("last", {}), history, output, decoded)
 
 
 def write_results(settings: Settings, model: Model, output: Path, trained: dict[str, Any]) -> None:
@@ -211,22 +216,33 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
-    model = load_for(settings, given)
+    columns = None
+    if settings.mode in OWN_DATA:
+        columns = Columns.of(saved_settings(settings.checkpoint), settings.source_column, settings.target_column)
     has_test = settings.mode not in OWN_DATA or is_there(settings.mode, settings.file("test"))
     splits = settings.splits_to_decode(has_test, usual=("test",))
+    examples = {split: examples_of(settings, split, columns) for split in splits}
+    model = load_for(settings, given)
+    record.set_aside_damaged(output)
     seed = settings.seed if "seed" in given else SEED
-    return {split: decode_split(settings, model, split, output, seed) for split in splits}
+    return {split: decode_split(settings, model, split, examples[split], output, seed) for split in splits}
 
 
-def decode_split(settings: Settings, model: Model, split: str, output: Path, seed: int) -> dict[str, Any]:
-    """Decode the file of a split: write SPLIT_beam_LENGTHPENALTY and results.json; returns the scores.
+def examples_of(settings: Settings, split: str, columns: Columns | None) -> list[Example]:
+    """What is decoded of a split's file."""
+    first = settings.n_test if settings.n_test > 0 else settings.first(split)
+    found = load_examples(settings.mode, split, settings.file(split), first, columns)
+    return [found[n] for n in range(len(found))]
+
+
+def decode_split(
+    settings: Settings, model: Model, split: str, examples: Sequence[Example], output: Path, seed: int
+) -> dict[str, Any]:
+    """Decode the examples of a split: write SPLIT_beam_LENGTHPENALTY and results.json; returns the scores.
 
     Another strategy gives SPLIT_STRATEGY. Of one's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
     """
-    path, strategy = settings.file(split), settings.strategy_now()
-    columns = Columns.of(model.task, settings.source_column, settings.target_column)
-    examples = load_examples(settings.mode, split, path, settings.decode_limit or settings.first(split), columns)
-    examples = [examples[n] for n in range(len(examples))]
+    strategy = settings.strategy_now()
     limit = settings.max_source_length or model.task.get("max_source_length")
     lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
     stop = stops(model.tokenizer, settings.stop)
@@ -245,7 +261,7 @@ def decode_split(settings: Settings, model: Model, split: str, output: Path, see
         tables.write(output / f"{output.name}_{split}_{strategy}.jsonl", examples, texts, scored)
     scores = score(settings, texts, examples, model.tokenizer, lengths["test_max_target_length"])
     decoded = {
-        "data_file": str(path),
+        "data_file": str(settings.file(split)),
         "sentences": len(texts),
         "sources_cut": cut,
         "seconds": round(seconds, 2),
@@ -294,7 +310,9 @@ def score(
 ) -> dict[str, Any]:
     """The task's metrics over the corpus; for summaries also ROUGE-Lsum and the original's average, named as such."""
     pairs = [(text, example) for text, example in zip(texts, examples, strict=True) if example.references]
-    if not pairs:  # a blind test set
+    if len(pairs) < len(texts):
+        logger.warning("%d of %d inputs have no reference: they are not scored", len(texts) - len(pairs), len(texts))
+    if not pairs:
         return {}
     task = find_task(settings.mode)
     outputs, references = [text for text, _ in pairs], [list(example.references) for _, example in pairs]

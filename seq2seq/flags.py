@@ -48,7 +48,13 @@ class Settings(Training):
     )
     n_train: int = flag(-1, "use the first N training examples (-1: all)", TASK, low=-1)
     n_val: int = flag(500, "use the first N dev examples (-1: all)", TASK, low=-1)
-    n_test: int = flag(-1, "decode the first N test examples (-1: all)", TASK, low=-1)
+    n_test: int = flag(
+        -1,
+        "decode the first N examples of the test file, or of the file that --decode says (-1: all)",
+        TASK,
+        low=-1,
+        names=("--limit", "--decode_limit"),
+    )
 
     preseqlen: int = flag(5, "prefix length P; 200 is best for summarisation", METHOD, above=0)
     optim_prefix: bool = flag(True, "always yes: a free prefix", METHOD, choices=(True,))

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,11 +13,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from transformers import get_scheduler
 
-from prefixlib import files
+from prefixlib import files, schema
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
-from prefixlib.checkpoint import CONFIG, RUN_FILES
-from prefixlib.errors import UserError
+from prefixlib.checkpoint import clear_run, earlier_run
+from prefixlib.errors import UserError, first_line
 from prefixlib.metrics import rouge
 from prefixlib.settings import spelled
 from seq2seq import decoding
@@ -29,8 +29,12 @@ from seq2seq.utils import ResumableLoader
 logger = logging.getLogger(__name__)
 
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
-# What a run leaves in its folder, as patterns: removed where --overwrite_output_dir yes starts another one there.
-OUTPUTS = (*RUN_FILES, RESUME, "tensorboard", "test_*", "valid_*", "*_beam.jsonl", "config.json", "model*.safetensors*")
+# What a run of this tree leaves in its folder beside checkpoint.RUN_FILES and its logs, as patterns.
+OUTPUTS = (
+    RESUME,
+    *(f"{split}_{kind}" for split in ("valid", "test") for kind in ("beam_*", "greedy", "nucleus")),
+    *(f"*_{split}_{kind}.jsonl" for split in ("valid", "test") for kind in ("beam", "greedy", "nucleus")),
+)
 # Settings that shape the weights: a resumed run must repeat them, so they stand in the checkpoint.
 TRAINING_SETTINGS = (
     *("mode", "tuning_mode", "preseqlen", "mid_dim", "use_deep", "dropout", "use_dropout", "init_shallow"),
@@ -41,6 +45,22 @@ TRAINING_SETTINGS = (
     *("source_column", "target_column", "source_template"),
     *("top_layers", "top_embeddings", "adapter_design", "adapter_bottleneck"),
 )
+
+
+class Position(TypedDict):
+    """Where training stands."""
+
+    epoch: int
+    batches: int
+
+
+class Resumable(TypedDict):
+    """What is read of resume.ckpt; the rest is Lightning's."""
+
+    settings: dict[str, Any]
+    position: Position
+    validated: dict[str, Any]
+    state_dict: dict[str, Tensor]
 
 
 class BaseModule(LightningModule):
@@ -190,7 +210,7 @@ def find_resume(settings: Settings, output: Path) -> Path | None:
     """
     path = output / RESUME
     if not settings.resume:
-        earlier = [name for name in (RESUME, CONFIG, "config.json", "model") if (output / name).exists()]
+        earlier = earlier_run(output, OUTPUTS)
         if earlier and not settings.overwrite_output_dir:
             raise UserError(
                 f"{output} holds {earlier[0]} of an earlier run: --resume yes, --overwrite_output_dir yes, or "
@@ -201,11 +221,14 @@ def find_resume(settings: Settings, output: Path) -> Path | None:
         logger.info("nothing to resume in %s: starting from the beginning", output)
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["settings"]
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        wrong = schema.misfit(saved, Resumable)
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); train anew") from error
-    for name, value in saved.items():
-        wanted = spelled(getattr(settings, name))
+        wrong = first_line(error)
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong}); train anew")
+    for name, value in saved["settings"].items():
+        wanted = spelled(getattr(settings, name, None))
         if wanted != value:
             raise UserError(f"--{name} {wanted} contradicts {path}, which was made with {value}")
     return path
@@ -259,7 +282,7 @@ def generic_train(
     if resume_from is not None:  # Lightning hands a loader its state in the middle of an epoch only
         loaders[0].load_state_dict(torch.load(resume_from, map_location="cpu", weights_only=True)["position"])
     elif settings.overwrite_output_dir and trainer.is_global_zero:
-        files.clear_run(output, OUTPUTS)
+        clear_run(output, (*OUTPUTS, "tensorboard"))
     try:
         trainer.fit(module, *loaders, ckpt_path=resume_from)
         if module.validated_step != trainer.global_step:  # --max_steps in the middle of an epoch

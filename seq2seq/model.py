@@ -251,7 +251,7 @@ class Model:
             self._save_base(directory)
             return
         if task.get("tuning_mode") == "bothtune":
-            (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it vouches for another model than the new one
+            (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
             files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
             task = {**task, "tuned_from": task.get("tuned_from", base_record["name"])}
             base_record = {"name": checkpoint.OWN_MODEL, "revision": None}

@@ -146,7 +146,7 @@ class PackedPair:
 
     def indices_of(self, counted: Tensor) -> Tensor:
         """Index on the flattened target rows of each position in `counted` (B, T), in the batch's order."""
-        return self.target.places[counted[self.needed]]
+        return self.target.cells[counted[self.needed]]
 
     def decoder_mask(self) -> Tensor:
         """(R, 1, D, D), True where a target token sees an earlier one; a start token is seen whatever its id."""

@@ -5,6 +5,7 @@ Legend: B batch, S source tokens, T target tokens.
 
 import itertools
 import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,18 +35,18 @@ class Example:
 class Lines:
     """A text file's lines by number without holding them all: byte offsets, and one read per access.
 
-    Raises UserError for a file that is absent (`remedy` says what to do then) or empty, an empty line, text that is
-    not UTF-8.
+    Raises UserError for a file that is absent (`remedy` says what to do then) or empty, an empty line unless these
+    are allowed (`empty`), text that is not UTF-8. A leading byte-order mark is no part of the text.
     """
 
-    def __init__(self, path: Path, remedy: str):
+    def __init__(self, path: Path, remedy: str, empty: bool = False):
         self.path = path
         self.offsets = [0]
         if not path.is_file():
             raise UserError(f"{path}: no such file; {remedy}")
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                if not line.strip():
+                if not empty and not line.removeprefix(BOM_UTF8).strip():
                     raise UserError(f"{path}:{number}: expected one document a line, found an empty line")
                 try:
                     line.decode()
@@ -65,30 +66,35 @@ class Lines:
     def __getitem__(self, index: int) -> str:
         with open(self.path, "rb") as file:  # opened anew: worker processes must not share a position
             file.seek(self.offsets[index])
-            return file.read(self.offsets[index + 1] - self.offsets[index]).decode().strip()
+            line = file.read(self.offsets[index + 1] - self.offsets[index])
+        return (line.removeprefix(BOM_UTF8) if index == 0 else line).decode().strip()
 
 
 class Summaries(Dataset):
     """`X.source` and `X.target`, line n of one belonging to line n of the other; items are `Example`.
 
-    Raises UserError as Lines, and for files of unequal length.
+    blind: the targets, or some of them, may be missing, and a file of another name holds documents alone. Raises
+    UserError as Lines, and for files of unequal length.
     """
 
-    def __init__(self, source: Path, remedy: str, first: int = -1):
-        if not source.name.endswith("source"):
+    def __init__(self, source: Path, remedy: str, first: int = -1, blind: bool = False):
+        target = source.with_name(source.name.removesuffix("source") + "target")
+        alone = blind and not (source.name.endswith("source") and target.is_file())
+        if not source.name.endswith("source") and not blind:
             raise UserError(f"{source}: expected a file ending in 'source', with its 'target' file beside it")
         self.sources = Lines(source, remedy)
-        self.targets = Lines(source.with_name(source.name.removesuffix("source") + "target"), remedy)
-        counts = len(self.sources), len(self.targets)
-        if counts[0] != counts[1]:
-            raise UserError(f"{source} has {counts[0]} lines and {self.targets.path.name} has {counts[1]}: one is cut")
-        self.size = counts[0] if first < 0 else min(first, counts[0])
+        self.targets = None if alone else Lines(target, remedy, empty=blind)
+        count = len(self.sources)
+        if self.targets and len(self.targets) != count:
+            raise UserError(f"{source} has {count} lines and {target.name} has {len(self.targets)}: one is cut")
+        self.size = count if first < 0 else min(first, count)
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.sources[index], (self.targets[index],))
+        target = self.targets[index] if self.targets else ""
+        return Example(self.sources[index], (target,) if target else ())
 
 
 def load_examples(
@@ -97,19 +103,20 @@ def load_examples(
     """The first `first` examples (-1: all) of the file for split train, valid or test.
 
     Tables: in training every pair, else every distinct input with its references. columns: which are read of one's own
-    pairs, whose texts stay as they are. Raises UserError for a bad file, naming file and line.
+    pairs, whose texts stay as they are. Raises UserError for a bad file, naming file and line. In a test file the
+    references, or some of them, may be missing.
     """
     task = find_task(mode)
     if not task.is_table and not task.verbatim:
-        return Summaries(path, where_to_get(mode), first)
+        return Summaries(path, where_to_get(mode), first, blind=split == "test")
     kept = (lambda text: text) if task.verbatim else str.strip
     if split == "train":
-        records = [row for row in iter_records(mode, path, columns) if row.trainable and row.target.strip()]
+        records = [row for row in iter_records(mode, path, columns=columns) if row.trainable and row.target.strip()]
         if not records:
             raise UserError(f"{path}: no text to train on")
         examples = [Example(kept(record.source), (kept(record.target),)) for record in records]
     else:
-        groups = read_groups(mode, path, columns)
+        groups = read_groups(mode, path, blind=split == "test", columns=columns)
         examples = [Example(kept(group.source), group.references, group.category) for group in groups]
     return examples if first < 0 else examples[:first]
 

@@ -3,15 +3,10 @@
 import argparse
 import json
 
-import benchmark
-import benchmark_decode
-import benchmark_epoch
-import benchmark_lengths
-import benchmark_models
-import benchmark_scaling
-import benchmark_startup
 import pytest
 
+import benchmark
+from benchmarks import decode, epoch, lengths, models, scaling, startup
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -64,10 +59,10 @@ def test_an_epoch_of_bart_on_padded_batches(tmp_path):
     assert list(rows) == ["prefix", "finetune", "original-style", "grouped"]
     assert rows["original-style"]["first_loss"] == pytest.approx(rows["prefix"]["first_loss"], abs=1e-4)
     args = argparse.Namespace(seed=3, device="cpu")
-    batch = benchmark_epoch.padded(args, [(9, 4), (5, 7)], [1, 0])
+    batch = epoch.padded(args, [(9, 4), (5, 7)], [1, 0])
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 9]
     assert batch["labels"].ne(1).sum(dim=1).tolist() == [7, 4]
-    alone = benchmark_epoch.padded(args, [(9, 4), (5, 7)], [0])
+    alone = epoch.padded(args, [(9, 4), (5, 7)], [0])
     assert batch["input_ids"][1].tolist() == alone["input_ids"][0].tolist()
 
 
@@ -87,7 +82,7 @@ def test_an_epoch_through_both_trainers(tmp_path):
 
 def test_the_recipe_in_small():
     words = ["recipe", "--shape", "gpt2-tiny", "--device", "cpu", "--batches", "1", *FEW]
-    rows = benchmark_epoch.train_and_decode(benchmark.parse_args(words))
+    rows = epoch.train_and_decode(benchmark.parse_args(words))
     numbers = rows["prefix"]
     assert (numbers["examples"], numbers["epochs"], numbers["sources"]) == (5, 5, 3)
     assert numbers["seconds"] == numbers["training_seconds"] + numbers["decoding_seconds"]
@@ -111,23 +106,23 @@ def test_decoding_gives_the_same_tokens(tmp_path, shape, rows):
 @pytest.mark.parametrize("shape", ["gpt2-tiny", "bart-tiny"])
 def test_decoded_sentences_end_where_they_should_and_are_not_all_alike(shape):
     args = benchmark.parse_args(["decode", "--shape", shape, "--device", "cpu", "--sentences", "4"])
-    work = benchmark_decode.make_work(args)
-    found = benchmark_decode.our_decoder(args, work)(range(4))
+    work = decode.make_work(args)
+    found = decode.our_decoder(args, work)(range(4))
     assert [len(tokens) for tokens in found] == work.ends
     assert len(set(work.ends)) > 1
     assert len({token for tokens in found for token in tokens}) > 20
 
 
 def test_start_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_startup, "HELP", ("gpt2/gen.py",))
-    monkeypatch.setattr(benchmark_startup, "FIRST_STEP", ("gpt2/train_e2e.py",))
+    monkeypatch.setattr(startup, "HELP", ("gpt2/gen.py",))
+    monkeypatch.setattr(startup, "FIRST_STEP", ("gpt2/train_e2e.py",))
     rows = measure(tmp_path, "startup")["rows"]
     assert list(rows) == ["gpt2/gen.py --help", "gpt2/train_e2e.py, first step"]
     assert 0 < rows["gpt2/gen.py --help"]["seconds"] < rows["gpt2/train_e2e.py, first step"]["seconds"]
 
 
 def test_curves(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_scaling, "PROCESS_STEPS", 2)
+    monkeypatch.setattr(scaling, "PROCESS_STEPS", 2)
     less = ["--sweeps", "tokens,beams,processes", "--points", "1", "--no_memory", "--shape", "gpt2-tiny"]
     rows = measure(tmp_path, "scaling", *less, "--sentences", "2", "--max_new_tokens", "5")["rows"]
     assert list(rows) == ["tokens", "beams", "processes"]
@@ -145,26 +140,26 @@ def test_curves_of_bart(tmp_path):
 
 
 def test_thinned_points_keep_both_ends():
-    assert benchmark_scaling.thin((1, 5, 20, 100, 200, 500), 3) == [1, 20, 500]
-    assert benchmark_scaling.thin((1, 2), None) == [1, 2]
+    assert scaling.thin((1, 5, 20, 100, 200, 500), 3) == [1, 20, 500]
+    assert scaling.thin((1, 2), None) == [1, 2]
 
 
 def test_rows_of_unequal_loss_are_refused(tmp_path, monkeypatch):
-    right = benchmark_models.OriginalStyle.forward
-    monkeypatch.setattr(benchmark_models.OriginalStyle, "forward", lambda self, batch: right(self, batch) + 3e-4)
+    right = models.OriginalStyle.forward
+    monkeypatch.setattr(models.OriginalStyle, "forward", lambda self, batch: right(self, batch) + 3e-4)
     with pytest.raises(UserError, match="do not compute the same loss"):
         measure(tmp_path, "train-step", "--shape", "gpt2-tiny", "--vs", "original-style")
     assert not list(tmp_path.iterdir())
 
 
 def test_rows_of_unequal_tokens_are_refused(tmp_path, monkeypatch):
-    right = benchmark_decode.generate
+    right = decode.generate
 
     def one_wrong(model, args, work, members, *rest, **inputs):
         first, *others = right(model, args, work, members, *rest, **inputs)
         return [[*first[:-1], first[-1] + 1], *others]
 
-    monkeypatch.setattr(benchmark_decode, "generate", one_wrong)
+    monkeypatch.setattr(decode, "generate", one_wrong)
     command = ["--shape", "gpt2-tiny", "--vs", "peft", *FEW]
     with pytest.raises(UserError, match=r"do not decode the same tokens.* 'peft': 1\} of 3"):
         measure(tmp_path, "decode", *command)
@@ -175,15 +170,15 @@ def test_rows_of_unequal_tokens_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_lengths(name):
     texts, means, ranges = RECORDED[name]
-    path = benchmark_lengths.RECORDED / f"{name}.json"
+    path = lengths.RECORDED / f"{name}.json"
     assert path.stat().st_size < 30_000
     args = argparse.Namespace(lengths_from=None)
-    drawn = benchmark_lengths.draw(benchmark_lengths.load_lengths(args, name), 20_000, seed=1)
+    drawn = lengths.draw(lengths.load_lengths(args, name), 20_000, seed=1)
     assert sum(count for *_, count in json.loads(path.read_text())["bins"]) == texts
     for side, mean, (lowest, highest) in zip(zip(*drawn, strict=True), means, ranges, strict=True):
         assert sum(side) / len(side) == pytest.approx(mean, rel=0.02)
         assert lowest <= min(side) <= max(side) <= highest
-    assert benchmark_lengths.draw([[1, 2, 3], [4, 5, 6]], 9, 7) == benchmark_lengths.draw([[1, 2, 3], [4, 5, 6]], 9, 7)
+    assert lengths.draw([[1, 2, 3], [4, 5, 6]], 9, 7) == lengths.draw([[1, 2, 3], [4, 5, 6]], 9, 7)
 
 
 def test_lengths_that_are_recorded_are_those_of_the_files(data_dir, tmp_path):
@@ -191,12 +186,12 @@ def test_lengths_that_are_recorded_are_those_of_the_files(data_dir, tmp_path):
     words = ["--lengths", "webnlg_dev", "--lengths_from", str(data_dir / "webnlg_challenge_2017" / "dev.json")]
     words += ["--tokenizer", str(data_dir / "tokenizers" / "gpt2")]
     benchmark.main(["record-lengths", *words, "--output", str(tmp_path / "again.json")])
-    assert (tmp_path / "again.json").read_text() == (benchmark_lengths.RECORDED / "webnlg_dev.json").read_text()
+    assert (tmp_path / "again.json").read_text() == (lengths.RECORDED / "webnlg_dev.json").read_text()
 
 
 def test_bins_are_merged_at_their_mean():
     pairs = [(n, 2 * n) for n in range(100)]
-    bins = benchmark_lengths.to_bins(pairs, most=20)
+    bins = lengths.to_bins(pairs, most=20)
     assert len(bins) <= 20
     assert sum(count for *_, count in bins) == 100
     assert sum(source * count for source, _, count in bins) == pytest.approx(sum(range(100)), abs=50)

@@ -105,7 +105,7 @@ def test_stops(trained):
 
 @pytest.mark.parametrize("decode", ["both", "none"])
 def test_what_is_decoded_after_training(place, tmp_path, decode):
-    more = {"decode": decode, "test_file": str(place / "test.jsonl"), "decode_limit": 1, "max_steps": 1}
+    more = {"decode": decode, "test_file": str(place / "test.jsonl"), "n_test": 1, "max_steps": 1}
     result = seq2seq.train(settings(place, tmp_path / "run", **more))
     assert list(result.decoded) == {"both": ["valid", "test"], "none": []}[decode]
     for split in result.decoded:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from prefixlib import data_sources
 from prefixlib.errors import UserError
+from prepare import sources
 from scripts import prepare_data
 
 SCRIPT = Path(prepare_data.__file__)
@@ -209,7 +209,7 @@ def test_public_files_are_downloaded_converted_and_counted(server, tmp_path, mon
     for table in tables:
         (folder / table).write_text(CSV)
     two = {"train": 2, "valid": 2, "test": 2}
-    use(monkeypatch, "e2e", fetch=data_sources.from_files(base, *tables), texts=two)
+    use(monkeypatch, "e2e", fetch=sources.from_files(base, *tables), texts=two)
     prepare_data.prepare("e2e", None, tmp_path / "out")
     assert names(tmp_path / "out") == [f"e2e_data/src1_{split}.txt" for split in ("test", "train", "valid")]
     assert (tmp_path / "out/e2e_data/src1_test.txt").read_text() == LINES
@@ -221,7 +221,7 @@ def test_public_files_are_downloaded_converted_and_counted(server, tmp_path, mon
         prepare_data.prepare("e2e", None, tmp_path / "out2")
     assert names(tmp_path / "out2") == []
 
-    use(monkeypatch, "e2e", fetch=data_sources.from_files(base, *tables[:2]), texts=two)
+    use(monkeypatch, "e2e", fetch=sources.from_files(base, *tables[:2]), texts=two)
     with pytest.raises(UserError, match="the public source: found src1_train, src1_valid of: trainset"):
         prepare_data.prepare("e2e", None, tmp_path / "out2")
 
@@ -232,7 +232,7 @@ def test_public_archive_is_unpacked(server, tmp_path, monkeypatch):
         for split in ("train", "dev", "test"):
             archive.writestr(f"m/webnlg_challenge_2017/{split}/1triples/Airport.xml", XML)
     one = {"train": 1, "valid": 1, "test": 1}
-    use(monkeypatch, "webnlg", fetch=data_sources.from_archive(base + "w.zip?path=x"), texts=one)
+    use(monkeypatch, "webnlg", fetch=sources.from_archive(base + "w.zip?path=x"), texts=one)
     prepare_data.prepare("webnlg", None, tmp_path / "out")
     assert names(tmp_path / "out") == [f"webnlg_challenge_2017/{split}.json" for split in ("dev", "test", "train")]
 
@@ -241,9 +241,9 @@ def test_missing_and_cut_downloads_are_errors(server, tmp_path):
     folder, base = server
     (folder / "cut.csv").write_text(CSV)
     with pytest.raises(UserError, match=r"cut\.csv: only \d+ of \d+ bytes came"):
-        data_sources.download(base + "cut.csv", tmp_path / "file")
+        sources.download(base + "cut.csv", tmp_path / "file")
     with pytest.raises(UserError, match=r"none\.csv: not reachable \(.*[Nn]ot [Ff]ound\).*--source"):
-        data_sources.download(base + "none.csv", tmp_path / "file")
+        sources.download(base + "none.csv", tmp_path / "file")
 
 
 def test_hub_rows_are_written_out_and_converted(server, tmp_path, monkeypatch):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from prefixlib.data_convert import convert_documents, find, hub_rows
-from prefixlib.e2e_text import csv_lines, linearise_meaning, tokenise
 from prefixlib.errors import UserError
-from prefixlib.webnlg_xml import webnlg_json, xml_files
+from prepare.convert import convert_documents, find, hub_rows
+from prepare.e2e_text import csv_lines, linearise_meaning, tokenise
+from prepare.webnlg_xml import webnlg_json, xml_files
 
 DATA = os.environ.get("PREFIX_TUNING_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="PREFIX_TUNING_DATA is not set")

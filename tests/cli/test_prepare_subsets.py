@@ -5,9 +5,9 @@ import logging
 
 import pytest
 
-from prefixlib.data_subsets import topic_of
 from prefixlib.errors import UserError
 from prefixlib.tasks import read_records
+from prepare.subsets import topic_of
 from scripts import prepare_data
 from tests.conftest import ROOT, run_command
 

@@ -223,7 +223,7 @@ def test_stopped_with_ctrl_c_and_gone_on(tmp_path):
 def test_an_interrupt_of_the_script_alone_is_passed_on():
     """`kill -INT` reaches one process only; a training must not go on without it."""
     child = "import time; print('ready', flush=True); time.sleep(200)"
-    parent = f"import training_runs; training_runs.call(['-c', {child!r}], None)"
+    parent = f"from paper import training_runs; training_runs.call(['-c', {child!r}], None)"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT / "scripts", start_new_session=True, **pipes)
     while process.stdout.readline() != "ready\n":

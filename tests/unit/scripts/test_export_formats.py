@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from prefixlib import kv_format, peft_format
+from formats import kv
+from prefixlib import peft_format
 from prefixlib.errors import UserError
 
 # What PEFT 0.21 needs of a PrefixTuningConfig; P 3, L 2, H 2 heads of size 4 (a grouped-query model of any width).
@@ -133,14 +134,14 @@ def test_keys_and_values_have_plain_names(tmp_path):
     def pair(start):
         return torch.full((2, 3, 4), start), torch.full((2, 3, 4), start + 0.5)
 
-    prefix = kv_format.KeysValues(
+    prefix = kv.KeysValues(
         {"decoder.self": [pair(0.0), pair(1.0)], "encoder.self": [pair(2.0)]},
         family="encoder-decoder",
         text_starts_at=0,
         base={"name": "facebook/bart-base", "revision": None},
         task={"mode": "xsum"},
     )
-    kv_format.write(tmp_path, prefix)
+    kv.write(tmp_path, prefix)
     arrays = load_file(tmp_path / "keys_values.safetensors")
     assert {name: array.unique().tolist() for name, array in arrays.items()} == {
         "decoder.self.layer_0.key": [0.0],

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from benchmark_lengths import draw, load_lengths
-from benchmark_models import POSITIONS, OriginalStyle, is_bart, our_model, peft_model
-from benchmark_steps import now, pairwise_ratio
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from benchmarks.lengths import draw, load_lengths
+from benchmarks.models import POSITIONS, OriginalStyle, is_bart, our_model, peft_model
+from benchmarks.steps import now, pairwise_ratio
 from gpt2 import decoding
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
@@ -59,9 +59,9 @@ class Work:
 def make_work(args: argparse.Namespace) -> Work:
     """Random ids of real lengths; an output ends before the limit, and not with its first token."""
     pairs = sorted(draw(load_lengths(args, args.lengths), args.sentences, args.seed), reverse=True)
-    room = POSITIONS if is_bart(args) else POSITIONS - args.preseqlen - args.max_new_tokens
+    positions = POSITIONS if is_bart(args) else POSITIONS - args.preseqlen - args.max_new_tokens
     generator = torch.Generator().manual_seed(args.seed)
-    prompts = [torch.randint(4, 50_000, (min(s, room),), generator=generator).tolist() for s, _ in pairs]
+    prompts = [torch.randint(4, 50_000, (min(s, positions),), generator=generator).tolist() for s, _ in pairs]
     return Work(prompts, [max(min(target - 1, args.max_new_tokens - 1), 1) for _, target in pairs])
 
 

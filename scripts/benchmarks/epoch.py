@@ -13,9 +13,14 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from benchmark_decode import ending, make_work, rule_of, sharpen
-from benchmark_lengths import draw, load_lengths
-from benchmark_models import (
+from torch import nn
+from transformers import BartConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from benchmarks.decode import ending, make_work, rule_of, sharpen
+from benchmarks.lengths import draw, load_lengths
+from benchmarks.models import (
     GROUPED,
     POSITIONS,
     STOCK,
@@ -25,12 +30,7 @@ from benchmark_models import (
     is_bart,
     our_model,
 )
-from benchmark_steps import in_turn, now, timed
-from torch import nn
-from transformers import BartConfig, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-
+from benchmarks.steps import in_turn, now, timed
 from gpt2 import decoding, run_language_modeling
 from gpt2.dataset import Encoded, collate
 from gpt2.flags import Settings
@@ -68,9 +68,9 @@ def make_examples(args: argparse.Namespace, count: int) -> list[Encoded]:
     def ids(number: int) -> list[int]:
         return torch.randint(4, 50_000, (number,), generator=generator).tolist()
 
-    room = POSITIONS - args.preseqlen
+    positions = POSITIONS - args.preseqlen
     pairs = draw(load_lengths(args, args.train_lengths), count, args.seed)
-    return [Encoded(ids(min(s, room // 2)), ids(min(t, room // 2))) for s, t in pairs]
+    return [Encoded(ids(min(s, positions // 2)), ids(min(t, positions // 2))) for s, t in pairs]
 
 
 def our_trainer(args: argparse.Namespace, output: Path, model: nn.Module, examples, epochs: int, every: int):

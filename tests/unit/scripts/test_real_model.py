@@ -3,15 +3,14 @@
 import json
 
 import pytest
-import real_model
-import report
-import reproduce
-from real_model import Base, build, chosen_rates, rebuild
-from training_runs import Settings, runs_of
 
+import reproduce
+from paper import real_model, report
+from paper.real_model import Base, build, chosen_rates, rebuild
+from paper.training_runs import Settings, runs_of
 from prefixlib.errors import UserError
 from prefixlib.settings import spelled
-from tests.unit.test_experiments import check_words
+from tests.unit.scripts.test_experiments import check_words
 
 RATES = {"prefix": 1e-3, "finetune": 3e-5, "top2": 1e-4, "adapter-3": 1e-3, "adapter-0.1": 3e-3}
 BASE = Base("smollm2-135m", real_model.SHAPES["smollm2-135m"], test_sources=20, rates=RATES)
@@ -20,8 +19,8 @@ ROWS = {"rates": 15, "lowdata": 8, "unseen": 5, "init": 6, "length": 5, "placeme
 
 def runs(name, folder, base=BASE):
     experiment = build(name, base)
-    told = Settings(folder, folder / "data", gpt2_model=base.name, own_base=True)
-    made = [run for row in experiment.rows for run in runs_of(experiment, row, told, "_smollm2-135m", 1, 2)]
+    given = Settings(folder, folder / "data", gpt2_model=base.name, own_base=True)
+    made = [run for row in experiment.rows for run in runs_of(experiment, row, given, "_smollm2-135m", 1, 2)]
     for run in made:
         (run.folder / "best").mkdir(parents=True, exist_ok=True)
     return made

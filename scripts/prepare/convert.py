@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prefixlib.e2e_text import csv_lines
 from prefixlib.errors import UserError
-from prefixlib.webnlg_xml import TEST_FILE, webnlg_json, xml_files
+from prepare.e2e_text import csv_lines
+from prepare.webnlg_xml import TEST_FILE, webnlg_json, xml_files
 
 log = logging.getLogger(__name__)
 

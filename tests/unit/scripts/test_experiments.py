@@ -4,13 +4,13 @@ import itertools
 import json
 
 import pytest
-import report
-import reproduce
-from experiments import EXPERIMENTS, ONE_SIZE, build
-from recipes import DEV, METHODS, SHAPES, TABLE1, adapter_bottleneck
-from training_runs import Run, RunFailed, Settings, runs_of
 
+import reproduce
 from gpt2 import gen, run_generation, train_e2e
+from paper import report
+from paper.experiments import EXPERIMENTS, ONE_SIZE, build
+from paper.recipes import DEV, METHODS, SHAPES, TABLE1, adapter_bottleneck
+from paper.training_runs import Run, RunFailed, Settings, runs_of
 from prefixlib.settings import spelled
 from scripts import prepare_data
 from seq2seq import train_bart
@@ -38,8 +38,8 @@ def one_run_each(name, size, folder, **settings):
     for row in experiment.rows:
         label = "" if size == "medium" else f"_{size}"
         model = "gpt2-large" if size == "large" else "gpt2-medium"
-        told = Settings(folder, demo=size == "demo", gpt2_model=model, **settings)
-        made += runs_of(experiment, row, told, label, 1, 1)
+        given = Settings(folder, demo=size == "demo", gpt2_model=model, **settings)
+        made += runs_of(experiment, row, given, label, 1, 1)
     for run in made:
         (run.folder / "best").mkdir(parents=True, exist_ok=True)
     return made

@@ -2,8 +2,8 @@
 
 import random
 
-from demo_articles import write_articles
-from demo_text import SEEN, make_facts, person, phrase, place, realise
+from demos.articles import write_articles
+from demos.text import SEEN, make_facts, person, phrase, place, realise
 
 # Two of these stand in every text, before or behind the description. They are made of words that the model has read.
 OPINIONS = {

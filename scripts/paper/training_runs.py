@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from experiments import Experiment, Row
-
+from paper.experiments import Experiment, Row
 from prefixlib import files
 from prefixlib.launch import DEMO_DATA, REPOSITORY, as_words
 from prefixlib.tasks import DEMO, SPLITS, data_file, find_task
@@ -35,7 +34,7 @@ class RunFailed(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks of every run."""
+    """The settings that all runs share."""
 
     runs_dir: Path
     data_dir: Path | None = None
@@ -299,7 +298,7 @@ def read_json(path: Path) -> dict:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunFailed(f"{path} is not JSON ({error}); delete {path.parent} to make the run again") from None
     if not isinstance(found, dict):
         raise RunFailed(f"{path} holds no JSON object; delete {path.parent} to make the run again")

@@ -6,7 +6,7 @@ from transformers import MistralConfig, Qwen3Config
 
 from gpt2.decoding import CausalSteps
 from prefixlib.beam_tree import BeamTree, GrowingLayer, growing_cache
-from tests.unit.test_decoder_families import GROUPED, random_model
+from tests.unit.gpt2.test_decoder_families import GROUPED, random_model
 
 
 def test_a_beam_sees_its_prompt_and_its_ancestors():
@@ -28,7 +28,7 @@ def test_rows_in_another_order_are_refused(rows):
 
 
 def test_a_growing_layer_holds_what_was_appended(monkeypatch):
-    monkeypatch.setattr(GrowingLayer, "ROOM", 3)
+    monkeypatch.setattr(GrowingLayer, "SPARE", 3)
     torch.manual_seed(0)
     parts = [torch.randn(4, 2, length, 5) for length in (6, 1, 2, 1, 4)]
     cache = growing_cache()

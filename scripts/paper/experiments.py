@@ -6,9 +6,8 @@ reproduce.py runs them; recipes.py holds the hyper-parameters and the paper's nu
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-import recipes
-from recipes import DEV, PREFIX, TABLE1, XSUM_DEV, XSUM_PREFIX, Numbers, recipe
-
+from paper import recipes
+from paper.recipes import DEV, PREFIX, TABLE1, XSUM_DEV, XSUM_PREFIX, Numbers, recipe
 from prefixlib.errors import UserError
 
 
@@ -61,7 +60,7 @@ class Experiment:
     xlabel: str = ""
     seeds: int = 3
     samples: int = 0  # low-data sets drawn per size
-    own: Mapping[str, object] = field(default_factory=dict)  # real_model.py: the base and what was told of it
+    own: Mapping[str, object] = field(default_factory=dict)  # real_model.py: the base model and its settings
 
 
 E2E = tuple(Column(n, n, d) for n, d in (("BLEU", 1), ("NIST", 2), ("METEOR", 1), ("ROUGE-L", 1), ("CIDEr", 2)))

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
-from benchmark_models import ROWS, SETTINGS, Batch, check_equal_losses, make_batch
 from torch import nn
 
+from benchmarks.models import ROWS, SETTINGS, Batch, check_equal_losses, make_batch
 from prefixlib import record
 from prefixlib.errors import UserError
 
@@ -106,8 +107,9 @@ def peak_of_three_steps(args: argparse.Namespace, row: str) -> dict[str, int]:
 def peak_memory(args: argparse.Namespace, row: str) -> dict[str, int]:
     """Bytes of a fresh process that runs `row` alone: `host`, of which `libraries` before the model; `gpu` on a GPU."""
     settings = {name: getattr(args, name) for name in ("shape", "device", "bf16", *SETTINGS)}
-    command = [sys.executable, __file__, row, json.dumps(settings)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.steps", row, json.dumps(settings)]
+    scripts = Path(__file__).resolve().parents[1]
+    result = subprocess.run(command, cwd=scripts, capture_output=True, text=True, check=False)
     if result.returncode:
         raise UserError(f"measuring the memory of {row!r} failed: {(result.stderr.strip() or '?').splitlines()[-1]}")
     return json.loads(result.stdout.splitlines()[-1])

@@ -77,7 +77,7 @@ def test_prompts_are_labels_times_openings(tokenizer, tmp_path):
     ]
     assert [example.prompt for example in prompts.inputs] == [tokenizer(text)["input_ids"] for text in prompts.texts]
     assert prompts.openings == [tokenizer(text)["input_ids"] for text in (" The book", " A town")] * 2
-    with pytest.raises(UserError, match=r"the prompt .* has \d+ tokens; there is room for 4"):
+    with pytest.raises(UserError, match=r"the prompt .* has \d+ tokens; at most 4 fit"):
         make_prompts(model_of(24, tokenizer), path, settings)
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from demos.text import SEEN, UNSEEN, documents
 from prefixlib.tasks import data_file, read_records, training_text
-from scripts.demo_text import SEEN, UNSEEN, documents
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "data" / "demo"
 SETS = (
     "webnlg_challenge_2017/train.json",

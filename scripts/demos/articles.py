@@ -2,7 +2,7 @@
 
 import itertools
 
-from demo_text import DOMAINS, documents, make_facts, person, phrase, place
+from demos.text import DOMAINS, documents, make_facts, person, phrase, place
 
 OPENINGS = (
     "{hero} of {town} has written to us again.",

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefixlib.data_convert import HUB_NAMES, find
 from prefixlib.errors import UserError
 from prefixlib.tasks import iter_records
+from prepare.convert import HUB_NAMES, find
 
 log = logging.getLogger("prepare_data")
 

@@ -52,8 +52,8 @@ def test_values_stay_as_they_are(tmp_path, kind):
     assert [(group.source, group.references) for group in read_groups("text", path)] == [(s, (t,)) for s, t in ODD]
 
 
-def records(tmp_path, rows, columns=tables.USUAL):
-    return list(tables.read(make(tmp_path, ".jsonl", rows), columns))
+def records(tmp_path, rows, columns=tables.USUAL, blind=True):
+    return list(tables.read(make(tmp_path, ".jsonl", rows), blind, columns))
 
 
 def test_other_columns_and_several_references(tmp_path):
@@ -72,7 +72,7 @@ def test_other_columns_and_several_references(tmp_path):
         ("a", "5", True),
         ("c", "", True),
     ]
-    groups = read_groups("text", tmp_path / "rows.jsonl", Columns("q", "a"))
+    groups = read_groups("text", tmp_path / "rows.jsonl", blind=True, columns=Columns("q", "a"))
     assert [(g.source, g.references) for g in groups] == [("a", ("1", "2", "5")), ("b", ("3", "4")), ("c", ())]
 
 
@@ -84,7 +84,7 @@ def test_conversations(tmp_path):
     found = records(tmp_path, rows)
     assert [record.target for record in found] == ["Hello\n", "Yes", ""]
     assert [record.source.messages for record in found] == [[USER, ANSWER, USER], [USER], [USER]]
-    assert all(isinstance(group.source, Chat) for group in read_groups("text", tmp_path / "rows.jsonl"))
+    assert all(isinstance(group.source, Chat) for group in read_groups("text", tmp_path / "rows.jsonl", blind=True))
     assert records(tmp_path, [{"talk": [USER, ANSWER]}], Columns("talk"))[0].source == as_chat([USER])
     with pytest.raises(UserError, match="row 2: texts and conversations in one file"):
         records(tmp_path, [{"messages": [USER, ANSWER]}, {"source": "a", "target": "b"}])
@@ -127,7 +127,7 @@ def test_a_bad_row_is_named(tmp_path, case):
 )
 def test_training_wants_a_target_and_a_test_file_does_not(tmp_path, row, message):
     with pytest.raises(UserError, match=message):
-        records(tmp_path, [row], Columns(complete=True))
+        records(tmp_path, [row], blind=False)
     assert records(tmp_path, [row]) == [Record("a", "", True, (), "")]
 
 
@@ -150,7 +150,7 @@ FILES = {
 def test_a_bad_file_is_one_line(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=re.escape(FILES[name, text])) as error:
-        read_records("text", tmp_path / name)
+        read_records("text", tmp_path / name, blind=True)
     assert "\n" not in str(error.value)
 
 

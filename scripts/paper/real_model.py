@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import recipes
-from experiments import E2E, WEBNLG, Column, Experiment, Row
-from recipes import recipe
-
+from paper import recipes
+from paper.experiments import E2E, WEBNLG, Column, Experiment, Row
+from paper.recipes import recipe
 from prefixlib.errors import UserError
 
 SIZES = {"smollm2": "smollm2-135m"}  # --size -> the base model's name

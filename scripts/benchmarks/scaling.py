@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmark_decode import decode
-from benchmark_models import is_bart
-from benchmark_plots import Panel, plot
-from benchmark_steps import memory, train_step
 
+from benchmarks.decode import decode
+from benchmarks.models import is_bart
+from benchmarks.plots import Panel, plot
+from benchmarks.steps import memory, train_step
 from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
 

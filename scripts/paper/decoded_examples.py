@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training_runs import Run
-
+from paper.training_runs import Run
 from prefixlib import files
 
 COUNT = 20  # inputs shown

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import Column, Experiment, Row
-from real_model import shown
-from training_runs import Run, RunFailed, read_json
-
+from paper.experiments import Column, Experiment, Row
+from paper.real_model import shown
+from paper.training_runs import Run, RunFailed, read_json
 from prefixlib import files
 
 Entries = dict[str, dict[str, Any]]  # a run's name -> what is kept of it

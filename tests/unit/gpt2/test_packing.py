@@ -13,7 +13,7 @@ from gpt2.train_control import PrefixConfig, make_prefix
 from prefixlib.head import token_nll
 from prefixlib.packing import first_fit, width_of
 from tests.conftest import SETTINGS, close
-from tests.unit.test_decoder_families import FAMILIES, GROUPED, random_model
+from tests.unit.gpt2.test_decoder_families import FAMILIES, GROUPED, random_model
 
 BATCH = collate(
     [

@@ -1,0 +1,1 @@
+"""What build_demo.py makes data/demo of: facts, sentences, articles, and two small language models."""
