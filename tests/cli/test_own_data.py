@@ -272,3 +272,17 @@ def test_a_chat_is_data_for_generate():
     assert as_group("text", [USER]).source == as_chat([USER])
     with pytest.raises(UserError, match="an input of mode text cannot be made of"):
         as_group("text", [("a", "b")])
+
+
+def test_in_a_mixed_batch_every_task_keeps_its_own_rule(trained, data, tmp_path):
+    """Newlines are banned for tables and not for texts; a stop ends both."""
+    if "llama" in trained.model.base_record["name"]:
+        pytest.skip("the tables' prefix is the demo's")
+    table, demo = " | A : b : C", {"data_dir": str(ROOT / "data" / "demo"), "test_file": None}
+    where = {"train_file": None, "eval_file": None, "mode": "webnlg", "decode": "none"}
+    gpt2.train(replace(settings(data, tmp_path / "tables", max_steps=1), **demo, **where))
+    mixed = gpt2.load_mixed({"own": trained.output_dir, "tables": tmp_path / "tables"})
+    how = {"strategy": "greedy", "max_new_tokens": 20, "stop": "e"}
+    found = mixed.generate(["the mill", table, "a"], ["own", "tables", "own"], **how)
+    own, tables = gpt2.load(trained.output_dir), gpt2.load(tmp_path / "tables")
+    assert found == [*own.generate(["the mill"], **how), *tables.generate([table], **how), *own.generate(["a"], **how)]
