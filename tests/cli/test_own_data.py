@@ -55,7 +55,7 @@ def settings(data, output, model=MODEL, **more):
     brief = {"preseqlen": 3, "mid_dim": 8, "bsz": 4, "max_steps": 3, "learning_rate": 1e-2, "max_new_tokens": 12}
     files = {f"{name}_file": str(data / f"{split}.jsonl") for name, split in (("train", "train"), ("eval", "valid"))}
     where = {"model_name_or_path": str(model), "output_dir": str(output), "disable_tqdm": True}
-    return gpt2.Settings(mode="text", **{**files, **where, **brief, **more})
+    return gpt2.Settings(**{"mode": "text", **files, **where, **brief, **more})
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
