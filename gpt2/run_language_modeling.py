@@ -119,6 +119,7 @@ def train(settings: Settings) -> TrainResult:
     if trainer.is_world_process_zero():
         run = {
             "command": shlex.join(sys.argv),
+            **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
             **task,
             "base_model": trained.base_record["name"],
             "device": record.device_name(),

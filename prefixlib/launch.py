@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefixlib.config_file import expand
 from prefixlib.errors import UserError
 from prefixlib.settings import TUNING_MODES, Flags, Parser, Training, explicit_flags, flag, refuse_together
 from prefixlib.tasks import DEMO, find_task
@@ -60,6 +61,7 @@ def parse(parser: Parser, argv: Sequence[str], settings: type[Training], tree: s
 
     Raises UserError where they contradict other flags. The settings are not checked yet.
     """
+    argv = expand(argv, parser)
     if "--demo=yes" in argv or ("--demo", "yes") in itertools.pairwise(argv):
         argv = ["--mode", demo_mode, *argv]  # a --mode of its own comes later and wins
     args, given = parser.parse_args(argv), explicit_flags(parser, argv)

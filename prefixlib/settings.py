@@ -12,12 +12,14 @@ import argparse
 import dataclasses
 import difflib
 import math
+import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from prefixlib import config_file
 from prefixlib.errors import UserError
 from prefixlib.tables import TARGET, Columns, check_template
 from prefixlib.tasks import OWN_DATA
@@ -61,6 +63,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **kwargs})
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does it, the flags of a --config file put in front."""
+        words = list(sys.argv[1:] if args is None else args)
+        takes_file = config_file.FLAG in self._option_string_actions
+        return super().parse_known_args(config_file.expand(words, self) if takes_file else words, namespace)
+
     def error(self, message: str):
         self.exit(2, f"error: {message}{self._did_you_mean(message)} (see {self.prog} --help)\n")
 
@@ -81,6 +89,12 @@ class Flags:
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         """Add a flag for every field, in groups."""
+        if config_file.FLAG not in parser._option_string_actions:
+            parser.add_argument(
+                config_file.FLAG,
+                metavar="FILE",
+                help="flags out of a file: FILE.yaml, or a run's results.json or command.txt; the command line wins",
+            )
         groups = {group.title: group for group in parser._action_groups}
         for field in fields(cls):
             about = field.metadata
