@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2 import decoding
+from gpt2.context import read_context
 from gpt2.dataset import (
     Encoded,
     Format,
@@ -403,9 +404,29 @@ def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bo
     elif ids is not None and not resuming:
         logger.info("the prefix starts from a text of %d tokens, which is its length", len(ids))
         start_from_text(prefix, base, ids)
+    elif settings.distill_context and not resuming:
+        start_from_text(prefix, base, context_ids(settings, base, tokenizer)[: config.preseqlen])
     elif settings.init_random == "uniform" and not resuming:
         start_uniform(prefix)
+    if settings.freeze_first:
+        prefix.control_trans.register_hook(_without_first)
     return prefix
+
+
+def context_ids(settings: Settings, base: nn.Module, tokenizer: Any) -> list[int]:
+    """The tokens of --distill_context. Raises UserError unless they are more than the prefix, and fit the model."""
+    path = Path(settings.distill_context).expanduser()
+    ids = read_context(path, tokenizer, base)
+    if len(ids) <= settings.preseqlen:
+        raise UserError(
+            f"--preseqlen {settings.preseqlen}: {path} has {len(ids)} tokens, and the prefix stands for more"
+        )
+    return ids
+
+
+def _without_first(gradient: Tensor) -> Tensor:
+    """The gradient of keys and values (P, 2*L*H*D), 0 at the first position."""
+    return torch.cat([torch.zeros_like(gradient[:1]), gradient[1:]])
 
 
 # ---- starting a prefix from a text (paper section 7.4) -----------------------------------------------------------
