@@ -46,6 +46,9 @@ def install(model: nn.Module) -> None:
     Raises TypeError if the model does not take its attention from the interface, ValueError if it computes its scores
     in a way of its own.
     """
+    refusal = f"{type(model).__name__} does not take its attention from transformers' attention interface"
+    if not model._can_set_attn_implementation():
+        raise TypeError(refusal)
     AttentionInterface.register(NAME, prefix_sdpa)
     AttentionMaskInterface.register(NAME, sdpa_mask)  # without it transformers builds no mask at all
     AttentionInterface.register(CAPPED, prefix_capped)
@@ -54,7 +57,7 @@ def install(model: nn.Module) -> None:
     name = NAME if model._supports_sdpa or not hasattr(text, "attn_logit_softcapping") else CAPPED
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
-        raise TypeError(f"{type(model).__name__} does not take its attention from transformers' attention interface")
+        raise TypeError(refusal)
 
 
 @contextlib.contextmanager
@@ -138,14 +141,16 @@ def prefix_capped(
     softcap: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The same with the scores capped at `softcap`, in plain torch, for a mask that is added."""
+    """The same with the scores capped at `softcap`, in plain torch."""
     key, value, attention_mask = _join(module, query, key, value, attention_mask, kwargs)
     groups = query.shape[1] // key.shape[1]
     scores = query @ repeat_kv(key, groups).transpose(2, 3) * scaling  # (B,H,T,P+S)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
-        scores = scores + attention_mask
+        is_shown = attention_mask.dtype == torch.bool
+        hide = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~attention_mask, hide) if is_shown else scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None

@@ -84,8 +84,14 @@ def load_config(name: str, *, revision: str | None = None, cache_dir: str | None
 
 
 def dropout_settings(config) -> dict[str, float]:
-    """The model's dropout probabilities that are not 0, under their names in its configuration."""
-    return {name: p for name, p in config.to_dict().items() if "drop" in name and isinstance(p, float) and p > 0}
+    """The model's dropout probabilities that are not 0, under their names in its configuration or its parts'."""
+    values = [pair for part in _parts(config) for pair in part.to_dict().items()]
+    return {name: p for name, p in values if "drop" in name and isinstance(p, float) and p > 0}
+
+
+def _parts(config) -> list[Any]:
+    """The configuration, and those of the models that it is made of (T5Gemma's encoder and decoder)."""
+    return [config, *(part for name in config.sub_configs if (part := getattr(config, name)) is not None)]
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | None = None):
@@ -113,6 +119,9 @@ def load_model(
     if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"
         raise UserError(f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed")
+    for part in _parts(config):
+        for key in config_overrides.keys() & part.to_dict().keys():
+            setattr(part, key, config_overrides[key])
     adapted = baselines.has_adapters(config)
     model, loading = _fetch(
         (baselines.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
@@ -121,7 +130,7 @@ def load_model(
         cache_dir=cache_dir,
         dtype=dtype,
         output_loading_info=True,
-        **config_overrides,
+        config=config if config_overrides else None,
     )
     check_loaded(name, loading)
     fuse_gelu(model)

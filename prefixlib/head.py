@@ -6,6 +6,7 @@ Legend: S scored tokens, E hidden size, V vocabulary.
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
 from prefixlib.errors import UserError
@@ -65,7 +66,7 @@ def own_logits(base: nn.Module, hidden: Tensor) -> Tensor:
     parent, name = next(found, (None, ""))
     if parent is None:
         raise LookupError("its layers are no module of their own")
-    answer = _Answer(flat)
+    answer = _Answer(flat, body.config)
     setattr(parent, name, answer)
     try:
         logits = base(**inputs, use_cache=False).logits
@@ -79,9 +80,9 @@ def own_logits(base: nn.Module, hidden: Tensor) -> Tensor:
 class _Answer(nn.Module):
     """Stands where a model's layers stand and gives `hidden` as their last hidden states, whatever it is asked."""
 
-    def __init__(self, hidden: Tensor):
+    def __init__(self, hidden: Tensor, config: PreTrainedConfig):
         super().__init__()
-        self.hidden, self.asked = hidden, False
+        self.hidden, self.config, self.asked = hidden, config, False
 
     def forward(self, *_args, **_kwargs) -> BaseModelOutputWithPastAndCrossAttentions:
         self.asked = True
