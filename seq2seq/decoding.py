@@ -263,6 +263,9 @@ def decoding_rule(
         raise UserError(
             f"--max_length {max_length}: at least --min_length {min_length} and at most the model's {limit} positions"
         )
+    first = getattr(config, "bos_token_id", None) if force_bos else None
+    if force_bos and first is None:
+        raise UserError(f"--force_bos yes: a {config.model_type} model has no token that begins a text")
     if not 0 < top_p <= 1 or temperature <= 0:
         raise UserError(f"top_p {top_p}, temperature {temperature}: above 0, and top_p at most 1")
     try:
@@ -274,7 +277,7 @@ def decoding_rule(
             length_penalty=row.length_pen if length_pen is None else length_pen,
             no_repeat_ngram_size=row.no_repeat_ngram_size if no_repeat_ngram_size is None else no_repeat_ngram_size,
             early_stopping=row.early_stopping if early_stopping is None else early_stopping,
-            forced_first_token_id=config.bos_token_id if force_bos else None,
+            forced_first_token_id=first,
             forced_last_token_id=end_token(config),
             top_p=top_p,
             temperature=temperature,

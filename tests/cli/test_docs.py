@@ -25,7 +25,7 @@ from seq2seq.train_e2e import TableSettings
 from tests.conftest import ROOT
 
 PAGES = (
-    *("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/tasks.md", "docs/differences.md"),
+    *("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/tasks.md", "docs/models.md", "docs/differences.md"),
     *("results/README.md", "data/README.md", "data/demo/README.md"),
 )
 BLOCKS = {

@@ -13,7 +13,7 @@ from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
 from seq2seq import finetune
 from seq2seq.callbacks import Checkpoints
-from seq2seq.decoding import CopyingSteps, Seq2SeqSteps, decode, make_steps, pad_sources, start_tokens
+from seq2seq.decoding import CopyingSteps, Seq2SeqSteps, decode, decoding_rule, make_steps, pad_sources, start_tokens
 from seq2seq.frozen_lm import attend_to, attention_sites, hidden_states, shares_rows
 from seq2seq.model import load, start_from_text
 from seq2seq.prefix_lm import PrefixLM
@@ -49,6 +49,15 @@ FAMILIES = {
     "UMT5": lambda: transformers.UMT5Config(**T5, **GATED),
     "T5Gemma": t5gemma_config,
 }
+LIMITED = {key: value for key, value in BART.items() if key != "max_position_embeddings"}
+REFUSED = {
+    "led": {**LIMITED, "attention_window": 4, "max_encoder_position_embeddings": 64},
+    "longt5": {**T5, "local_radius": 3},
+    "pegasus_x": {**LIMITED, "num_global_tokens": 2, "block_size": 4},
+    "prophetnet": {"vocab_size": 60, "hidden_size": 16, "num_encoder_layers": 1, "num_decoder_layers": 1,
+        "num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2, "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16, "decoder_start_token_id": 0},
+}  # fmt: skip
 COPYING = {"M2M100", "T5", "T5 gated", "MT5", "UMT5", "T5Gemma"}  # the others' beams share a row
 OWN_HEAD = {"T5", "UMT5", "T5Gemma"}  # the logits are not their output layer's alone
 SETTINGS = {"mid_dim": 8, "prefix_dropout": 0.0, "use_deep": False, "init_shallow": False}
@@ -327,22 +336,10 @@ def test_a_text_start_is_that_text_s_keys_and_values(name):
             assert all(torch.equal(one, other) for one, other in zip(layer, seen[module], strict=True))
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        ("LED", {**BART, "attention_window": 4, "max_encoder_position_embeddings": 64}),
-        ("LongT5", {**T5, "local_radius": 3}),
-        ("PegasusX", {**BART, "num_global_tokens": 2, "block_size": 4}),
-        ("ProphetNet", {"vocab_size": 60, "hidden_size": 16, "num_encoder_layers": 1, "num_decoder_layers": 1,
-            "num_encoder_attention_heads": 2, "num_decoder_attention_heads": 2, "encoder_ffn_dim": 16,
-            "decoder_ffn_dim": 16, "decoder_start_token_id": 0}),
-    ],
-)  # fmt: skip
-def test_models_with_an_attention_of_their_own_are_refused(kind, settings):
-    if kind in ("LED", "PegasusX"):
-        settings.pop("max_position_embeddings", None)
-    base = transformers.AutoModelForSeq2SeqLM.from_config(getattr(transformers, f"{kind}Config")(**settings))
-    with pytest.raises(UserError, match=f"a {base.config.model_type} model is not supported: "):
+@pytest.mark.parametrize("kind", REFUSED)
+def test_models_with_an_attention_of_their_own_are_refused(kind):
+    base = transformers.AutoModelForSeq2SeqLM.from_config(transformers.AutoConfig.for_model(kind, **REFUSED[kind]))
+    with pytest.raises(UserError, match=f"a {kind} model is not supported: it has an attention of its own$"):
         PrefixLM(base, None)
 
 
@@ -355,3 +352,8 @@ def test_a_layer_whose_attention_sees_no_prefix_is_refused():
     base.model.encoder.layers[1].self_attn = Identity()
     with pytest.raises(UserError, match="a bart model is not supported: it has an attention of its own"):
         PrefixLM(base)
+
+
+def test_a_first_token_cannot_be_forced_where_there_is_none():
+    with pytest.raises(UserError, match="--force_bos yes: a t5 model has no token that begins a text"):
+        decoding_rule("xsum", FAMILIES["T5"](), force_bos=True)

@@ -76,6 +76,17 @@ FAMILIES = {
     "cohere": CohereConfig(**GROUPED, **SPECIAL, logit_scale=0.25),
     "cohere2": Cohere2Config(**GROUPED, **SPECIAL, **MIXED, logit_scale=0.25),
 }  # fmt: skip
+UNSTEERED = (
+    *((FalconH1Config(), "hybrid"), (JambaConfig(), "linear_attention"), (MambaConfig(), "linear_attention")),
+    (RwkvConfig(), "it has no attention"),
+)
+UNSHARED = {  # texts cannot share a row
+    "gpt_neo": GPTNeoConfig(
+        vocab_size=50, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64, window_size=40,
+    ),
+    "falcon": FalconConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, alibi=True),
+}  # fmt: skip
 OWN_HEAD = {"gemma2", "granite", "cohere", "cohere2"}  # the logits are not their output layer's alone
 EXAMPLES = [
     Encoded([5, 6, 7, 49], [8, 9, 49], [5, 6, 7]),
@@ -290,21 +301,15 @@ def test_models_without_keys_and_values_are_refused():
     base = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match="a mamba model takes no prefix"):
         make(base)
-    for config, kind in ((FalconH1Config(), "hybrid"), (JambaConfig(), "linear_attention")):
-        with pytest.raises(UserError, match=f"a {config.model_type} model takes no prefix of .*of the kind {kind}"):
+    for config, why in UNSTEERED:
+        with pytest.raises(UserError, match=f"a {config.model_type} model takes no prefix of keys and values: .*{why}"):
             PrefixConfig.for_model(config, preseqlen=3, mid_dim=8, **SETTINGS)
-    with pytest.raises(UserError, match="a rwkv model takes no prefix of keys and values: it has no attention"):
-        PrefixConfig.for_model(RwkvConfig(), preseqlen=3, mid_dim=8, **SETTINGS)
-    neo = GPTNeoConfig(
-        vocab_size=50, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
-        max_position_embeddings=64, window_size=40,
-    )  # fmt: skip
-    assert max_positions(neo) == 40
+    assert max_positions(UNSHARED["gpt_neo"]) == 40
+    for kind, config in UNSHARED.items():
+        with pytest.raises(UserError, match=f"a {kind} model is not supported: texts cannot share a row in it"):
+            check_rows(random_model(config))
     with pytest.raises(UserError, match="a gpt_neo model is not supported: texts cannot share a row in it"):
-        make(random_model(neo))
-    alibi = FalconConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, alibi=True)
-    with pytest.raises(UserError, match="a falcon model is not supported: texts cannot share a row in it"):
-        check_rows(random_model(alibi))
+        make(random_model(UNSHARED["gpt_neo"]))
     model = make(random_model(FAMILIES["gptj"]))
     with pytest.raises(UserError, match="--gradient_checkpointing yes with a prefix: not for a gptj model"):
         PrefixLM(model.base, model.prefix, checkpointing=True)
