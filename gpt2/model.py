@@ -258,7 +258,8 @@ class Model:
         Of both, the model goes to DIRECTORY/model. With `scores` the weights are in place already and only the model
         card of the prefix changes. Raises OSError if the disk does not take them.
         """
-        directory, base_record, task = Path(directory), self.base_record, self.task
+        directory, base_record = Path(directory), self.base_record
+        task = {**self.task, "separator": self.tokenizer.eos_token}  # for other tools: how its prompts end
         if self.prefix is None:
             if scores is None:
                 self._save_base(directory)

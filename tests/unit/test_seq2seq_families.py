@@ -11,6 +11,7 @@ from torch import nn
 from prefixlib import attention
 from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
+from scripts import export
 from seq2seq import finetune
 from seq2seq.callbacks import Checkpoints
 from seq2seq.decoding import CopyingSteps, Seq2SeqSteps, decode, decoding_rule, make_steps, pad_sources, start_tokens
@@ -322,6 +323,13 @@ def test_a_run_is_resumed_decoded_and_loaded(kind, tmp_path, monkeypatch):
     model = load(tmp_path / "whole")
     assert model.generate(sources, num_beams=2, max_new_tokens=11, min_length=2) == written
     assert len(written) == 5
+    export.main([str(tmp_path / "whole"), "--to", "kv", "--output_dir", str(tmp_path / "kv")])
+    arrays = load_file(tmp_path / "kv" / "keys_values.safetensors")
+    for site, layers in (("encoder.self", model.lm.layers()["encoder"]), ("decoder.cross", model.lm.layers()["cross"])):
+        for n, (keys, values) in enumerate(layers):
+            assert torch.equal(arrays[f"{site}.layer_{n}.key"], keys[0])
+            assert torch.equal(arrays[f"{site}.layer_{n}.value"], values[0])
+    assert "```" not in (tmp_path / "kv" / "README.md").read_text()  # the example for BART would not do
 
 
 def test_a_text_start_is_that_text_s_keys_and_values(name):
