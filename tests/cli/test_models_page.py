@@ -7,8 +7,8 @@ import pytest
 from prefixlib.head import Head
 from seq2seq.frozen_lm import shares_rows
 from tests.conftest import ROOT
-from tests.unit import test_decoder_families as decoders
-from tests.unit import test_seq2seq_families as encoder_decoders
+from tests.unit.gpt2 import test_decoder_families as decoders
+from tests.unit.seq2seq import test_families as encoder_decoders
 
 PAGE = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
