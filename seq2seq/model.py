@@ -262,7 +262,7 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
     dropout = dropout_settings(load_config(name, **hub))
     # a layer that is left out (LayerDrop, M2M100) would leave out its prefix: a step could be without any gradient
     off = {key: 0.0 for key in dropout if without or (settings.has_prefix and "layerdrop" in key)}
-    base = load_model(name, FAMILY, **hub, **off)
+    base = load_model(name, FAMILY, **hub, quantization=settings.quantization, **off)
     check_tokenizer(name, tokenizer, base, texts)
     mark, prefix = fingerprint(base, tokenizer), None  # before adapters are put in
     if settings.has_prefix:
@@ -284,6 +284,8 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
         **settings.tuning_settings(),
     }
     record_ = {"name": name, "revision": settings.model_revision, "fingerprint": mark}
+    if settings.quantization:
+        record_["quantization"] = settings.quantization
     return Model(lm, tokenizer, task, record_)
 
 
@@ -446,6 +448,7 @@ def load(
     cache_dir: str | None = None,
     dtype: torch.dtype = torch.float32,
     allow_other_base: bool = False,
+    quantization: str | None = None,
 ) -> Model:
     """The trained model in `directory`, ready to generate, on a GPU if there is one.
 
@@ -457,6 +460,7 @@ def load(
         model_name_or_path, model_revision: the base model, where it is not where the checkpoint says.
         cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
         allow_other_base: decode with a base model of the same shape that is not the one trained on.
+        quantization: of the base model, as --quantization; by default as in training.
 
     Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
 
@@ -474,7 +478,8 @@ def load(
     saved = load_prefix(directory)
     task = _task_of(saved.task, mode, directory)
     name, revision = choose_base(saved.base, model_name_or_path, directory)
-    base, tokenizer = _load_base(name, model_revision or revision, **hub)
+    bits = quantization or saved.base.get("quantization")
+    base, tokenizer = _load_base(name, model_revision or revision, **hub, quantization=bits)
     check_fits(saved.config, base.config, directory, name)
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
@@ -505,8 +510,8 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **hub
     return Model(on_device(PrefixLM(base)), tokenizer, task, dict(base_record))
 
 
-def _load_base(name: str, revision: str | None, cache_dir: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype)
+def _load_base(name: str, revision: str | None, cache_dir: str | None, **how: Any) -> tuple[nn.Module, Any]:
+    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, **how)
     return base, load_tokenizer(name, revision=revision, cache_dir=cache_dir)
 
 

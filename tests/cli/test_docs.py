@@ -33,6 +33,7 @@ BLOCKS = {
     "CONTRIBUTING.md": 2,
     "docs/tutorial.md": 11,
     "docs/tasks.md": 2,
+    "docs/models.md": 1,
     "results/README.md": 2,
     "data/README.md": 2,
 }
