@@ -8,6 +8,7 @@ from prefixlib.errors import UserError
 from prefixlib.settings import (
     METHOD,
     MODEL,
+    QUANTIZATIONS,
     RECORDS,
     START,
     TASK,
@@ -201,6 +202,7 @@ TRAINING_SETTINGS = (
         "seed",
         "bf16",
         "fp16",
+        "quantization",
     ),
     *LENGTHS,
     *("distill", "finetuned_model_path", "distill_context", "context_samples", "freeze_first"),
@@ -290,6 +292,12 @@ class Decoding(Flags):
     seed: int = flag(42, "seed of nucleus sampling", DECODING, low=0)
     batch_size: int = flag(32, "sentences decoded together; changes speed only", DECODING, above=0)
     bf16: bool = flag(False, "the frozen model in bfloat16", DECODING)
+    quantization: str | None = flag(
+        None,
+        "the frozen model in fewer bits, as in training (default: as it was trained)",
+        DECODING,
+        choices=QUANTIZATIONS,
+    )
     disable_tqdm: bool = flag(False, "no progress bar", DECODING)
 
     def strategy_for(self, mode: str) -> tuple[str, int]:

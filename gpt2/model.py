@@ -259,7 +259,8 @@ class Model:
         Of both, the model goes to DIRECTORY/model. With `scores` the weights are in place already and only the model
         card of the prefix changes. Raises OSError if the disk does not take them.
         """
-        directory, base_record, task = Path(directory), self.base_record, self.task
+        directory, base_record = Path(directory), self.base_record
+        task = {**self.task, "separator": self.tokenizer.eos_token}  # for other tools: how its prompts end
         if self.prefix is None:
             if scores is None:
                 self._save_base(directory)
@@ -320,6 +321,8 @@ def new(
     revision = settings.model_revision or getattr(base.config, "_commit_hash", None)
     base_record = {"name": name, "revision": revision, "fingerprint": fingerprint(base, tokenizer)}
     base_record |= gguf_base.described(name)
+    if settings.quantization:
+        base_record["quantization"] = settings.quantization
     checkpointing, both = settings.gradient_checkpointing, settings.tuning_mode == "bothtune"
     prefix, train_base = None, True
     if settings.has_prefix:
@@ -349,7 +352,7 @@ def _load_base(name: str, settings: Settings, hub: Mapping[str, Any]) -> nn.Modu
     if frozen and settings.gradient_checkpointing and not settings.use_dropout:
         # layers are checkpointed in train mode only, so there the dropout has to be taken out of the model
         dropout = dict.fromkeys(dropout_settings(load_config(name, **hub)), 0.0)
-    return load_model(name, FAMILY, **hub, dtype=dtype, **dropout)
+    return load_model(name, FAMILY, **hub, dtype=dtype, quantization=settings.quantization, **dropout)
 
 
 def prefix_settings(settings: Settings) -> dict[str, Any]:
@@ -612,6 +615,7 @@ def load(
     cache_dir: str | None = None,
     dtype: torch.dtype = torch.float32,
     allow_other_base: bool = False,
+    quantization: str | None = None,
 ) -> Model:
     """The trained model in `directory`, ready to generate, on a GPU if there is one.
 
@@ -622,6 +626,7 @@ def load(
         model_name_or_path: the base model, where it is not where the checkpoint says.
         cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
         allow_other_base: decode with a base model of the same shape that is not the one trained on.
+        quantization: of the base model, as --quantization; by default as in training.
 
     Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
 
@@ -635,16 +640,22 @@ def load(
     if tuned is not None:
         return _load_tuned(tuned, mode, model_name_or_path, cache_dir, dtype)
     saved = load_prefix(directory)
-    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, cache_dir, dtype)
+    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, cache_dir, dtype, quantization)
     return attach(saved, base, tokenizer, name, directory, mode=mode, allow_other_base=allow_other_base)
 
 
 def load_base_of(
-    saved: SavedPrefix, directory: Path | str, name: str | None, cache_dir: str | None, dtype: torch.dtype
+    saved: SavedPrefix,
+    directory: Path | str,
+    name: str | None,
+    cache_dir: str | None,
+    dtype: torch.dtype,
+    quantization: str | None = None,
 ) -> tuple[nn.Module, Any, str]:
     """The base model that `saved` was trained on, or `name` in its place, on a GPU if there is one; tokenizer; name."""
     name, revision = choose_base(saved.base, name, directory)
-    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype)
+    bits = quantization or saved.base.get("quantization")
+    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype, quantization=bits)
     return _on_device(base), load_tokenizer(name, revision=revision, cache_dir=cache_dir), name
 
 
@@ -696,4 +707,6 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, cache
 
 
 def _on_device(lm: nn.Module) -> nn.Module:
+    if next(lm.parameters()).is_cuda:  # bitsandbytes' models are there already, and cannot be moved
+        return lm.eval()
     return lm.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -6,14 +6,16 @@ python scripts/export.py ADAPTER --from peft --mode webnlg --output_dir OUT     
 """
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForSeq2SeqLM
 
 from formats import kv
 from gpt2 import model as gpt2_model
@@ -23,9 +25,10 @@ from prefixlib import checkpoint, files, original, peft_format
 from prefixlib.base_model import HUB_IDS, choose_base, load_config
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.settings import Parser, refuse_together
-from prefixlib.tasks import GPT2_MODES
+from prefixlib.tasks import GPT2_MODES, as_group, prompt_text
 from seq2seq import model as seq2seq_model
 from seq2seq import prefixTuning as seq2seq_prefix
+from seq2seq.frozen_lm import shares_rows
 
 log = logging.getLogger("export")
 
@@ -76,7 +79,8 @@ def export_prefix(args: argparse.Namespace) -> Path:
         config = load_config(base["name"], revision=base["revision"])
         tree.check_fits(loaded.config, config, directory, base["name"])
     if args.to == "peft":
-        adapter = peft_format.Adapter(loaded.flat, loaded.config.n_layer, loaded.config.n_head, base)
+        shape = loaded.config.n_layer, loaded.config.n_head
+        adapter = peft_format.Adapter(loaded.flat, *shape, base, example_prompt(loaded))
         return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter))
     keys_values = kv.KeysValues(
         sites=cut_seq2seq(loaded) if is_seq2seq else cut_gpt2(loaded),
@@ -84,8 +88,31 @@ def export_prefix(args: argparse.Namespace) -> Path:
         text_starts_at=0 if is_seq2seq else loaded.flat.shape[0],
         base=base,
         task=loaded.task,
+        prompt="" if is_seq2seq else example_prompt(loaded),
+        settable_positions=not is_seq2seq or has_settable_positions(base),
     )
     return write_folder(args, directory, lambda folder: kv.write(folder, keys_values))
+
+
+def example_prompt(loaded: gpt2_model.SavedPrefix) -> str:
+    """A prompt as the checkpoint's training had them: its task's template, its base model's separator."""
+    mode, separator = loaded.task.get("mode") or "data2text", loaded.task.get("separator") or "<|endoftext|>"
+    if loaded.config.format_mode == "nopeek":
+        return separator
+    for sample in ({"name": "The Eagle", "Type": "pub"}, [("The Eagle", "type", "pub")]):
+        with contextlib.suppress(UserError):
+            return prompt_text(mode, as_group(mode, sample).source, separator)
+    return prompt_text(mode, "The Eagle is a pub.", separator)
+
+
+def has_settable_positions(base: Mapping[str, Any]) -> bool:
+    """Whether an encoder-decoder takes positions from outside, as BART does; one that is not here is taken for such."""
+    try:
+        config = load_config(base["name"], revision=base.get("revision"))
+    except (UserError, TypeError):
+        return True
+    with torch.device("meta"):
+        return shares_rows(AutoModelForSeq2SeqLM.from_config(config))
 
 
 def family_of(directory: Path) -> str:

@@ -38,7 +38,7 @@ TRAINING_SETTINGS = (
     *("use_encoder_prefix", "use_cross_prefix", "use_self_prefix", "bsz", "gradient_accumulation_steps", "epoch"),
     *("max_steps", "learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "max_grad_norm", "n_train"),
     *("group_by_length", "label_smoothing", "seed", "bf16", "fp16", "max_source_length", "max_target_length"),
-    *("top_layers", "top_embeddings", "adapter_design", "adapter_bottleneck"),
+    *("top_layers", "top_embeddings", "adapter_design", "adapter_bottleneck", "quantization"),
 )
 
 

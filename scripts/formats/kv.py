@@ -31,6 +31,8 @@ class KeysValues:
     text_starts_at: int  # position of the first token of text: P, or 0 in an encoder-decoder
     base: Mapping[str, Any]  # {"name", "revision"}
     task: Mapping[str, Any]
+    prompt: str = ""  # a prompt as training had them, of a decoder-only model
+    settable_positions: bool = True  # of an encoder-decoder: whether its decoder takes positions from outside
 
 
 def write(directory: Path, prefix: KeysValues) -> None:
@@ -63,10 +65,12 @@ def _card(prefix: KeysValues, shapes: Mapping[str, Mapping[str, int]]) -> str:
         for site, s in shapes.items()
     )
     name = prefix.base.get("name")
-    values = {"base": repr(name or "BASE"), "file": ARRAYS}
+    values = {"base": repr(name or "BASE"), "file": ARRAYS, "prompt": repr(prefix.prompt)}
     if prefix.family == "decoder-only":
         site = shapes[DECODER]
         example = DECODER_ONLY.format(**values, site=DECODER, layers=site["layers"], length=site["positions"])
+    elif not prefix.settable_positions:
+        example = COUNTED
     else:
         layers = {key: shapes.get(site, {}).get("layers", 0) for key, site in SITE_OF.items()}
         example = ENCODER_DECODER.format(**values, **layers, length=shapes.get(DECODER, {}).get("positions", 0))
@@ -94,15 +98,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-BASE, PROMPT = {base}, " name : The Eagle | Type : pub <|endoftext|>"
+BASE, PROMPT = {base}, {prompt}
 model, tokenizer = AutoModelForCausalLM.from_pretrained(BASE), AutoTokenizer.from_pretrained(BASE)
 prefix, name = load_file("{file}"), "{site}.layer_{{}}.{{}}"
 pairs = [(prefix[name.format(n, "key")][None], prefix[name.format(n, "value")][None]) for n in range({layers})]
-prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
+prompt = tokenizer(PROMPT, add_special_tokens=False, return_tensors="pt").input_ids  # as in training
 mask = torch.ones(1, {length} + prompt.shape[1], dtype=torch.long)
 output = model.generate(prompt, attention_mask=mask, past_key_values=DynamicCache(pairs), max_new_tokens=50)
 print(tokenizer.decode(output[0, prompt.shape[1] :]))
 ```
+"""
+
+COUNTED = """\
+This model counts positions from the start of its cache, where the prefix would stand: there is no short example on
+transformers alone. In this package, `seq2seq.load` of the checkpoint decodes it.
 """
 
 ENCODER_DECODER = """\

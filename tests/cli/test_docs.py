@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/tasks.md"),
-    *("docs/serving.md", "docs/differences.md"),
+    *("docs/models.md", "docs/serving.md", "docs/differences.md"),
     *("results/README.md", "data/README.md", "data/demo/README.md"),
 )
 BLOCKS = {
@@ -34,6 +34,7 @@ BLOCKS = {
     "CONTRIBUTING.md": 2,
     "docs/tutorial.md": 11,
     "docs/tasks.md": 2,
+    "docs/models.md": 1,
     "docs/serving.md": 4,
     "results/README.md": 2,
     "data/README.md": 2,
