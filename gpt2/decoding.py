@@ -17,6 +17,7 @@ from gpt2.train_control import Past
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, cut_at, sample, stop_rule
 from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
+from prefixlib.head import Head
 from prefixlib.tasks import clean_up
 
 
@@ -35,8 +36,9 @@ class CausalSteps:
         prompts: Sequence[Sequence[int]],
         layers: Sequence[tuple[Tensor, Tensor]] | None,
         visible: Tensor | None = None,
+        head: Head | None = None,
     ):
-        self.body, self.head, self.config = model.base_model, model.get_output_embeddings(), model.config
+        self.body, self.head, self.config = model.base_model, head or Head(model), model.config
         embeddings = model.get_input_embeddings().weight
         rows, width = len(prompts), max(len(prompt) for prompt in prompts)
         length = layers[0][0].shape[2] if layers else 0
@@ -115,16 +117,17 @@ def decode_several(
     numbered = [(n, repeat) for n in range(len(prompts)) for repeat in range(repeats)]
     numbered.sort(key=lambda job: -len(prompts[job[0]]))  # longest first: memory trouble shows at once
     results: list[list[Hypothesis]] = [[] for _ in prompts]
+    head = Head(model)
     with tqdm(total=len(numbered), desc="decoding", unit=" sentences", disable=not progress, leave=False) as bar:
         for start in range(0, len(numbered), batch_size):
             jobs = numbered[start : start + batch_size]
             members = [n for n, _ in jobs]
             batch = [prompts[n] for n in members]
             if past is None:
-                steps = CausalSteps(model, batch, layers)
+                steps = CausalSteps(model, batch, layers, head=head)
             else:
                 own = past(members)
-                steps = CausalSteps(model, batch, own.layers, own.visible)
+                steps = CausalSteps(model, batch, own.layers, own.visible, head)
             if strategy == "beam":
                 found = [hypotheses[:count] for hypotheses in beam_search(steps, batch, rule)]
             else:

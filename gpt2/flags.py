@@ -9,6 +9,7 @@ from prefixlib.errors import UserError
 from prefixlib.settings import (
     METHOD,
     MODEL,
+    QUANTIZATIONS,
     RECORDS,
     START,
     TASK,
@@ -19,6 +20,7 @@ from prefixlib.settings import (
     Training,
     flag,
     refuse_together,
+    spelled,
     strategy_of,
 )
 from prefixlib.tables import Columns
@@ -102,6 +104,25 @@ class Settings(Training):
         OBJECTIVE,
         choices=("all", "text", "target"),
     )
+    distill_context: str | None = flag(
+        None,
+        "a text file: train the prefix so that the model behind it does what it does with the whole text in front, on "
+        "the training texts or on --context_samples; the prefix starts from the text's first P tokens",
+        OBJECTIVE,
+    )
+    context_samples: int = flag(
+        0,
+        "distill_context: train on N texts, and evaluate on N/5 more, that the model itself writes with the text in "
+        "front (0: on the training file's)",
+        OBJECTIVE,
+        low=0,
+    )
+    matching_top_k: int = flag(
+        0, "distillation by kl: only over the teacher's K most probable tokens (0: all)", OBJECTIVE, low=0
+    )
+    freeze_first: bool = flag(
+        False, "distill_context: the first position keeps the keys and values it starts from", OBJECTIVE
+    )
     use_custom_teacher_dropout: bool = flag(False, "finetune: --dropout is the model's own residual dropout", OBJECTIVE)
     learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0)
     eval_batch_size: int = flag(0, "dev texts evaluated together; changes the speed only (0: --bsz)", RECORDS, low=0)
@@ -129,6 +150,17 @@ class Settings(Training):
         if self.early_stopping_patience == 0:
             raise UserError("--early_stopping_patience 0: at least 1 evaluation, or -1 for never")
         self.check_only_with(RULES)
+        for name in () if self.distill or self.distill_context else MATCHING:
+            if getattr(self, name) != self.default(name):
+                refuse_together("--distill no", f"--{name}", "it is how the teacher is matched")
+        for name in () if self.distill_context else ("context_samples", "freeze_first"):
+            if getattr(self, name):
+                raise UserError(f"--{name} {spelled(getattr(self, name))} needs --distill_context FILE")
+        for name in ("distill", "init_text", "prefix_model_path") if self.distill_context else ():
+            if getattr(self, name):
+                refuse_together("--distill_context", f"--{name}", "the text is the teacher's and the prefix's start")
+        if self.freeze_first and self.weight_decay:
+            refuse_together("--freeze_first yes", "--weight_decay", "decay moves every position")
         if self.init_random != "normal":
             word = self.init_shallow and self.init_shallow_word != "no"
             starts = {
@@ -151,6 +183,10 @@ class Settings(Training):
         of_task = find_task(self.mode).gpt2.lengths
         return {name: getattr(self, name) or of_task.get(name) for name in LENGTHS}
 
+    def start_text(self) -> str | None:
+        """The text that the prefix starts from; None where it starts at random, or from --distill_context."""
+        return None if self.distill_context else super().start_text()
+
     def source_word(self) -> str:
         """What is put in front of every source: the original's low-data fine-tuning."""
         return self.lowdata_token if self.tuning_mode == "finetune" and self.use_lowdata_token else ""
@@ -158,8 +194,9 @@ class Settings(Training):
     def training_settings(self) -> dict[str, Any]:
         """What shapes the weights, by flag: a resumed run must repeat it. The prefix has a config of its own."""
         values = {**self.as_flags(), **self.lengths()}
-        if self.finetuned_model_path:  # resolved: a resumed run may be started from another folder
-            values["finetuned_model_path"] = str(Path(self.finetuned_model_path).expanduser().resolve())
+        for name in ("finetuned_model_path", "distill_context"):
+            if values.get(name):  # resolved: a resumed run may be started from another folder
+                values[name] = str(Path(values[name]).expanduser().resolve())
         kept = {name: values[name] for name in TRAINING_SETTINGS if values.get(name) is not None}
         return kept | self.data_settings() | self.tuning_settings()
 
@@ -177,10 +214,13 @@ TRAINING_SETTINGS = (
         "seed",
         "bf16",
         "fp16",
+        "quantization",
     ),
     *LENGTHS,
-    *("distill", "finetuned_model_path", "matching_objective", "matching_positions", "use_custom_teacher_dropout"),
+    *("distill", "finetuned_model_path", "distill_context", "context_samples", "freeze_first"),
+    *("matching_objective", "matching_positions", "matching_top_k", "use_custom_teacher_dropout"),
 )
+MATCHING = ("matching_objective", "matching_positions", "matching_top_k")
 
 _CUT = tuple(row.name for row in TASKS.values() if row.gpt2 and (row.gpt2.lengths or row.verbatim))
 _OF_SOURCE = "such a prefix is made of the source's words"
@@ -204,8 +244,12 @@ RULES = (
     Only("init_random", "optim_prefix", (True,), _OF_SOURCE),
     Only("init_random", "use_lowdata_token", (False,), "the prefix starts from the token"),
     Only("finetuned_model_path", "distill", (True,), "it is the teacher"),
-    Only("matching_objective", "distill", (True,), "it is how the teacher is matched"),
-    Only("matching_positions", "distill", (True,), "it is where the teacher is matched"),
+    Only("matching_top_k", "matching_objective", ("kl",), "distances of logits are over the whole vocabulary"),
+    Only("freeze_first", "init_shallow", (True,), "behind an MLP every position moves with the others"),
+    Only("distill_context", "tuning_mode", ("prefixtune",), "a prefix is what learns from the text"),
+    Only("distill_context", "optim_prefix", (True,), "a prefix made of the source has nothing to learn"),
+    Only("distill_context", "prefix_mode", ("activation",), "it starts from the text's keys and values"),
+    Only("distill_context", "format_mode", ("cat", "peek"), "the teacher reads what the student reads"),
     Only("distill", "optim_prefix", (True,), "a prefix made of the source is trained on texts"),
     Only("distill", "format_mode", ("cat", "peek"), "the teacher reads what the student reads, source included"),
     *(Only(name, "mode", _CUT, "other texts are cut to the model's positions only") for name in LENGTHS),
@@ -271,6 +315,12 @@ class Decoding(Flags):
     seed: int = flag(42, "seed of nucleus sampling", DECODING, low=0)
     batch_size: int = flag(32, "sentences decoded together; changes speed only", DECODING, above=0)
     bf16: bool = flag(False, "the frozen model in bfloat16", DECODING)
+    quantization: str | None = flag(
+        None,
+        "the frozen model in fewer bits, as in training (default: as it was trained)",
+        DECODING,
+        choices=QUANTIZATIONS,
+    )
     disable_tqdm: bool = flag(False, "no progress bar", DECODING)
 
     def columns(self, task: Mapping[str, Any]) -> Columns:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2 import decoding
+from gpt2.context import read_context
 from gpt2.dataset import (
     Encoded,
     Format,
@@ -270,7 +271,8 @@ class Model:
         Of both, the model goes to DIRECTORY/model. With `scores` the weights are in place already and only the model
         card of the prefix changes. Raises OSError if the disk does not take them.
         """
-        directory, base_record, task = Path(directory), self.base_record, self.task
+        directory, base_record = Path(directory), self.base_record
+        task = {**self.task, "separator": self.tokenizer.eos_token}  # for other tools: how its prompts end
         if self.prefix is None:
             if scores is None:
                 self._save_base(directory)
@@ -331,6 +333,8 @@ def new(
     revision = settings.model_revision or getattr(base.config, "_commit_hash", None)
     base_record = {"name": name, "revision": revision, "fingerprint": fingerprint(base, tokenizer)}
     base_record |= gguf_base.described(name)
+    if settings.quantization:
+        base_record["quantization"] = settings.quantization
     checkpointing, both = settings.gradient_checkpointing, settings.tuning_mode == "bothtune"
     prefix, train_base = None, True
     if settings.has_prefix:
@@ -360,7 +364,7 @@ def _load_base(name: str, settings: Settings, hub: Mapping[str, Any]) -> nn.Modu
     if frozen and settings.gradient_checkpointing and not settings.use_dropout:
         # layers are checkpointed in train mode only, so there the dropout has to be taken out of the model
         dropout = dict.fromkeys(dropout_settings(load_config(name, **hub)), 0.0)
-    return load_model(name, FAMILY, **hub, dtype=dtype, **dropout)
+    return load_model(name, FAMILY, **hub, dtype=dtype, quantization=settings.quantization, **dropout)
 
 
 def prefix_settings(settings: Settings) -> dict[str, Any]:
@@ -415,9 +419,29 @@ def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bo
     elif ids is not None and not resuming:
         logger.info("the prefix starts from a text of %d tokens, which is its length", len(ids))
         start_from_text(prefix, base, ids)
+    elif settings.distill_context and not resuming:
+        start_from_text(prefix, base, context_ids(settings, base, tokenizer)[: config.preseqlen])
     elif settings.init_random == "uniform" and not resuming:
         start_uniform(prefix)
+    if settings.freeze_first:
+        prefix.control_trans.register_hook(_without_first)
     return prefix
+
+
+def context_ids(settings: Settings, base: nn.Module, tokenizer: Any) -> list[int]:
+    """The tokens of --distill_context. Raises UserError unless they are more than the prefix, and fit the model."""
+    path = Path(settings.distill_context).expanduser()
+    ids = read_context(path, tokenizer, base)
+    if len(ids) <= settings.preseqlen:
+        raise UserError(
+            f"--preseqlen {settings.preseqlen}: {path} has {len(ids)} tokens, and the prefix stands for more"
+        )
+    return ids
+
+
+def _without_first(gradient: Tensor) -> Tensor:
+    """The gradient of keys and values (P, 2*L*H*D), 0 at the first position."""
+    return torch.cat([torch.zeros_like(gradient[:1]), gradient[1:]])
 
 
 # ---- starting a prefix from a text (paper section 7.4) -----------------------------------------------------------
@@ -603,6 +627,7 @@ def load(
     cache_dir: str | None = None,
     dtype: torch.dtype = torch.float32,
     allow_other_base: bool = False,
+    quantization: str | None = None,
 ) -> Model:
     """The trained model in `directory`, ready to generate, on a GPU if there is one.
 
@@ -613,6 +638,7 @@ def load(
         model_name_or_path: the base model, where it is not where the checkpoint says.
         cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
         allow_other_base: decode with a base model of the same shape that is not the one trained on.
+        quantization: of the base model, as --quantization; by default as in training.
 
     Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
 
@@ -626,16 +652,22 @@ def load(
     if tuned is not None:
         return _load_tuned(tuned, mode, model_name_or_path, cache_dir, dtype)
     saved = load_prefix(directory)
-    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, cache_dir, dtype)
+    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, cache_dir, dtype, quantization)
     return attach(saved, base, tokenizer, name, directory, mode=mode, allow_other_base=allow_other_base)
 
 
 def load_base_of(
-    saved: SavedPrefix, directory: Path | str, name: str | None, cache_dir: str | None, dtype: torch.dtype
+    saved: SavedPrefix,
+    directory: Path | str,
+    name: str | None,
+    cache_dir: str | None,
+    dtype: torch.dtype,
+    quantization: str | None = None,
 ) -> tuple[nn.Module, Any, str]:
     """The base model that `saved` was trained on, or `name` in its place, on a GPU if there is one; tokenizer; name."""
     name, revision = choose_base(saved.base, name, directory)
-    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype)
+    bits = quantization or saved.base.get("quantization")
+    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype, quantization=bits)
     return _on_device(base), load_tokenizer(name, revision=revision, cache_dir=cache_dir), name
 
 
@@ -687,4 +719,6 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, cache
 
 
 def _on_device(lm: nn.Module) -> nn.Module:
+    if next(lm.parameters()).is_cuda:  # bitsandbytes' models are there already, and cannot be moved
+        return lm.eval()
     return lm.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -18,7 +18,7 @@ from gpt2.frozen_lm import attention_modules, count_positions, position_mask
 from gpt2.train_control import Past
 from prefixlib import attention
 from prefixlib.errors import UserError
-from prefixlib.head import token_nll
+from prefixlib.head import Head
 from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of
 
 
@@ -42,6 +42,7 @@ class PrefixLM(nn.Module):
     ):
         super().__init__()
         self.base = base
+        self.head = Head(base)
         self.prefix = prefix
         self.train_base = train_base
         self.checkpointing = checkpointing
@@ -81,9 +82,8 @@ class PrefixLM(nn.Module):
         head. `attention_mask` (B, T), 0 at padding, allows for packing. `source` and `source_mask`, both (B, S), serve
         prefixes that depend on the source.
         """
-        head = self.base.get_output_embeddings()
         if labels is None:
-            return head(self.hidden_states(input_ids, source, source_mask))
+            return self.head(self.hidden_states(input_ids, source, source_mask))
         scored = nn.functional.pad(labels[:, 1:].ne(IGNORED), (0, 1))  # position t predicts the label at t + 1
         rows, columns = scored.nonzero(as_tuple=True)  # (S,); before the forward, for it waits for a GPU's work
         packed = self._pack(input_ids, attention_mask)
@@ -94,7 +94,7 @@ class PrefixLM(nn.Module):
             scored_positions = packed.cells[scored[attention_mask.bool()]]
             hidden = self.hidden_states(packed.input_ids, packed=packed)
         hidden = hidden.flatten(0, 1).index_select(0, scored_positions)  # (S, E)
-        return token_nll(hidden, labels[rows, columns + 1], head), rows
+        return self.head.nll(hidden, labels[rows, columns + 1]), rows
 
     def hidden_states(
         self, input_ids: Tensor, source: Tensor | None = None, source_mask=None, packed: Packed | None = None

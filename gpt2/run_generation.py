@@ -217,6 +217,7 @@ def main(argv: list[str] | None = None) -> int:
         cache_dir=settings.cache_dir,
         dtype=torch.bfloat16 if settings.bf16 else torch.float32,
         allow_other_base=settings.allow_other_base,
+        quantization=settings.quantization,
     )
     result = decode_file(trained, path, out / f"{directory.name}_{split}", settings)
     known = record.read_results(out).get("decoding", {})

@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,13 +20,14 @@ import torch
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from gpt2 import model, run_generation
+from gpt2 import context, model, run_generation
 from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
 from gpt2.train_control import PrefixConfig
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, TensorBoard, is_exhausted, load_teacher
 from prefixlib import checkpoint, record, schema
 from prefixlib.errors import UserError, first_line, one_line_errors
+from prefixlib.readers import Record
 from prefixlib.settings import Parser
 from prefixlib.tables import Chat
 from prefixlib.tasks import data_file, given_file, read_groups, read_records
@@ -85,34 +86,28 @@ def train(settings: Settings) -> TrainResult:
     paths = {split: find_file(settings, split) for split in ("train", "valid", "test")}
     to_decode = () if settings.skip_decode else settings.splits_to_decode(paths["test"] is not None, ("valid", "test"))
     record.seed_everything(settings.seed)
+    splits = () if settings.context_samples else ("train", "valid")  # else the model writes its own texts
     columns = settings.columns
-    records = {split: read_records(settings.mode, paths[split], columns=columns) for split in ("train", "valid")}
-    if paths["test"] and (settings.test_file or "test" in to_decode):
+    records = {split: read_records(settings.mode, paths[split], columns=columns) for split in splits}
+    if records and paths["test"] and (settings.test_file or "test" in to_decode):
         # a misspelt name or a bad line shows now, not after the training
         read_groups(settings.mode, paths["test"], blind=True, columns=columns)
     task = settings.training_settings()
-    if isinstance(records["train"][0].source, Chat):
+    if records and isinstance(records["train"][0].source, Chat):
         settings.check_conversations()
         task["chat"] = True
-    task["categories"] = sorted({row.category for row in records["train"]} - {""})
+    task["categories"] = sorted({row.category for row in records.get("train", ())} - {""})
     if settings.tuning_mode == "finetune":
         task["lowdata_token"] = settings.source_word()
-    texts = [text for row in records["train"][:20] for text in (row.source, row.target)]
+    texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
     trained = model.new(settings, resuming=resume_from is not None, task=task, texts=texts)
-    lengths = settings.lengths()
-    datasets = {
-        split: TableToTextDataset(
-            settings.mode,
-            rows,
-            trained.tokenizer,
-            trained.text_positions,
-            trained.format,
-            source_limit=lengths["max_source_length"],
-            target_limit=lengths["train_max_target_length" if split == "train" else "val_max_target_length"],
-        )
-        for split, rows in records.items()
-    }
-    trainer = make_trainer(settings, output, trained, datasets)
+    distillation = make_distillation(settings, trained)
+    if records:
+        datasets = make_datasets(settings, trained, records)
+    else:
+        drawn = (settings.context_samples, settings.seed, not settings.disable_tqdm)
+        datasets = context.sample_sets(distillation.teacher, trained.tokenizer, *drawn)
+    trainer = make_trainer(settings, output, trained, datasets, distillation)
     training = run_training(settings, trainer, trained, resume_from, output)
     trained.lm.eval()
     scores = {}
@@ -125,8 +120,10 @@ def train(settings: Settings) -> TrainResult:
             "device": record.device_name(),
             **record.versions(),
         }
+        if settings.distill_context:
+            training["context"] = context.what_is_kept(trained.lm, distillation.teacher, datasets["valid"])
         record.update_results(output, {"run": run, "training": training})
-        if to_decode:
+        if records and to_decode:
             scores = decode_splits(settings, trained, output, {split: paths[split] for split in to_decode})
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
@@ -189,18 +186,46 @@ def check_resumable(folder: Path) -> None:
             raise UserError(f"{path} is damaged ({wrong}); {remedy}")
 
 
+def make_datasets(
+    settings: Settings, trained: model.Model, records: Mapping[str, Sequence[Record]]
+) -> dict[str, TableToTextDataset]:
+    """The records of each split as model inputs."""
+    lengths = settings.lengths()
+    return {
+        split: TableToTextDataset(
+            settings.mode,
+            rows,
+            trained.tokenizer,
+            trained.text_positions,
+            trained.format,
+            source_limit=lengths["max_source_length"],
+            target_limit=lengths["train_max_target_length" if split == "train" else "val_max_target_length"],
+        )
+        for split, rows in records.items()
+    }
+
+
 def make_distillation(settings: Settings, trained: model.Model) -> Distillation | None:
-    """The teacher of --distill yes, in the precision of the frozen base; None without."""
+    """The teacher, in the precision of the frozen base: of --distill yes or --distill_context; None without."""
+    if settings.distill_context:
+        teacher = context.TextInFront(trained.base, model.context_ids(settings, trained.base, trained.tokenizer))
+        positions = "text" if settings.matching_positions == "all" else settings.matching_positions
+        return Distillation(teacher, settings.matching_objective, positions, settings.matching_top_k)
     if not settings.distill:
         return None
     dtype = trained.base.get_input_embeddings().weight.dtype
     directory = Path(trained.task["finetuned_model_path"])
     teacher = load_teacher(directory, settings.mode, trained.base, trained.text_positions, dtype)
-    return Distillation(teacher, settings.matching_objective, settings.matching_positions)
+    matching = (settings.matching_objective, settings.matching_positions, settings.matching_top_k)
+    return Distillation(teacher, *matching)
 
 
 def make_trainer(
-    settings: Settings, output: Path, trained: model.Model, datasets: Mapping[str, TableToTextDataset]
+    settings: Settings,
+    output: Path,
+    trained: model.Model,
+    datasets: Mapping[str, TableToTextDataset],
+    distillation: Distillation | None = None,
 ) -> PrefixTrainer:
     """transformers.Trainer with the original's optimisation: AdamW, linear decay without warm-up, clip 1.0."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -249,7 +274,7 @@ def make_trainer(
         load_model_from=trained.load_weights,
         keep_best=settings.keep_best,
         patience=settings.early_stopping_patience,
-        distillation=make_distillation(settings, trained),
+        distillation=distillation,
         callbacks=[TensorBoard(output / "runs")],
     )
 
@@ -300,7 +325,7 @@ def run_training(
         parameters=trained.count_parameters(),
         train_loss=outcome.training_loss if outcome else None,
         tokens_seen=trainer.state.num_input_tokens_seen,
-        tokens_cut=trainer.train_dataset.tokens_cut,
+        tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
     )
 
 

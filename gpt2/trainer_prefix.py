@@ -69,16 +69,17 @@ class Distillation:
     teacher: nn.Module
     objective: str  # "kl" or "logits"
     positions: str  # "all", "text" or "target"
+    top_k: int = 0  # kl: over the teacher's most probable tokens; 0 for all
 
     def row_losses(self, student: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Loss (B,) of the student's logits (B, T, V) on a batch from `collate`; the training loss is its mean.
 
-        The teacher reads the same ids without a prefix, so its positions start at 0.
+        The teacher reads the same ids without the prefix.
         """
         with torch.no_grad():
             teacher = self.teacher(input_ids=inputs["input_ids"], use_cache=False).logits
         positions = matched_positions(inputs["labels"], inputs["attention_mask"], self.positions)
-        return matching_losses(student, teacher, positions, self.objective)
+        return matching_losses(student, teacher, positions, self.objective, self.top_k)
 
 
 def matched_positions(labels: Tensor, attention_mask: Tensor, which: str) -> Tensor:
@@ -99,18 +100,22 @@ def matched_positions(labels: Tensor, attention_mask: Tensor, which: str) -> Ten
     return torch.cat([labels[:, 1:].ne(IGNORED), labels.new_zeros(len(labels), 1, dtype=torch.bool)], dim=1)
 
 
-def matching_losses(student: Tensor, teacher: Tensor, positions: Tensor, objective: str) -> Tensor:
+def matching_losses(student: Tensor, teacher: Tensor, positions: Tensor, objective: str, top_k: int = 0) -> Tensor:
     """Distance of the student from the teacher, summed over the matched positions of each row: (B,).
 
     Args:
         student, teacher: logits (B, T, V), compared in float32.
         positions: (B, T) bool, see `matched_positions`.
         objective: "kl": sum over the vocabulary of p_T (log p_T - log p_S); "logits": L2 norm of the difference.
+        top_k: kl: sum over the teacher's K most probable tokens alone (Eyuboglu et al. 2025); 0 for all.
     """
     student, teacher = student[positions].float(), teacher[positions].float()  # (N, V)
     if objective == "kl":
-        log_teacher = teacher.log_softmax(dim=-1)
-        distances = (log_teacher.exp() * (log_teacher - student.log_softmax(dim=-1))).sum(dim=-1)
+        log_teacher, log_student = teacher.log_softmax(dim=-1), student.log_softmax(dim=-1)
+        if top_k:
+            log_teacher, tokens = log_teacher.topk(min(top_k, log_teacher.shape[-1]), dim=-1)
+            log_student = log_student.gather(-1, tokens)
+        distances = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1)
     elif objective == "logits":
         distances = torch.linalg.vector_norm(student - teacher, dim=-1)
     else:

@@ -19,10 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 NAME = "prefix_sdpa"
+CAPPED = "prefix_capped"  # for models that cap the attention's scores, which no kernel of torch does (Gemma 2)
 _PREFIX, _RECORD = "_prefix_key_values", "_recorded_key_values"  # where a module carries what the function reads
 
 
@@ -42,13 +43,21 @@ class Prefix:
 def install(model: nn.Module) -> None:
     """Let `model` (a transformers PreTrainedModel) attend through `prefix_sdpa`; without a prefix it is plain sdpa.
 
-    Raises TypeError if the model does not take its attention from the interface.
+    Raises TypeError if the model does not take its attention from the interface, ValueError if it computes its scores
+    in a way of its own.
     """
+    refusal = f"{type(model).__name__} does not take its attention from transformers' attention interface"
+    if not model._can_set_attn_implementation():
+        raise TypeError(refusal)
     AttentionInterface.register(NAME, prefix_sdpa)
     AttentionMaskInterface.register(NAME, sdpa_mask)  # without it transformers builds no mask at all
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise TypeError(f"{type(model).__name__} does not take its attention from transformers' attention interface")
+    AttentionInterface.register(CAPPED, prefix_capped)
+    AttentionMaskInterface.register(CAPPED, eager_mask)
+    text = model.config.get_text_config(decoder=True)
+    name = NAME if model._supports_sdpa or not hasattr(text, "attn_logit_softcapping") else CAPPED
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise TypeError(refusal)
 
 
 @contextlib.contextmanager
@@ -117,15 +126,52 @@ def prefix_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs
 ) -> tuple[Tensor, None]:
     """transformers' sdpa attention over [prefix, own keys]. query (B,H,T,D); key, value (B,G,S,D) -> (B,T,H,D)."""
+    key, value, attention_mask = _join(module, query, key, value, attention_mask, kwargs)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def prefix_capped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """The same with the scores capped at `softcap`, in plain torch."""
+    key, value, attention_mask = _join(module, query, key, value, attention_mask, kwargs)
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ repeat_kv(key, groups).transpose(2, 3) * scaling  # (B,H,T,P+S)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if attention_mask is not None:
+        is_shown = attention_mask.dtype == torch.bool
+        hide = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~attention_mask, hide) if is_shown else scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ repeat_kv(value, groups)).transpose(1, 2).contiguous(), None
+
+
+def _join(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys, values and mask with the module's prefix in front; the module's own are recorded where that is asked."""
     if (seen := module.__dict__.get(_RECORD)) is not None:
         seen[module] = (key, value)
-    if (prefix := module.__dict__.get(_PREFIX)) is not None:
-        causal = kwargs.get("is_causal")
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        attention_mask = _widen_mask(attention_mask, prefix, query, key.shape[2], causal)
-        key = torch.cat([_rows(prefix.keys, key), key], dim=2)  # (B,G,P+S,D)
-        value = torch.cat([_rows(prefix.values, value), value], dim=2)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if (prefix := module.__dict__.get(_PREFIX)) is None:
+        return key, value, mask
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    mask = _widen_mask(mask, prefix, query, key.shape[2], causal)
+    if (bias := kwargs.get("position_bias")) is not None:  # T5's, which knows nothing of the prefix
+        kwargs["position_bias"] = nn.functional.pad(bias, (prefix.keys.shape[2], 0))
+    key = torch.cat([_rows(prefix.keys, key), key], dim=2)  # (B,G,P+S,D)
+    value = torch.cat([_rows(prefix.values, value), value], dim=2)
+    return key, value, mask
 
 
 def _rows(prefix: Tensor, own: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from transformers.activations import NewGELUActivation
 from prefixlib import baselines, gguf_base
 from prefixlib.checkpoint import OWN_MODEL
 from prefixlib.errors import UserError, first_line, refused_by_system
+from prefixlib.quantization import check_quantized, is_quantized, loading_options
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,14 @@ def load_config(name: str, *, revision: str | None = None, cache_dir: str | None
 
 
 def dropout_settings(config) -> dict[str, float]:
-    """The model's dropout probabilities that are not 0, under their names in its configuration."""
-    return {name: p for name, p in config.to_dict().items() if "drop" in name and isinstance(p, float) and p > 0}
+    """The model's dropout probabilities that are not 0, under their names in its configuration or its parts'."""
+    values = [pair for part in _parts(config) for pair in part.to_dict().items()]
+    return {name: p for name, p in values if "drop" in name and isinstance(p, float) and p > 0}
+
+
+def _parts(config) -> list[Any]:
+    """The configuration, and those of the models that it is made of (T5Gemma's encoder and decoder)."""
+    return [config, *(part for name in config.sub_configs if (part := getattr(config, name)) is not None)]
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | None = None):
@@ -103,16 +110,22 @@ def load_model(
     revision: str | None = None,
     cache_dir: str | None = None,
     dtype: torch.dtype = torch.float32,
+    quantization: str | None = None,
     **config_overrides: Any,
 ) -> torch.nn.Module:
     """The base model in `dtype`, in eval mode; family is "decoder-only" or "encoder-decoder".
 
-    A folder saved with adapters comes with them. Raises UserError if it can't be had or is of the other family.
+    A folder saved with adapters comes with them. quantization: as --quantization. Raises UserError if it can't be had
+    or is of the other family.
     """
+    options = loading_options(quantization, dtype)
     config = load_config(name, revision=revision, cache_dir=cache_dir)
     if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"
         raise UserError(f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed")
+    for part in _parts(config):
+        for key in config_overrides.keys() & part.to_dict().keys():
+            setattr(part, key, config_overrides[key])
     adapted = baselines.has_adapters(config)
     model, loading = _fetch(
         (baselines.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
@@ -121,9 +134,11 @@ def load_model(
         cache_dir=cache_dir,
         dtype=dtype,
         output_loading_info=True,
-        **config_overrides,
+        config=config if config_overrides else None,
+        **options,
     )
     check_loaded(name, loading)
+    check_quantized(model, quantization)
     fuse_gelu(model)
     avoid_cudnn_attention()
     return model.eval()
@@ -153,14 +168,15 @@ def fingerprint(model: torch.nn.Module, tokenizer: Any) -> dict[str, str]:
     """{"model", "tokenizer"}: hashes that tell a base model from another one of the same shape, in milliseconds.
 
     Of the weights, 16 numbers from all over each array, rounded to bfloat16, so that the precision that the model is
-    loaded in changes nothing.
+    loaded in changes nothing; those of a quantised model are others, and are left out.
     """
     weights = hashlib.sha256()
-    for parameter in model.parameters():
+    for parameter in () if is_quantized(model) else model.parameters():
         spread = parameter.detach().flatten()[:: max(parameter.numel() // 16, 1)][:16]
         weights.update(spread.to(device="cpu", dtype=torch.bfloat16).view(torch.int16).numpy().tobytes())
     entries = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
-    return {"model": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
+    marks = {"model": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
+    return {kind: mark for kind, mark in marks.items() if kind != "model" or not is_quantized(model)}
 
 
 def check_fingerprint(

@@ -56,6 +56,7 @@ class Base(TypedDict, total=False):
     revision: str | None
     fingerprint: dict[str, str]
     gguf: dict[str, str]
+    quantization: str
 
 
 class Task(TypedDict, total=False):

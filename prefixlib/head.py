@@ -1,12 +1,120 @@
-"""Negative log-likelihood behind a frozen output layer, without keeping the logits.
+"""From last hidden states to logits as the model itself does it, and the negative log-likelihood without keeping them.
 
 Legend: S scored tokens, E hidden size, V vocabulary.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
+
+from prefixlib.errors import UserError
 
 CHUNK = 128  # tokens whose logits exist at the same time
+
+
+class Head:
+    """A model's way from last hidden states to logits.
+
+    Most models have a linear layer there and nothing more (`plain`). Others scale what goes into it (T5) or comes out
+    (Granite, Cohere), or cap it (Gemma 2): there the model's own forward is run with its layers left out. Raises
+    UserError for a model that lets neither be done.
+    """
+
+    def __init__(self, base: nn.Module):
+        self.base = base
+        self.plain = _is_plain(base)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., E)."""
+        return self._linear(hidden) if self.plain else own_logits(self.base, hidden)
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """-log p(target) in float32, (S,), for last hidden states (S, E); see `token_nll`."""
+        if self.plain:
+            return token_nll(hidden, targets, self.base.get_output_embeddings(), self._bias)
+
+        def losses(h: Tensor, t: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(self(h).float(), t, reduction="none")
+
+        parts = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        return torch.cat([checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+    @property
+    def _bias(self) -> Tensor | None:
+        return getattr(self.base, "final_logits_bias", None)  # BART's and its relatives'
+
+    def _linear(self, hidden: Tensor) -> Tensor:
+        logits = self.base.get_output_embeddings()(hidden)
+        return logits if self._bias is None else logits + self._bias
+
+
+def own_logits(base: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits (..., V) of hidden states (..., E) through the model's own forward, its layers left out.
+
+    Raises LookupError for a model whose forward does not call its layers as one module.
+    """
+    flat = hidden.reshape(1, -1, hidden.shape[-1])  # (1, S, E): one row of S tokens
+    token = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+    if base.config.is_encoder_decoder:
+        body = base.get_decoder()
+        inputs = {"encoder_outputs": BaseModelOutput(last_hidden_state=flat[:, :1]), "decoder_input_ids": token}
+    else:
+        body, inputs = base.base_model, {"input_ids": token}
+    found = ((parent, name) for parent in base.modules() for name, child in parent.named_children() if child is body)
+    parent, name = next(found, (None, ""))
+    if parent is None:
+        raise LookupError("its layers are no module of their own")
+    answer = _Answer(flat, body.config)
+    setattr(parent, name, answer)
+    try:
+        logits = base(**inputs, use_cache=False).logits
+    finally:
+        setattr(parent, name, body)
+    if not answer.asked:
+        raise LookupError("its forward does not call its layers as one module")
+    return logits.view(*hidden.shape[:-1], -1)
+
+
+class _Answer(nn.Module):
+    """Stands where a model's layers stand and gives `hidden` as their last hidden states, whatever it is asked."""
+
+    def __init__(self, hidden: Tensor, config: PreTrainedConfig):
+        super().__init__()
+        self.hidden, self.config, self.asked = hidden, config, False
+
+    def forward(self, *_args, **_kwargs) -> BaseModelOutputWithPastAndCrossAttentions:
+        self.asked = True
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+
+
+@torch.no_grad()
+def _is_plain(base: nn.Module) -> bool:
+    """Whether the logits are the linear layer's alone. Raises UserError where they are not, and cannot be had either.
+
+    The hidden states are large, for a cap shows there alone; they are not drawn, so as to leave the random numbers.
+    """
+    linear, bias = base.get_output_embeddings(), getattr(base, "final_logits_bias", None)
+    size, like = linear.weight.shape[1], base.get_input_embeddings().weight
+    hidden, alone = (100 * torch.arange(2 * size).sin()).view(1, 2, size).to(like), True
+    try:
+        expected = own_logits(base, hidden)
+    except (LookupError, AttributeError, TypeError):
+        token, alone = torch.zeros(1, 1, dtype=torch.long, device=like.device), False
+        was_training = base.training
+        base.eval()
+        hidden = base.base_model(input_ids=token, use_cache=False).last_hidden_state
+        expected = base(input_ids=token, use_cache=False).logits
+        base.train(was_training)
+    found = linear(hidden) if bias is None else linear(hidden) + bias
+    plain = bool((found - expected).abs().max() <= 1e-3 * expected.abs().max().clamp(min=1.0))
+    if not plain and not alone:
+        raise UserError(
+            f"a {base.config.model_type} model is not supported: it changes what its head gives, in a forward that "
+            "cannot be run without its layers"
+        )
+    return plain
 
 
 def token_nll(hidden: Tensor, targets: Tensor, head: nn.Linear, bias: Tensor | None = None) -> Tensor:

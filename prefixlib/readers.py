@@ -105,6 +105,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}, after line {number}); convert it to UTF-8") from None
 
 
+def read_text(path: Path) -> str:
+    """A whole file as one text, its line breaks as newlines. Raises UserError for bytes that are not UTF-8."""
+    return "\n".join(line for _, line in _lines(path)).strip()
+
+
 def is_blank(line: str) -> bool:
     """True for a line of spaces and tabs alone; Unicode's other separators are text."""
     return not line.strip(" \t\r\n")

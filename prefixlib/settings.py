@@ -28,6 +28,7 @@ TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtu
 WITH_PREFIX = ("prefixtune", "bothtune")
 SAMPLING = ("top_p", "top_k", "temperature")  # how tokens are drawn
 DECODE = ("valid", "test", "both", "none")
+QUANTIZATIONS = ("no", "4bit", "8bit", "int8")
 
 TASK = "task and data"
 MODEL = "base model"
@@ -318,6 +319,13 @@ class Training(Flags):
     model_revision: str | None = flag(None, "commit or tag of the hub model (default: its newest)", MODEL)
     cache_dir: str | None = flag(None, "where hub files are kept (default: the hub library's own place)", MODEL)
 
+    quantization: str | None = flag(
+        None,
+        "the frozen model in fewer bits: 4bit, 8bit (bitsandbytes, on a GPU) or int8 (torchao); decoding does as "
+        "training did unless told otherwise",
+        MODEL,
+        choices=QUANTIZATIONS,
+    )
     tuning_mode: str = flag(
         "prefixtune",
         "what is trained: a prefix, the model, its top layers, adapters inside it, or prefix and model together",
@@ -493,6 +501,7 @@ SHARED_RULES = (
         Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
         for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")
     ),
+    Only("quantization", "tuning_mode", ("prefixtune",), "weights that are trained keep all their bits"),
     Only("use_dropout", "tuning_mode", ("prefixtune",), "it is the dropout of the frozen model"),
     Only("top_layers", "tuning_mode", ("finetune-top",), _NO_LAYERS),
     Only("top_embeddings", "tuning_mode", ("finetune-top",), _NO_LAYERS),

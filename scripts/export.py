@@ -9,12 +9,13 @@ python scripts/export.py ADAPTER --from peft --mode webnlg --output_dir OUT     
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForSeq2SeqLM
 
 from formats import example, kv
 from gpt2 import model as gpt2_model
@@ -27,6 +28,7 @@ from prefixlib.settings import Parser, refuse_together
 from prefixlib.tasks import GPT2_MODES
 from seq2seq import model as seq2seq_model
 from seq2seq import prefixTuning as seq2seq_prefix
+from seq2seq.frozen_lm import shares_rows
 
 log = logging.getLogger("export")
 
@@ -92,8 +94,9 @@ def export_prefix(args: argparse.Namespace) -> Path:
         text_starts_at=0 if is_seq2seq else loaded.flat.shape[0],
         base=base,
         task=loaded.task,
+        settable_positions=not is_seq2seq or has_settable_positions(base),
     )
-    code = example_of(args.to, prompt, keys_values)
+    code = example_of(args.to, prompt, keys_values) if keys_values.settable_positions else ""
     write = kv.write_cache if args.to == "cache" else kv.write
     return write_folder(args, directory, lambda folder: write(folder, keys_values), prompt, code)
 
@@ -113,6 +116,16 @@ layers = range({{layers}})
 past = DynamicCache([[prefix[name.format(n, kind)][None] for kind in ("key", "value")] for n in layers])"""
 CACHE_LINES = f"""states = load_file(HERE / "{kv.CACHE}")
 past = DynamicCache(list(zip(states["keys"], states["values"])))"""
+
+
+def has_settable_positions(base: Mapping[str, Any]) -> bool:
+    """Whether an encoder-decoder takes positions from outside, as BART does; one that is not here is taken for such."""
+    try:
+        config = load_config(base["name"], revision=base.get("revision"))
+    except (UserError, TypeError):
+        return True
+    with torch.device("meta"):
+        return shares_rows(AutoModelForSeq2SeqLM.from_config(config))
 
 
 def family_of(directory: Path) -> str:
@@ -196,7 +209,7 @@ def write_folder(
     def fill(folder: Path) -> None:
         folder.mkdir()
         write(folder)
-        if prompt is not None:
+        if prompt is not None and code:
             files.write_text(folder / example.NAME, code)
             card = folder / kv.CARD
             files.write_text(card, card.read_text(encoding="utf-8") + example.readme(prompt))

@@ -16,8 +16,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, cut_at, sample, stop_rule
 from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
+from prefixlib.head import Head
 from prefixlib.tasks import clean_up, find_task
-from seq2seq.frozen_lm import Layers, at_positions, attend_to, max_positions
+from seq2seq.frozen_lm import Layers, at_positions, attend_to, end_token, max_positions, shares_rows, start_token
 from seq2seq.prefix_lm import encoder_mask, pack_sources
 
 
@@ -28,8 +29,15 @@ class Seq2SeqSteps:
     count the text alone. The base model must be installed in prefixlib.attention and in eval mode.
     """
 
-    def __init__(self, base: nn.Module, input_ids: Tensor, attention_mask: Tensor, prefix: Mapping[str, Layers]):
-        self.base, self.input_ids, self.prefix = base, input_ids, prefix
+    def __init__(
+        self,
+        base: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prefix: Mapping[str, Layers],
+        head: Head | None = None,
+    ):
+        self.base, self.input_ids, self.prefix, self.head = base, input_ids, prefix, head or Head(base)
         self.cache = EncoderDecoderCache(growing_cache(), DynamicCache())
         length = self._seed(self.cache.self_attention_cache, prefix.get("self", ()))
         self.tree = BeamTree(attention_mask.new_ones(len(input_ids), length + 1))  # the start token is one more
@@ -50,7 +58,7 @@ class Seq2SeqSteps:
         encoder = {"encoder": self.prefix["encoder"]} if "encoder" in self.prefix else {}
         with attend_to(self.base, encoder):  # those of the decoder stand in the caches
             encoded = self._encode()
-        start = self.input_ids.new_full((len(self.input_ids), 1), self.base.config.decoder_start_token_id)
+        start = self.input_ids.new_full((len(self.input_ids), 1), start_token(self.base.config))
         logits = self._forward(start, encoded)
         self.encoded = encoded[..., :0]  # its keys and values are cached; transformers wants some tensor nevertheless
         return logits
@@ -95,7 +103,56 @@ class Seq2SeqSteps:
                 past_key_values=self.cache,
                 use_cache=True,
             ).last_hidden_state
-        return self.base.get_output_embeddings()(hidden.flatten(0, 1)) + self.base.final_logits_bias
+        return self.head(hidden.flatten(0, 1))
+
+
+class CopyingSteps:
+    """The same for a model whose beams cannot share a row: each beam has rows of its own in both caches, copied when
+    the beams change, and the prefix is joined on inside the attention. Slower, and good for any kind of positions.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        prefix: Mapping[str, Layers],
+        head: Head | None = None,
+    ):
+        self.base, self.input_ids, self.mask, self.prefix = base, input_ids, attention_mask, prefix
+        self.head = head or Head(base)
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def prefill(self) -> Tensor:
+        encoder = self.base.get_encoder()
+        with attend_to(self.base, {site: layers for site, layers in self.prefix.items() if site == "encoder"}):
+            self.encoded = encoder(input_ids=self.input_ids, attention_mask=self.mask).last_hidden_state
+        logits = self._forward(self.input_ids.new_full((len(self.input_ids),), start_token(self.base.config)))
+        self.encoded = self.encoded[..., :0]  # its keys and values are cached
+        return logits
+
+    def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        rows = rows.to(self.mask.device)
+        self.cache.batch_select_indices(rows)
+        self.mask, self.encoded = self.mask[rows], self.encoded[rows]
+        return self._forward(tokens.to(self.mask.device))
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        """Next-token logits (R, V) of one token for each row (R,)."""
+        with attend_to(self.base, {site: layers for site, layers in self.prefix.items() if site != "encoder"}):
+            hidden = self.base.get_decoder()(
+                input_ids=tokens.unsqueeze(1),
+                encoder_hidden_states=self.encoded,
+                encoder_attention_mask=self.mask,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
+        return self.head(hidden[:, -1])
+
+
+def make_steps(base: nn.Module, *batch: Any, **how: Any) -> Seq2SeqSteps | CopyingSteps:
+    """The stepwise model that the base model allows."""
+    return (Seq2SeqSteps if shares_rows(base) else CopyingSteps)(base, *batch, **how)
 
 
 @torch.no_grad()
@@ -107,12 +164,13 @@ def decode_batch(
     prefix: Mapping[str, Layers],
     strategy: str = "beam",
     seeds: Sequence[int] | None = None,
+    head: Head | None = None,
 ) -> list[list[Hypothesis]]:
     """For every row of right-padded sources (N, S) its hypotheses, best first: K by beam search, else one.
 
     seeds: one for each source (strategy "nucleus").
     """
-    steps = Seq2SeqSteps(base, input_ids, attention_mask, prefix)
+    steps = make_steps(base, input_ids, attention_mask, prefix, head)
     starts = start_tokens(base, len(input_ids))
     if strategy == "beam":
         return beam_search(steps, starts, rule)
@@ -121,7 +179,7 @@ def decode_batch(
 
 def start_tokens(base: nn.Module, rows: int) -> list[list[int]]:
     """The decoder's input in front of the first output token."""
-    return [[base.config.decoder_start_token_id]] * rows
+    return [[start_token(base.config)]] * rows
 
 
 def pad_sources(base: nn.Module, sources: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -158,12 +216,13 @@ def decode(
         return [samples[start : start + count] for start in range(0, len(samples), count)]
     order = sorted(range(len(sources)), key=lambda n: -len(sources[n]))  # longest first: memory trouble shows at once
     results: list[list[Hypothesis]] = [[] for _ in sources]
+    head = Head(base)
     with tqdm(total=len(sources), desc="decoding", unit=" sources", disable=not progress, leave=False) as bar:
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
             input_ids, mask = pad_sources(base, [sources[n] for n in members])
             seeds = [seed + n for n in members]
-            found = decode_batch(base, input_ids, mask, rule, prefix or {}, strategy, seeds)
+            found = decode_batch(base, input_ids, mask, rule, prefix or {}, strategy, seeds, head)
             for n, hypotheses in zip(members, found, strict=True):
                 results[n] = hypotheses[:count]
             bar.update(len(members))
@@ -214,19 +273,22 @@ def decoding_rule(
         raise UserError(
             f"--max_length {max_length}: at least --min_length {min_length} and at most the model's {limit} positions"
         )
+    first = getattr(config, "bos_token_id", None) if force_bos else None
+    if force_bos and first is None:
+        raise UserError(f"--force_bos yes: a {config.model_type} model has no token that begins a text")
     if not 0 < top_p <= 1 or temperature < 0 or top_k < 0:
         raise UserError(f"top_p {top_p}, top_k {top_k}, temperature {temperature}: not negative; top_p above 0 to 1")
     try:
         return DecodingRule(
-            eos_token_id=config.eos_token_id,
+            eos_token_id=end_token(config),
             max_new_tokens=max_length - 1,
             num_beams=row.num_beams if num_beams is None else num_beams,
             min_length=min_length,
             length_penalty=row.length_pen if length_pen is None else length_pen,
             no_repeat_ngram_size=row.no_repeat_ngram_size if no_repeat_ngram_size is None else no_repeat_ngram_size,
             early_stopping=row.early_stopping if early_stopping is None else early_stopping,
-            forced_first_token_id=config.bos_token_id if force_bos else None,
-            forced_last_token_id=config.eos_token_id,
+            forced_first_token_id=first,
+            forced_last_token_id=end_token(config),
             top_p=top_p,
             top_k=top_k,
             temperature=temperature or 1.0,  # 0 is greedy, which takes none

@@ -302,6 +302,7 @@ def load_for(settings: Settings, given: Collection[str]) -> Model:
         cache_dir=settings.cache_dir,
         dtype=dtype,
         allow_other_base=settings.allow_other_base,
+        quantization=settings.quantization,
     )
 
 

@@ -20,37 +20,129 @@ from prefixlib.errors import UserError
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, P, D), or (1, H, P, D) for all rows
 
 
-def shape_of(config: PreTrainedConfig) -> dict[str, int]:
-    """The sizes of a base model that a prefix depends on, under their names in PrefixConfig."""
+def shape_of(config: PreTrainedConfig) -> dict[str, int | None]:
+    """The sizes of a base model that a prefix depends on, under their names in PrefixConfig.
+
+    Heads are those of keys and values. The size of a head is None where it is E / H.
+    """
+    if config.sub_configs:  # T5Gemma: two models of their own
+        encoder, decoder = config.encoder, config.decoder
+        return {
+            "encoder_layers": encoder.num_hidden_layers,
+            "decoder_layers": decoder.num_hidden_layers,
+            "encoder_heads": encoder.num_key_value_heads,
+            "decoder_heads": decoder.num_key_value_heads,
+            "d_model": decoder.hidden_size,
+            "encoder_head_dim": encoder.head_dim,
+            "decoder_head_dim": decoder.head_dim,
+        }
+    if hasattr(config, "d_kv"):  # T5 and its relatives
+        return {
+            "encoder_layers": config.num_layers,
+            "decoder_layers": config.num_decoder_layers,
+            "encoder_heads": config.num_heads,
+            "decoder_heads": config.num_heads,
+            "d_model": config.d_model,
+            "encoder_head_dim": config.d_kv,
+            "decoder_head_dim": config.d_kv,
+        }
     return {
         "encoder_layers": config.encoder_layers,
         "decoder_layers": config.decoder_layers,
         "encoder_heads": config.encoder_attention_heads,
         "decoder_heads": config.decoder_attention_heads,
         "d_model": config.d_model,
+        "encoder_head_dim": None,
+        "decoder_head_dim": None,
     }
+
+
+UNLIMITED = 1_000_000  # positions of a model that has relative ones alone
 
 
 def max_positions(config: PreTrainedConfig) -> int:
     """Most tokens that the encoder reads, and the decoder writes; prefixes take no positions."""
-    return config.max_position_embeddings
+    parts = [config.encoder, config.decoder] if config.sub_configs else [config]
+    return min(getattr(part, "max_position_embeddings", None) or UNLIMITED for part in parts)
+
+
+def start_token(config: PreTrainedConfig) -> int:
+    """The decoder's input in front of the first output token. Raises UserError for a model that does not name it."""
+    decoder = config.decoder if config.sub_configs else config
+    for part, name in ((config, "decoder_start_token_id"), (decoder, "bos_token_id")):
+        if getattr(part, name, None) is not None:
+            return getattr(part, name)
+    raise UserError(f"a {config.model_type} model whose config.json has no decoder_start_token_id is not supported")
+
+
+def end_token(config: PreTrainedConfig) -> int:
+    """The token that ends an output; the first one where the model has several."""
+    return config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+
+
+def shares_rows(base: nn.Module) -> bool:
+    """Whether texts may share a row: packed in training, the beams of a source in decoding.
+
+    Positions must be settable from outside, which relative ones (T5) are not, nor those that the model counts itself
+    (M2M100).
+    """
+    tables = [getattr(side, "embed_positions", None) for side in (base.get_encoder(), base.get_decoder())]
+    return all(table is not None and "position_ids" in inspect.signature(table.forward).parameters for table in tables)
 
 
 def attention_sites(base: nn.Module) -> dict[str, list[nn.Module]]:
     """Site -> the attention module of each layer. Raises UserError for an encoder-decoder that is built otherwise."""
     encoder, decoder = base.get_encoder(), base.get_decoder()
     try:
-        if "position_ids" not in inspect.signature(decoder.embed_positions.forward).parameters:
-            raise AttributeError("its decoder takes no positions from outside, which beams need")
+        if hasattr(decoder, "block"):  # T5 and its relatives
+            return {
+                "self": [block.layer[0].SelfAttention for block in decoder.block],
+                "cross": [block.layer[1].EncDecAttention for block in decoder.block],
+                "encoder": [block.layer[0].SelfAttention for block in encoder.block],
+            }
+        cross = "cross_attn" if hasattr(decoder.layers[0], "cross_attn") else "encoder_attn"  # T5Gemma, BART
         return {
             "self": [layer.self_attn for layer in decoder.layers],
-            "cross": [layer.encoder_attn for layer in decoder.layers],
+            "cross": [getattr(layer, cross) for layer in decoder.layers],
             "encoder": [layer.self_attn for layer in encoder.layers],
         }
     except AttributeError as error:
         raise UserError(
-            f"{type(base).__name__} is not built like BART ({error}); use a BART, mBART or Pegasus"
+            f"a {base.config.model_type} model is not supported: it is not built as usual ({error})"
         ) from error
+
+
+def install(base: nn.Module) -> None:
+    """Let the base model attend to prefixes. Raises UserError where an attention of its own would miss them (LED)."""
+    refusal = f"a {base.config.model_type} model is not supported: it has an attention of its own"
+    try:
+        attention.install(base)
+    except (TypeError, ValueError) as error:
+        raise UserError(refusal) from error
+    sites = attention_sites(base)
+    token = torch.full((1, 1), start_token(base.config), device=base.get_input_embeddings().weight.device)
+    modules = [module for layers in sites.values() for module in layers]
+    with torch.no_grad(), _evaluating(base), attention.record_key_values(modules) as seen:
+        try:
+            hidden_states(base, token, torch.ones_like(token), token, torch.ones_like(token))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{refusal} ({error})") from error
+    if len(seen) < len(modules):
+        raise UserError(refusal)
+
+
+def hidden_states(
+    base: nn.Module, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, decoder_mask: Tensor
+) -> Tensor:
+    """The decoder's last hidden states (B, T, E) for a padded batch: source (B, S), decoder input (B, T), and masks."""
+    encoded = base.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    return base.get_decoder()(
+        input_ids=decoder_input_ids,
+        attention_mask=decoder_mask,
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=attention_mask,
+        use_cache=False,
+    ).last_hidden_state
 
 
 @contextlib.contextmanager
@@ -90,14 +182,22 @@ def key_values_of_text(base: nn.Module, ids: list[int]) -> dict[str, Tensor]:
     the text itself, all at positions 0..P-1 without special tokens, as the original does it for GPT-2.
     """
     text = torch.tensor([ids], device=base.get_input_embeddings().weight.device)
-    was_training = base.training
-    base.eval()
-    sites = attention_sites(base)
-    with attention.record_key_values([module for modules in sites.values() for module in modules]) as seen:
-        base(input_ids=text, decoder_input_ids=text, use_cache=False)
-    base.train(was_training)
+    sites, all_of_it = attention_sites(base), torch.ones_like(text)
+    modules = [module for layers in sites.values() for module in layers]
+    with _evaluating(base), attention.record_key_values(modules) as seen:
+        hidden_states(base, text, all_of_it, text, all_of_it)
     flat = {}
     for site, modules in sites.items():
         states = torch.cat([state for module in modules for state in seen[module]])  # (2L, H, P, D)
         flat[site] = states.permute(2, 0, 1, 3).flatten(1)
     return flat
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

@@ -43,7 +43,7 @@ TRAINING_SETTINGS = (
     *("max_steps", "learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "max_grad_norm", "n_train"),
     *("group_by_length", "label_smoothing", "seed", "bf16", "fp16", "max_source_length", "max_target_length"),
     *("source_column", "target_column", "source_template"),
-    *("top_layers", "top_embeddings", "adapter_design", "adapter_bottleneck"),
+    *("top_layers", "top_embeddings", "adapter_design", "adapter_bottleneck", "quantization"),
 )
 
 

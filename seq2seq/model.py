@@ -24,7 +24,9 @@ from prefixlib.base_model import (
     check_fingerprint,
     check_tokenizer,
     choose_base,
+    dropout_settings,
     fingerprint,
+    load_config,
     load_model,
     load_tokenizer,
     resolve_model_name,
@@ -37,14 +39,13 @@ from prefixlib.tables import Wording
 from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
 from seq2seq import decoding
 from seq2seq.flags import DEFAULT_MODEL, STRATEGIES, Settings
-from seq2seq.frozen_lm import key_values_of_text, max_positions, shape_of
+from seq2seq.frozen_lm import install, key_values_of_text, max_positions, shape_of
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning
 from seq2seq.utils import count_cut
 
 logger = logging.getLogger(__name__)
 
-NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
 TOP_P, TEMPERATURE, SEED = 0.8, 1.0, 42  # of sampling
 OF_ONE_STRATEGY = (
     *(("num_beams", "beam", None), ("length_pen", "beam", None)),
@@ -179,7 +180,7 @@ class Model:
         self.lm.eval()
         with torch.no_grad():
             prefix = self.lm.layers()
-        steps = decoding.Seq2SeqSteps(self.base, *decoding.pad_sources(self.base, inputs), prefix)
+        steps = decoding.make_steps(self.base, *decoding.pad_sources(self.base, inputs), prefix)
         (start,) = decoding.start_tokens(self.base, 1)
         tokens = stream(steps, start, rule, seed if strategy == "nucleus" else None)
         return text_pieces(tokens, self.to_text(stop), stop, self._verbatim)
@@ -258,7 +259,8 @@ class Model:
         save_prefix(directory, self.prefix, base_record, task, scores)
 
     def _save_base(self, directory: Path) -> None:
-        self.base.set_attn_implementation("sdpa")  # the config that is saved names what plain transformers knows
+        # the config that is saved names what plain transformers knows
+        self.base.set_attn_implementation("sdpa" if self.base._supports_sdpa else "eager")
         save_whole(directory, self.base, self.tokenizer)
         attention.install(self.base)
         checkpoint.save_task(directory, {**self.task, "base_model": self.base_record})
@@ -288,12 +290,15 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
     name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
     hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
     tokenizer = load_tokenizer(name, **hub)
-    dropout = NO_DROPOUT if settings.tuning_mode == "prefixtune" and not settings.use_dropout else {}
-    base = load_model(name, FAMILY, **hub, **dropout)
+    without = settings.tuning_mode == "prefixtune" and not settings.use_dropout
+    dropout = dropout_settings(load_config(name, **hub))
+    # a layer that is left out (LayerDrop, M2M100) would leave out its prefix: a step could be without any gradient
+    off = {key: 0.0 for key in dropout if without or (settings.has_prefix and "layerdrop" in key)}
+    base = load_model(name, FAMILY, **hub, quantization=settings.quantization, **off)
     check_tokenizer(name, tokenizer, base, texts)
     mark, prefix = fingerprint(base, tokenizer), None  # before adapters are put in
     if settings.has_prefix:
-        attention.install(base)
+        install(base)
         prefix = _new_prefix(settings, base, tokenizer, resuming)
     elif settings.tuning_mode == "finetune-top":
         baselines.train_top(base, settings.top_layers, embeddings=settings.top_embeddings)
@@ -312,6 +317,8 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
         **settings.tuning_settings(),
     }
     record_ = {"name": name, "revision": settings.model_revision, "fingerprint": mark}
+    if settings.quantization:
+        record_["quantization"] = settings.quantization
     return Model(lm, tokenizer, task, record_)
 
 
@@ -474,6 +481,7 @@ def load(
     cache_dir: str | None = None,
     dtype: torch.dtype = torch.float32,
     allow_other_base: bool = False,
+    quantization: str | None = None,
 ) -> Model:
     """The trained model in `directory`, ready to generate, on a GPU if there is one.
 
@@ -485,6 +493,7 @@ def load(
         model_name_or_path, model_revision: the base model, where it is not where the checkpoint says.
         cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
         allow_other_base: decode with a base model of the same shape that is not the one trained on.
+        quantization: of the base model, as --quantization; by default as in training.
 
     Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
 
@@ -502,7 +511,8 @@ def load(
     saved = load_prefix(directory)
     task = _task_of(saved.task, mode, directory)
     name, revision = choose_base(saved.base, model_name_or_path, directory)
-    base, tokenizer = _load_base(name, model_revision or revision, **hub)
+    bits = quantization or saved.base.get("quantization")
+    base, tokenizer = _load_base(name, model_revision or revision, **hub, quantization=bits)
     check_fits(saved.config, base.config, directory, name)
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
@@ -533,8 +543,8 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **hub
     return Model(on_device(PrefixLM(base)), tokenizer, task, dict(base_record))
 
 
-def _load_base(name: str, revision: str | None, cache_dir: str | None, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype)
+def _load_base(name: str, revision: str | None, cache_dir: str | None, **how: Any) -> tuple[nn.Module, Any]:
+    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, **how)
     return base, load_tokenizer(name, revision=revision, cache_dir=cache_dir)
 
 

@@ -54,6 +54,8 @@ class PrefixConfig:
     encoder_heads: int
     decoder_heads: int
     d_model: int  # E
+    encoder_head_dim: int | None = None  # D where it is not E / H
+    decoder_head_dim: int | None = None
 
     @classmethod
     def for_model(cls, base: PreTrainedConfig, **settings: Any) -> "PrefixConfig":
@@ -74,7 +76,7 @@ class PrefixConfig:
         """(2L, H, D) at a site: a key and a value per layer."""
         side = "encoder" if site == "encoder" else "decoder"
         heads = getattr(self, f"{side}_heads")
-        return 2 * getattr(self, f"{side}_layers"), heads, self.d_model // heads
+        return 2 * getattr(self, f"{side}_layers"), heads, getattr(self, f"{side}_head_dim") or self.d_model // heads
 
 
 class PrefixTuning(nn.Module):

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prefixlib import attention
-from prefixlib.head import token_nll
+from prefixlib.head import Head
 from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of
-from seq2seq.frozen_lm import Layers, at_positions, attend_to, attention_sites
+from seq2seq.frozen_lm import Layers, at_positions, attend_to, hidden_states, install, shares_rows
 from seq2seq.prefixTuning import PrefixTuning
 
 
@@ -26,15 +25,16 @@ class PrefixLM(nn.Module):
 
     In train mode the frozen model runs in train mode too, its dropout on, as in the original; load it with dropout
     probabilities of 0 to train without. `freeze=False` leaves the model to be tuned together with its prefix. Raises
-    UserError for a model that is not built like BART.
+    UserError for a model whose attention takes no prefix.
     """
 
     def __init__(self, base: nn.Module, prefix: PrefixTuning | None = None, freeze: bool = True):
         super().__init__()
         self.base = base
         self.prefix = prefix
-        attention.install(base)
-        attention_sites(base)  # refuse another kind of model before the first epoch, not after it
+        install(base)  # refuses another kind of model before the first epoch, not after it
+        self.head = Head(base)
+        self.shares_rows = shares_rows(base)
         if prefix is not None and freeze:
             base.requires_grad_(False)
 
@@ -47,7 +47,7 @@ class PrefixLM(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """Logits (B, T, V) for source (B, S) and decoder input (B, T), both right-padded; teacher forcing."""
-        return self._logits(self._hidden_states(input_ids, attention_mask, decoder_input_ids))
+        return self.head(self._hidden_states(input_ids, attention_mask, decoder_input_ids))
 
     def loss(
         self,
@@ -72,28 +72,26 @@ class PrefixLM(nn.Module):
             hidden = self._packed_hidden_states(packed)
         hidden, targets = hidden.flatten(0, 1).index_select(0, counted), labels[real]  # (N, E), (N,)
         if smoothing:
-            logits = self._logits(hidden).float()
+            logits = self.head(hidden).float()
             total = nn.functional.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         else:
-            total = token_nll(hidden, targets, self.base.get_output_embeddings(), self.base.final_logits_bias).sum()
+            total = self.head.nll(hidden, targets).sum()
         return total, real.sum()
 
     def _hidden_states(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
         """The decoder's last hidden states (B, T, E)."""
         with attend_to(self.base, self.layers(len(input_ids))):
-            return self.base.base_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                decoder_input_ids=decoder_input_ids,
-                decoder_attention_mask=self._real_tokens(decoder_input_ids),
-                use_cache=False,
-            ).last_hidden_state
+            real = self._real_tokens(decoder_input_ids)
+            return hidden_states(self.base, input_ids, attention_mask, decoder_input_ids, real)
 
     def _pack(
         self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, counted: Tensor
     ) -> "PackedPair | None":
-        """The batch packed; None where that does not pay, or where dropout gives every text another prefix."""
-        if self.prefix is not None and self.prefix.drops:
+        """The batch packed; None where that does not pay, or where dropout gives every text another prefix.
+
+        None, too, for a model whose texts cannot share a row.
+        """
+        if not self.shares_rows or (self.prefix is not None and self.prefix.drops):
             return None
         return pack(
             input_ids,
@@ -121,9 +119,6 @@ class PrefixLM(nn.Module):
                 encoder_attention_mask=packed.cross_mask(),
                 use_cache=False,
             ).last_hidden_state
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self.base.get_output_embeddings()(hidden) + self.base.final_logits_bias
 
     def _real_tokens(self, decoder_input_ids: Tensor) -> Tensor:
         """Mask (B, T) of what is not padding; the start token counts, even where it has the padding's id (Pegasus)."""

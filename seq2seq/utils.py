@@ -19,7 +19,7 @@ from prefixlib.errors import UserError
 from prefixlib.tables import PLAIN, Columns, Wording
 from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get
 from seq2seq.flags import Settings
-from seq2seq.frozen_lm import max_positions
+from seq2seq.frozen_lm import max_positions, start_token
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def build_loaders(
     valid_batches = EpochBatches(len(valid), settings.eval_batch_size * world, None, rank, world)
 
     def loader(examples: Sequence[Example], batches: EpochBatches, target_length: int) -> ResumableLoader:
-        ids = config.pad_token_id, config.decoder_start_token_id
+        ids = config.pad_token_id, start_token(config)
         collate = Collator(tokenizer, *ids, lengths["max_source_length"], target_length, wording)
         return ResumableLoader(examples, batches, collate, settings.num_workers)
 

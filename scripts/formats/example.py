@@ -53,10 +53,10 @@ class Prompt:
         if not self.decoder_only:
             return f"The encoder reads `{form!r}`, with the special tokens that the tokenizer adds by itself."
         before, after = self.row.source_spaces if self.with_source else ("", "")
-        form = form if self.with_source else ""
+        form, separator = form if self.with_source else "", self.task.get("separator") or "tokenizer.eos_token"
         return (
-            f"The prompt is `{before + form + after!r}` and then the tokenizer's end-of-text token "
-            "(`tokenizer.eos_token`), which separates source and output; no other special token is added."
+            f"The prompt is `{before + form + after!r}` and then the tokenizer's end-of-text token, `{separator}`, "
+            "which separates source and output; no other special token is added."
         )
 
 

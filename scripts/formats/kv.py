@@ -32,6 +32,7 @@ class KeysValues:
     text_starts_at: int  # position of the first token of text: P, or 0 in an encoder-decoder
     base: Mapping[str, Any]  # {"name", "revision"}
     task: Mapping[str, Any]
+    settable_positions: bool = True  # of an encoder-decoder: whether its decoder takes positions from outside
 
 
 def write(directory: Path, prefix: KeysValues) -> None:
@@ -63,7 +64,8 @@ def _card(prefix: KeysValues, shapes: Mapping[str, Mapping[str, int]]) -> str:
         f"| `{site}` | {s['layers']} | ({s['heads']}, {s['positions']}, {s['head_size']}) |\n"
         for site, s in shapes.items()
     )
-    name, is_decoder = prefix.base.get("name"), prefix.family == "decoder-only"
+    name = prefix.base.get("name")
+    note = CAUSAL if prefix.family == "decoder-only" else ENCODER_DECODER if prefix.settable_positions else COUNTED
     return f"""# Keys and values of a prefix for {name or "an unnamed base model"}
 
 A trained prefix (Li & Liang 2021, arXiv 2101.00190). Every layer attends to these keys and values as if tokens stood in
@@ -76,12 +78,16 @@ front of its own; they are used as they are, without projection or position.
 {rows}
 The first token of text has position {prefix.text_starts_at}. `{SHAPES}` says the same for programs.
 
-{CAUSAL if is_decoder else ENCODER_DECODER}"""
+{note}"""
 
 
 CAUSAL = """\
 The attention mask covers prefix and text. A cache is filled in place: make one per call, expanded to the rows of the
 batch (times the beams).
+"""
+COUNTED = """\
+This model counts positions from the start of its cache, where the prefix would stand: there is no short example on
+transformers alone. In this package, `seq2seq.load` of the checkpoint decodes it.
 """
 ENCODER_DECODER = """\
 transformers' decoder counts positions from the end of its cache; the hook in the example takes that back. One text

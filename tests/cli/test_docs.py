@@ -24,7 +24,8 @@ from seq2seq.train_e2e import TableSettings
 from tests.conftest import ROOT
 
 PAGES = (
-    *("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/tasks.md", "docs/differences.md"),
+    *("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/tasks.md"),
+    *("docs/models.md", "docs/serving.md", "docs/differences.md"),
     *("results/README.md", "data/README.md", "data/demo/README.md"),
 )
 BLOCKS = {
@@ -32,6 +33,8 @@ BLOCKS = {
     "CONTRIBUTING.md": 2,
     "docs/tutorial.md": 14,
     "docs/tasks.md": 2,
+    "docs/models.md": 1,
+    "docs/serving.md": 4,
     "results/README.md": 2,
     "data/README.md": 2,
 }
@@ -123,8 +126,8 @@ def run_line(line, folder, only_parse, playground):
     elif tool == "bash":
         assert subprocess.run(["bash", "-n", str(ROOT / rest[0])], check=False).returncode == 0, line
         assert all((ROOT / word).exists() for word in rest[1:] if not word.startswith("-")), line
-    elif tool == "pip":
-        assert only_parse, f"{line}: pip is not run, so its block begins with # needs"
+    elif tool in ("pip", "curl"):
+        assert only_parse, f"{line}: {tool} is not run, so its block begins with # needs"
     elif tool in ("ls", "head"):
         subprocess.run(words, cwd=playground, check=True, stdout=subprocess.DEVNULL)
     else:
@@ -166,6 +169,7 @@ def playground(tmp_path_factory):
     seq2seq.train(seq2seq.Settings(mode="xsum", n_val=1, n_train=8, num_workers=0, **bart_run, **brief))
     for name in ("OUTPUT", "OUTPUT_A", "OUTPUT_B", "GOLD"):
         (folder / name).write_text("the mill is by the river .\n")
+    (folder / "my_text.txt").write_text("The Fern River is a pub in the riverside area. It serves Chinese food. " * 3)
     for name in ("train", "dev"):
         (folder / f"{name}.jsonl").write_text('{"source": "a mill", "target": "by the river\\n"}\n' * 4)
     return folder
@@ -180,7 +184,10 @@ def test_commands_and_python_run(page, playground, monkeypatch, capfd):
     blocks = blocks_of(page, "bash", "python")
     for language, lines in blocks:
         if language == "python":
-            exec(compile("\n".join(lines), f"an example of {page}", "exec"), {})
+            code = compile("\n".join(lines), f"an example of {page}", "exec")
+            named = re.findall(r"^import (\w+)$", "\n".join(lines), re.MULTILINE)
+            if not lines[0].startswith("# needs") or all(map(importlib.util.find_spec, named)):
+                exec(code, {})
             continue
         folder, only_parse = ROOT, lines[0].startswith("# needs")
         for line in "\n".join(lines).replace("\\\n", " ").splitlines():

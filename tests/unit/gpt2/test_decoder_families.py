@@ -8,32 +8,47 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    Cohere2Config,
+    CohereConfig,
+    DynamicCache,
     FalconConfig,
+    FalconH1Config,
     Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
+    GPT2Config,
     GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
+    GraniteConfig,
+    JambaConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    Olmo2Config,
     OPTConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    RwkvConfig,
+    SmolLM3Config,
 )
 
-from gpt2.dataset import Encoded, collate, pad_sources
-from gpt2.decoding import decode
+from gpt2.dataset import IGNORED, Encoded, collate, pad_sources
+from gpt2.decoding import decode, decode_several
 from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_positions
 from gpt2.model import Model, start_from_text
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, join_layers, make_prefix, split_layers
-from prefixlib.beam_search import DecodingRule
+from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
 from tests.conftest import SETTINGS, close
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64}
 GROUPED = {**SIZES, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+SPECIAL = {"bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 0}  # these classes' own lie outside the vocabulary
+MIXED = {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]}
+GRANITE = {"logits_scaling": 8.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3}
 OPT = {**SIZES, "num_attention_heads": 2, "ffn_dim": 32, "dropout": 0.0}
 FAMILIES = {
     "llama": LlamaConfig(**GROUPED),
@@ -47,7 +62,32 @@ FAMILIES = {
     "gptj": GPTJConfig(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, rotary_dim=4),  # no sdpa
     "opt": OPTConfig(**OPT),
     "opt narrow": OPTConfig(**OPT, word_embed_proj_dim=8, do_layer_norm_before=False),
-}
+    "gpt2": GPT2Config(
+        vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=49, eos_token_id=49,
+    ),
+    "gemma2": Gemma2Config(**GROUPED, **MIXED, head_dim=4, query_pre_attn_scalar=4, final_logit_softcapping=2.0),
+    "gemma3": Gemma3TextConfig(**GROUPED, **MIXED, head_dim=4),
+    "phi3": Phi3Config(**GROUPED, **SPECIAL),
+    "phi3 window": Phi3Config(**GROUPED, **SPECIAL, sliding_window=40),
+    "olmo2": Olmo2Config(**GROUPED, **SPECIAL),
+    "smollm3": SmolLM3Config(**GROUPED, **SPECIAL, no_rope_layers=[1, 0]),
+    "granite": GraniteConfig(**GROUPED, **GRANITE),
+    "cohere": CohereConfig(**GROUPED, **SPECIAL, logit_scale=0.25),
+    "cohere2": Cohere2Config(**GROUPED, **SPECIAL, **MIXED, logit_scale=0.25),
+}  # fmt: skip
+UNSTEERED = (
+    *((FalconH1Config(), "hybrid"), (JambaConfig(), "linear_attention"), (MambaConfig(), "linear_attention")),
+    (RwkvConfig(), "it has no attention"),
+)
+UNSHARED = {  # texts cannot share a row
+    "gpt_neo": GPTNeoConfig(
+        vocab_size=50, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
+        max_position_embeddings=64, window_size=40,
+    ),
+    "falcon": FalconConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, alibi=True),
+}  # fmt: skip
+OWN_HEAD = {"gemma2", "granite", "cohere", "cohere2"}  # the logits are not their output layer's alone
 EXAMPLES = [
     Encoded([5, 6, 7, 49], [8, 9, 49], [5, 6, 7]),
     Encoded([10, 49], [11, 49], [10]),
@@ -184,6 +224,60 @@ def test_batched_decoding_equals_single_and_the_training_forward(base, strategy)
                 assert best.tolist() == tokens, kind
 
 
+class WithoutCache:
+    """The reference: every text is read anew and alone at each step."""
+
+    def __init__(self, lm, prompts):
+        self.lm, self.texts = lm, [list(prompt) for prompt in prompts]
+
+    def prefill(self):
+        return torch.stack([self.lm(torch.tensor([text]))[0, -1] for text in self.texts])
+
+    def advance(self, rows, tokens):
+        self.texts = [[*self.texts[row], token] for row, token in zip(rows.tolist(), tokens.tolist(), strict=True)]
+        return self.prefill()
+
+
+@torch.no_grad()
+def test_beams_equal_those_of_a_model_without_a_cache(base):
+    rule = DecodingRule(eos_token_id=49, max_new_tokens=6, num_beams=3)
+    model = make(base)
+    prompts = [example.prompt for example in EXAMPLES]
+    expected = beam_search(WithoutCache(model, prompts), prompts, rule)
+    layers = Model(model, None).past([]).layers
+    found = decode_several(base, prompts, rule, layers=layers, count=3, batch_size=3, progress=False)
+    assert [[h.tokens for h in one] for one in found] == [[h.tokens for h in one] for one in expected]
+    scores = torch.tensor([[h.score for h in one] for one in expected])
+    assert close(torch.tensor([[h.score for h in one] for one in found]), scores)
+    assert len({tuple(h.tokens) for one in expected for h in one}) > 3  # not the same text everywhere
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_and_gradient_are_those_of_the_model_s_own_logits(name, monkeypatch):
+    """Also where the head caps or scales them, for a prefix and for a model that is tuned itself."""
+    monkeypatch.setattr("prefixlib.head.CHUNK", 3)
+    for prefix in (True, False):
+        base = random_model(FAMILIES[name])
+        model = make(base) if prefix else PrefixLM(base, None).eval()
+        assert model.head.plain == (name not in OWN_HEAD)
+        batch = batch_for(model, EXAMPLES) if prefix else {"input_ids": torch.tensor([[5, 6, 7, 49, 8, 9]])}
+        batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"].eq(7), IGNORED)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        nll, rows = model(**batch)
+        found = torch.autograd.grad(nll.sum(), parameters)
+        past = model.prefix.past(base, len(batch["input_ids"])).layers if prefix else []
+        positions = torch.arange(batch["input_ids"].shape[1]).unsqueeze(0) + (3 if prefix else 0)
+        logits = base(
+            input_ids=batch["input_ids"], position_ids=positions, past_key_values=DynamicCache(past), use_cache=True
+        ).logits[:, :-1]
+        targets = batch["labels"][:, 1:]
+        expected = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")[targets.ne(IGNORED)]
+        assert close(nll, expected)
+        assert rows.tolist() == targets.ne(IGNORED).nonzero()[:, 0].tolist()
+        for one, other in zip(found, torch.autograd.grad(expected.sum(), parameters), strict=True):
+            assert close(one, other)
+
+
 def test_a_text_start_through_an_mlp_comes_near(base):
     losses = start_from_text((model := make(base)).prefix, base, [3, 1, 4])
     assert len(losses) == 500
@@ -207,19 +301,15 @@ def test_models_without_keys_and_values_are_refused():
     base = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match="a mamba model takes no prefix"):
         make(base)
-    softcap = Gemma2Config(**GROUPED, head_dim=4, final_logit_softcapping=1.0)
-    with pytest.raises(UserError, match="a gemma2 model is not supported: it caps or scales what its head gives"):
-        make(random_model(softcap))
-    neo = GPTNeoConfig(
-        vocab_size=50, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global", "local"], 1]],
-        max_position_embeddings=64, window_size=40,
-    )  # fmt: skip
-    assert max_positions(neo) == 40
+    for config, why in UNSTEERED:
+        with pytest.raises(UserError, match=f"a {config.model_type} model takes no prefix of keys and values: .*{why}"):
+            PrefixConfig.for_model(config, preseqlen=3, mid_dim=8, **SETTINGS)
+    assert max_positions(UNSHARED["gpt_neo"]) == 40
+    for kind, config in UNSHARED.items():
+        with pytest.raises(UserError, match=f"a {kind} model is not supported: texts cannot share a row in it"):
+            check_rows(random_model(config))
     with pytest.raises(UserError, match="a gpt_neo model is not supported: texts cannot share a row in it"):
-        make(random_model(neo))
-    alibi = FalconConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, alibi=True)
-    with pytest.raises(UserError, match="a falcon model is not supported: texts cannot share a row in it"):
-        check_rows(random_model(alibi))
+        make(random_model(UNSHARED["gpt_neo"]))
     model = make(random_model(FAMILIES["gptj"]))
     with pytest.raises(UserError, match="--gradient_checkpointing yes with a prefix: not for a gptj model"):
         PrefixLM(model.base, model.prefix, checkpointing=True)

@@ -90,7 +90,7 @@ def test_its_readme_says_how_the_prompt_looks(place):
     for to in ("kv", "cache", "peft"):
         export.main([str(place / "template" / "run"), "--to", to])
         card = (place / "template" / "run" / to / "README.md").read_text()
-        assert "The prompt is `'Say\\nSOURCE: '` and then the tokenizer's end-of-text token" in card
+        assert "The prompt is `'Say\\nSOURCE: '` and then the tokenizer's end-of-text token, `</s>`" in card
         assert 'python example.py "A SOURCE"' in card
     export.main([str(place / "chat" / "run"), "--to", "kv"])
     assert "what the model's own chat template makes" in (place / "chat" / "run" / "kv" / "README.md").read_text()

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import transformers
 from transformers import BartForConditionalGeneration
 
 from prefixlib import attention, checkpoint
@@ -176,15 +175,6 @@ def test_under_autocast_the_cache_holds_what_the_model_computes_in(bart):
     layers = [*steps.cache.self_attention_cache.layers, *steps.cache.cross_attention_cache.layers]
     assert len(layers) == 4
     assert {states.dtype for layer in layers for states in (layer.keys, layer.values)} == {torch.bfloat16}
-
-
-def test_a_model_whose_decoder_counts_its_positions_itself_is_refused():
-    """Its beams could not share a row; refused when the model is wrapped, not when the first epoch is validated."""
-    config = transformers.M2M100Config(vocab_size=90, d_model=16, encoder_layers=1, decoder_layers=1)
-    with torch.device("meta"):
-        model = transformers.M2M100ForConditionalGeneration(config)
-    with pytest.raises(UserError, match="M2M100ForConditionalGeneration is not built like BART"):
-        PrefixLM(model, None)
 
 
 def test_dropout_is_drawn_for_every_row_after_the_expansion(bart):

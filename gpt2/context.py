@@ -1,0 +1,126 @@
+"""Context distillation: a short prefix learns to stand in for a long text in front of the prompt.
+
+The teacher is the same model with the whole text in front; the prefix is trained until the model behind it gives the
+teacher's distributions (Askell et al. 2021, section 2.2; for a trained cache of keys and values Eyuboglu et al. 2025,
+"Cartridges"). The texts that both read are given, or sampled from the teacher.
+
+Legend: C tokens of the text in front, P of the prefix, B batch, T tokens, V vocabulary.
+"""
+
+import logging
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from gpt2 import decoding
+from gpt2.dataset import Encoded, collate, encode
+from gpt2.frozen_lm import evaluating, key_values, max_positions
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import Past
+from prefixlib import readers
+from prefixlib.beam_search import DecodingRule
+from prefixlib.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+OPENING, LENGTH, TOP_P = 16, 64, 0.95  # of sampled texts: tokens of the text they go on from; most behind; sampling
+SHORTEST = 64  # positions that have to be left for what stands behind the text
+
+
+class TextInFront(nn.Module):
+    """`base` with a text in front of what it reads, as a teacher: input_ids (B, T) -> logits (B, T, V).
+
+    The text's keys and values are computed once. The base model is shared with the student, not copied.
+    """
+
+    def __init__(self, base: nn.Module, ids: Sequence[int]):
+        super().__init__()
+        with torch.no_grad(), evaluating(base):
+            self.layers = key_values(base, input_ids=torch.tensor([ids], device=base.device))  # (1, H, C, D) each
+        self.ids = list(ids)
+        self.lm = PrefixLM(base, _Fixed(self.layers)).eval()
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> CausalLMOutput:
+        with evaluating(self.lm.base):  # the student may have it in train mode
+            return CausalLMOutput(logits=self.lm(input_ids))
+
+
+class _Fixed(nn.Module):
+    """Keys and values that nothing trains, in the place of a prefix."""
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]):
+        super().__init__()
+        self.layers = layers
+
+    def past(self, base: nn.Module, batch_size: int, source=None, source_mask=None) -> Past:
+        return Past([tuple(t.to(base.device).expand(batch_size, -1, -1, -1) for t in layer) for layer in self.layers])
+
+
+def read_context(path: Path, tokenizer: Any, base: nn.Module) -> list[int]:
+    """The tokens of the text in `path`. Raises UserError for an empty text, or one longer than the model allows."""
+    if not path.is_file():
+        raise UserError(f"--distill_context {path}: no such file")
+    ids = encode(tokenizer, [readers.read_text(path)])[0]
+    limit = max_positions(base.config) - SHORTEST
+    if not 1 <= len(ids) <= limit:
+        raise UserError(
+            f"--distill_context {path} has {len(ids)} tokens; the model takes 1 to {limit}, "
+            f"as {SHORTEST} of its {max_positions(base.config)} positions are for what stands behind the text"
+        )
+    return ids
+
+
+def sample_sets(
+    teacher: TextInFront, tokenizer: Any, count: int, seed: int, progress: bool = False
+) -> dict[str, list[Encoded]]:
+    """`count` texts to train on, and a fifth of that to evaluate on, that the model writes with the text in front.
+
+    Each goes on from up to OPENING tokens at a random place of the text, which are its prompt, by nucleus sampling.
+    """
+    total = count + max(count // 5, 1)
+    logger.info("%d texts are drawn from the model with the text of %d tokens in front", total, len(teacher.ids))
+    draw = random.Random(seed)
+    size = min(OPENING, len(teacher.ids))
+    starts = [draw.randint(0, len(teacher.ids) - size) for _ in range(total)]
+    openings = [teacher.ids[start : start + size] for start in starts]
+    free = max_positions(teacher.lm.config) - len(teacher.ids) - size
+    rule = DecodingRule(tokenizer.eos_token_id, max_new_tokens=min(LENGTH, free), top_p=TOP_P)
+    with evaluating(teacher.lm.base):
+        found = decoding.decode(
+            teacher.lm.base, openings, rule, layers=teacher.layers, strategy="nucleus", seed=seed, progress=progress
+        )
+    # a text that ends at once is the end-of-text token alone
+    texts = [
+        Encoded(opening, text.tokens or [tokenizer.eos_token_id]) for opening, text in zip(openings, found, strict=True)
+    ]
+    return {"train": texts[:count], "valid": texts[count:]}
+
+
+def what_is_kept(lm: PrefixLM, teacher: TextInFront, texts: Sequence[Encoded]) -> dict[str, dict[str, float]]:
+    """Perplexity of the continuations of `texts` behind nothing, the prefix and the whole text; positions in front."""
+    models = {"nothing": PrefixLM(lm.base, None), "prefix": lm, "whole text": teacher.lm}
+    perplexity = {name: math.exp(mean_loss(model, texts)) for name, model in models.items()}
+    positions = {"nothing": 0, "prefix": lm.prefix.config.preseqlen, "whole text": len(teacher.ids)}
+    for name, value in perplexity.items():
+        logger.info("perplexity of the dev texts behind %s (%d positions): %.2f", name, positions[name], value)
+    return {"perplexity": perplexity, "positions": positions}
+
+
+@torch.no_grad()
+def mean_loss(lm: PrefixLM, texts: Sequence[Encoded], batch_size: int = 8) -> float:
+    """Mean negative log-likelihood per token of the continuations, in nats, behind whatever `lm` has in front."""
+    total, count = 0.0, 0
+    with evaluating(lm):
+        for start in range(0, len(texts), batch_size):
+            members = [texts[n] for n in range(start, min(start + batch_size, len(texts)))]
+            batch = collate(members, pad_token_id=0)  # padding is behind the text: it is seen by nothing
+            nll, _ = lm(batch["input_ids"].to(lm.base.device), batch["labels"].to(lm.base.device))
+            total, count = total + nll.sum().item(), count + len(nll)
+    return total / count
