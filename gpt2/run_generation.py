@@ -143,6 +143,26 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
     }
 
 
+def decode_splits(
+    trained: model.Model, output: Path, paths: Mapping[str, Path | None], settings: Decoding
+) -> dict[str, dict[str, float | None]]:
+    """Decode and score the files of `paths`, split -> path; scores go to results.json and the card.
+
+    The original does so with valid and test after training.
+    """
+    decoded: dict[str, dict[str, Any]] = {}
+    for split, path in paths.items():
+        if path is None:
+            logger.info("no test file: %s is not decoded", split)
+            continue
+        decoded[split] = decode_file(trained, path, output / f"{output.name}_{split}", settings)
+        record.update_results(output, {"decoding": decoded})
+        print_scores(split, decoded[split]["scores"])
+    scores = {split: result["scores"] for split, result in decoded.items()}
+    trained.save(output, scores={f"{split} {name}": v for split, row in scores.items() for name, v in row.items()})
+    return scores
+
+
 def write_outputs(stem: Path, strategy: str, outputs: Sequence[str], prompts: Prompts, one_reference: bool) -> None:
     """The output files, named as the original named them; line breaks inside a text become spaces.
 

@@ -124,7 +124,11 @@ def train(settings: Settings) -> TrainResult:
             training["context"] = context.what_is_kept(trained.lm, distillation.teacher, datasets["valid"])
         record.update_results(output, {"run": run, "training": training})
         if records and to_decode:
-            scores = decode_splits(settings, trained, output, {split: paths[split] for split in to_decode})
+            how = Decoding(
+                **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},
+                **{"decode_limit": settings.decode_limit, "disable_tqdm": settings.disable_tqdm},
+            )
+            scores = run_generation.decode_splits(trained, output, {split: paths[split] for split in to_decode}, how)
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
@@ -336,33 +340,6 @@ def ended_run(resume_from: Path | None, patience: int) -> TrainerState | None:
     state = TrainerState.load_from_json(str(resume_from / "trainer_state.json"))
     losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
     return state if state.global_step >= state.max_steps or is_exhausted(losses, patience) else None
-
-
-def decode_splits(
-    settings: Settings, trained: model.Model, output: Path, paths: Mapping[str, Path | None]
-) -> dict[str, dict[str, float | None]]:
-    """Decode and score the files of `paths`, split -> path; scores go to results.json and the card.
-
-    The original does so with valid and test after training.
-    """
-    decoding = Decoding(
-        batch_size=settings.batch_size,
-        length=settings.max_new_tokens,
-        decode_limit=settings.decode_limit,
-        disable_tqdm=settings.disable_tqdm,
-    )
-    decoded: dict[str, dict[str, Any]] = {}
-    for split in paths:
-        if paths[split] is None:
-            logger.info("no test file: %s is not decoded", split)
-            continue
-        stem = output / f"{output.name}_{split}"
-        decoded[split] = run_generation.decode_file(trained, paths[split], stem, decoding)
-        record.update_results(output, {"decoding": decoded})
-        run_generation.print_scores(split, decoded[split]["scores"])
-    scores = {split: result["scores"] for split, result in decoded.items()}
-    trained.save(output, scores={f"{split} {name}": v for split, row in scores.items() for name, v in row.items()})
-    return scores
 
 
 if __name__ == "__main__":

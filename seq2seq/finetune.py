@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,21 +109,10 @@ def train(settings: Settings) -> TrainResult:
     record.set_aside_damaged(output)
     resume_from = find_resume(settings, output)
     started = time.perf_counter()
-    own_training_file = settings.train_file and not settings.test_file  # the standard test set does not belong to it
-    has_test = not own_training_file and is_there(settings.mode, settings.file("test"))
-    to_decode = settings.splits_to_decode(has_test, usual=())
+    to_decode = decoded_after_training(settings)
     examples = read_examples(settings, with_test=bool(settings.test_file) or "test" in to_decode)
-    chat = isinstance(examples["train"][0].source, Chat)
-    if chat:
-        settings.check_conversations()
     record.seed_everything(settings.seed)
-    first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
-    texts = [text for example in first for text in (example.source, *example.references)]
-    model = new(settings, resuming=resume_from is not None, texts=texts)
-    if chat:
-        model.task["chat"] = True
-    if settings.mode in OWN_DATA:
-        check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
+    model = new_model(settings, examples, resuming=resume_from is not None)
     config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
@@ -133,9 +122,9 @@ def train(settings: Settings) -> TrainResult:
     log = LogLines(settings.logging_steps)
     keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
     parameters = model.count_parameters()
-    numbers = (parameters["trainable"], sum(p.numel() for p in model.lm.parameters()), len(examples["train"]), steps)
-    shown_numbers = "%s: %d of %d parameters are trained; %d training examples, %d steps"
-    logger.info(shown_numbers, settings.tuning_mode, *numbers)
+    numbers = parameters["trainable"], sum(p.numel() for p in model.lm.parameters()), len(examples["train"]), steps
+    words = "%s: %d of %d parameters are trained; %d training examples, %d steps"
+    logger.info(words, settings.tuning_mode, *numbers)
     trainer = generic_train(module, settings, output, loaders, [log, keep], resume_from)
     if trainer.is_global_zero:
         model.save(output, module.validation_result)
@@ -158,6 +147,28 @@ def train(settings: Settings) -> TrainResult:
         found = examples_of(settings, split, settings.columns)
         decoded[split] = decode_split(settings, model, split, found, output, SEED)
     return TrainResult(model, module.validation_result, log.curves, output, decoded)
+
+
+def decoded_after_training(settings: Settings) -> tuple[str, ...]:
+    """The splits that are decoded. Raises UserError where a test file is asked for and there is none."""
+    own_training_file = settings.train_file and not settings.test_file  # the standard test set does not belong to it
+    has_test = not own_training_file and is_there(settings.mode, settings.file("test"))
+    return settings.splits_to_decode(has_test, usual=())
+
+
+def new_model(settings: Settings, examples: Mapping[str, Sequence[Example]], resuming: bool) -> Model:
+    """The model to train on these examples. Raises UserError where its tokenizer or chat template cannot take them."""
+    chat = isinstance(examples["train"][0].source, Chat)
+    if chat:
+        settings.check_conversations()
+    first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
+    texts = [text for example in first for text in (example.source, *example.references)]
+    model = new(settings, resuming=resuming, texts=texts)
+    if chat:
+        model.task["chat"] = True
+    if settings.mode in OWN_DATA:
+        check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
+    return model
 
 
 def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:

@@ -83,8 +83,13 @@ def test_the_template_is_what_the_model_reads(trained):
 def test_line_breaks_are_learnt(place, tmp_path):
     """They are neither stripped nor turned into spaces on the way in and out."""
     make_bart(tmp_path / "still", dropout=0.0, attention_dropout=0.0, d_model=32)
-    more = {"tuning_mode": "finetune", "mid_dim": 512, "max_steps": 300, "epoch": 300, "learning_rate": 1e-2}
-    more |= {"max_new_tokens": 40, "eval_steps": 300, "model_name_or_path": str(tmp_path / "still")}
+    more = {"tuning_mode": "finetune", "mid_dim": 512, "max_steps": 100, "epoch": 100, "learning_rate": 2e-2}
+    more |= {
+        "max_new_tokens": 40,
+        "eval_steps": 100,
+        "logging_steps": 100,
+        "model_name_or_path": str(tmp_path / "still"),
+    }
     write(tmp_path / "two.jsonl", [{"q": "a", "a": " x\n\ny\n"}, {"q": "b", "a": "\tz|| "}])
     files = {"train_file": str(tmp_path / "two.jsonl"), "eval_file": str(tmp_path / "two.jsonl")}
     result = seq2seq.train(settings(place, tmp_path / "run", **files, **more))
