@@ -149,7 +149,7 @@ def test_sampling_and_stops(trained):
         assert stop not in text
 
 
-def test_a_stop_ends_the_search(trained, monkeypatch):
+def test_a_stop_ends_the_search(trained):
     """No token is generated behind it."""
     model, source = trained.model, "the mill"
     (found,) = model.decode(model.encode([source], Decoding(length=20)), Decoding(strategy="greedy", length=20))
@@ -158,6 +158,14 @@ def test_a_stop_ends_the_search(trained, monkeypatch):
     (stopped,) = model.decode(model.encode([source], how), how)
     assert stopped[0].finished
     assert len(stopped[0].tokens) <= 4
+    beams = Decoding(num_beams=3, length=20)
+    ((best, *_),) = model.decode(model.encode([source], beams), beams)
+    stop = model.to_text(beams)(best.tokens)[1]
+    (found,) = model.decode(model.encode([source], beams), replace(beams, stop=(stop,)), 3)
+    to_text = model.to_text(beams)
+    ended = [hypothesis for hypothesis in found if stop in to_text(hypothesis.tokens)]
+    assert ended
+    assert all(hypothesis.finished and stop not in to_text(hypothesis.tokens[:-1]) for hypothesis in ended)
 
 
 @pytest.mark.parametrize("decode", ["valid", "both", "none", None])
@@ -274,7 +282,7 @@ def test_a_chat_is_data_for_generate():
         as_group("text", [("a", "b")])
 
 
-def test_in_a_mixed_batch_every_task_keeps_its_own_rule(trained, data, tmp_path):
+def test_in_a_mixed_batch_every_task_keeps_its_own_rule(trained, data, tmp_path, monkeypatch):
     """Newlines are banned for tables and not for texts; a stop ends both."""
     if "llama" in trained.model.base_record["name"]:
         pytest.skip("the tables' prefix is the demo's")
@@ -283,6 +291,14 @@ def test_in_a_mixed_batch_every_task_keeps_its_own_rule(trained, data, tmp_path)
     gpt2.train(replace(settings(data, tmp_path / "tables", max_steps=1), **demo, **where))
     mixed = gpt2.load_mixed({"own": trained.output_dir, "tables": tmp_path / "tables"})
     how = {"strategy": "greedy", "max_new_tokens": 20, "stop": "e"}
+    banned, decode = [], decoding.decode_several
+
+    def spy(model, prompts, rule, **more):
+        banned.append((len(prompts), bool(rule.banned_token_ids)))
+        return decode(model, prompts, rule, **more)
+
+    monkeypatch.setattr(decoding, "decode_several", spy)
     found = mixed.generate(["the mill", table, "a"], ["own", "tables", "own"], **how)
+    assert sorted(banned) == [(1, True), (2, False)]
     own, tables = gpt2.load(trained.output_dir), gpt2.load(tmp_path / "tables")
     assert found == [*own.generate(["the mill"], **how), *tables.generate([table], **how), *own.generate(["a"], **how)]
