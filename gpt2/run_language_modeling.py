@@ -29,8 +29,8 @@ from prefixlib import checkpoint, record, schema
 from prefixlib.errors import UserError, first_line, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import Parser
-from prefixlib.tables import Chat
-from prefixlib.tasks import data_file, given_file, read_groups, read_records
+from prefixlib.tables import Chat, warn_of_lost_characters
+from prefixlib.tasks import OWN_DATA, data_file, given_file, read_groups, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
 
@@ -101,6 +101,8 @@ def train(settings: Settings) -> TrainResult:
         task["lowdata_token"] = settings.source_word()
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
     trained = model.new(settings, resuming=resume_from is not None, task=task, texts=texts)
+    if settings.mode in OWN_DATA:
+        warn_of_lost_characters(trained.tokenizer, texts)
     distillation = make_distillation(settings, trained)
     if records:
         datasets = make_datasets(settings, trained, records)

@@ -10,6 +10,7 @@ ends in one, is the target. .jsonl, .json, .csv and .tsv are read here, for `dat
 
 import csv
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Columns:
 
 
 USUAL = Columns()
+logger = logging.getLogger(__name__)
 
 
 class Chat(str):
@@ -106,6 +108,16 @@ class Wording:
 
 
 PLAIN = Wording()
+
+
+def warn_of_lost_characters(tokenizer: Any, texts: Iterable[str]) -> None:
+    """Say so where a tokenizer does not give a text back as it was: T5's, for one, has no line break."""
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if found != text:
+            logger.warning("the tokenizer does not keep every character: of %s it makes %s", short(text), short(found))
+            return
 
 
 def check_template(template: str | None) -> None:

@@ -22,7 +22,7 @@ from prefixlib import checkpoint, files, original, record, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.settings import Parser, explicit_flags
-from prefixlib.tables import Chat, Columns
+from prefixlib.tables import Chat, Columns, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, find_task, is_there, without
 from seq2seq.callbacks import RESUME, Checkpoints, LogLines
 from seq2seq.decoding import decoding_rule, stops, to_text
@@ -168,6 +168,7 @@ def new_model(settings: Settings, examples: Mapping[str, Sequence[Example]], res
         model.task["chat"] = True
     if settings.mode in OWN_DATA:
         check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
+        warn_of_lost_characters(model.tokenizer, texts)
     return model
 
 

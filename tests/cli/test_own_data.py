@@ -261,6 +261,12 @@ def test_a_conversation_takes_no_template(llama, tmp_path):
         gpt2.train(settings(tmp_path, tmp_path / "run"))
 
 
+def test_a_run_goes_on_with_its_own_template_only(data, tmp_path):
+    gpt2.train(settings(data, tmp_path / "run", max_steps=1, decode="none", source_template="a {source}"))
+    with pytest.raises(UserError, match="--source_template b .* contradicts .*trained with source_template a"):
+        gpt2.train(settings(data, tmp_path / "run", max_steps=1, resume=True, source_template="b {source}"))
+
+
 def test_the_launcher_passes_it_on(data, tmp_path):
     words = ["--mode", "text", "--train_file", str(data / "train.jsonl"), "--eval_file", str(data / "valid.jsonl")]
     words += ["--source_template", "a\n{source}", "--decode", "none", "--output_dir", str(tmp_path / "run")]

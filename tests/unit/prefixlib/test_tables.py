@@ -217,6 +217,20 @@ class Tokenizer:
         return "".join(f"<{m['role']}>{m['content'].strip()}</>" for m in messages) + "<assistant>"
 
 
+def test_a_tokenizer_that_loses_characters_is_said(caplog):
+    class Words:
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": text.split()}
+
+        def decode(self, ids, **_):
+            return " ".join(ids)
+
+    tables.warn_of_lost_characters(Words(), ["a b", "c"])
+    assert not caplog.messages
+    tables.warn_of_lost_characters(Words(), ["a b", "c\nd", "e\tf"])
+    assert caplog.messages == ["the tokenizer does not keep every character: of 'c\\nd' it makes 'c d'"]
+
+
 def test_what_the_model_reads():
     assert Wording().text("a {source} b", None) == "a {source} b"
     assert Wording("Sum {up}: {source}!").text("{source}{}", None) == "Sum {up}: {source}{}!"
