@@ -174,7 +174,9 @@ class SummarizationModule(BaseModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         total, count = self.lm.loss(*(batch[name] for name in INPUTS))
-        found = decoding.decode_batch(self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, self.prefix)
+        found = decoding.decode_batch(
+            self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, decoding.Past(self.prefix)
+        )
         self.sums[:2] += torch.tensor([total.item(), count.item()])
         for references, hypotheses in zip(batch["references"], found, strict=True):
             if references is not None:  # None: a filler

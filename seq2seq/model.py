@@ -163,7 +163,7 @@ class Model:
         self.lm.eval()
         with torch.no_grad():
             prefix = self.lm.layers()
-        steps = decoding.make_steps(self.base, *decoding.pad_sources(self.base, inputs), prefix)
+        steps = decoding.make_steps(self.base, *decoding.pad_sources(self.base, inputs), decoding.Past(prefix))
         (start,) = decoding.start_tokens(self.base, 1)
         tokens = stream(steps, start, rule, seed if strategy == "nucleus" else None)
         return text_pieces(tokens, self._to_text)

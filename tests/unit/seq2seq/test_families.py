@@ -14,7 +14,17 @@ from prefixlib.errors import UserError
 from scripts import export
 from seq2seq import finetune
 from seq2seq.callbacks import Checkpoints
-from seq2seq.decoding import CopyingSteps, Seq2SeqSteps, decode, decoding_rule, make_steps, pad_sources, start_tokens
+from seq2seq.decoding import (
+    CopyingSteps,
+    Past,
+    Seq2SeqSteps,
+    decode,
+    decoding_rule,
+    make_steps,
+    pad_sources,
+    side_by_side,
+    start_tokens,
+)
 from seq2seq.frozen_lm import attend_to, attention_sites, hidden_states, shares_rows
 from seq2seq.model import load, start_from_text
 from seq2seq.prefix_lm import PrefixLM
@@ -269,6 +279,29 @@ class WithoutCache:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("strategy", ["beam", "nucleus"])
+def test_every_source_can_have_its_own_prefix(name, strategy):
+    """Of other lengths, and one without the encoder's part: each source's outputs are those that it has alone."""
+    base = make(name).base
+    rule = DecodingRule(2, max_new_tokens=6, num_beams=3, banned_token_ids=(base.config.pad_token_id,), min_length=3)
+    kinds = ({"preseqlen": 2}, {"preseqlen": 6}, {"preseqlen": 4, "use_encoder_prefix": False})
+    prefixes = []
+    for number, settings in enumerate(kinds):
+        torch.manual_seed(10 + number)
+        config = PrefixConfig.for_model(base.config, **{**SETTINGS, "init_shallow": True, **settings})
+        prefixes.append(PrefixTuning(config).eval()(1))
+    sources = [tokens(1, size, size)[0].tolist() for size in (7, 4, 9)]
+    how = {"count": 2, "strategy": strategy, "progress": False}
+    mixed = decode(base, sources, rule, past=lambda rows: side_by_side([prefixes[n] for n in rows]), **how)
+    for n, source in enumerate(sources):
+        (alone,) = decode(base, [source], rule, prefix=prefixes[n], seed=42 + 2 * n, **how)
+        assert [h.tokens for h in mixed[n]] == [h.tokens for h in alone]
+        assert close(torch.tensor([h.score for h in mixed[n]]), torch.tensor([h.score for h in alone]))
+    other = decode(base, sources, rule, prefix=prefixes[0], **how)
+    assert [[h.tokens for h in one] for one in other] != [[h.tokens for h in one] for one in mixed]
+
+
+@torch.no_grad()
 def test_beams_equal_those_of_a_model_without_a_cache(name):
     model = make(name)
     padding = model.base.config.pad_token_id
@@ -283,7 +316,7 @@ def test_beams_equal_those_of_a_model_without_a_cache(name):
         decode(model.base, [source], rule, prefix=model.layers(), count=3, progress=False)[0] for source in sources
     ]
     assert [[h.tokens for h in one] for one in found] == [[h.tokens for h in one] for one in single]
-    steps = make_steps(model.base, *pad_sources(model.base, sources), model.layers())
+    steps = make_steps(model.base, *pad_sources(model.base, sources), Past(model.layers()))
     assert isinstance(steps, CopyingSteps if name in COPYING else Seq2SeqSteps)
     assert shares_rows(model.base) == (name not in COPYING)
 
