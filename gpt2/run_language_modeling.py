@@ -84,6 +84,9 @@ def train(settings: Settings) -> TrainResult:
     paths = {split: find_file(settings, split) for split in ("train", "valid", "test")}
     record.seed_everything(settings.seed)
     records = {split: read_records(settings.mode, paths[split]) for split in ("train", "valid")}
+    for split, rows in records.items():
+        if not any(row.trainable and row.target.strip() for row in rows):
+            raise UserError(f"{paths[split]}: no text to train on")
     if paths["test"] and (settings.test_file or not settings.skip_decode):
         read_groups(
             settings.mode, paths["test"], blind=True
