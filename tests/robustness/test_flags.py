@@ -18,6 +18,8 @@ from prefixlib.launch import Launch
 from prefixlib.settings import _kind
 from seq2seq import finetune, train_bart
 from seq2seq import flags as seq2seq_flags
+from tests.conftest import ROOT
+from tests.robustness.bad_inputs import ROWS
 
 BAD = ("-1", "0", "-0.5", "nan", "inf", "-inf", "1e20", "1" + "0" * 20, "9" * 5000, "text", "")
 NO_LIMIT = {"max_grad_norm"}  # clipping at 1e20 is no clipping
@@ -99,9 +101,15 @@ PROGRAMS = {  # name -> how to parse a flag, the flags, what is taken
 }
 
 
+def meant(program, value):
+    """The flags that take this value and do something with it."""
+    _, flags, wanted = PROGRAMS[program]
+    return NO_LIMIT & set(flags) if value in ("1e20", "1" + "0" * 20) else wanted.get(value, set())
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_number_at_every_bad_value(program, capsys):
-    parse, flags, wanted = PROGRAMS[program]
+    parse, flags, _ = PROGRAMS[program]
     assert flags
     for value in BAD:
         taken = set()
@@ -116,10 +124,7 @@ def test_every_number_at_every_bad_value(program, capsys):
             if flag not in taken:
                 assert f"--{flag}" in said, (flag, value, said)
                 assert said.count("\n") == 1, said
-        expected = wanted.get(value, set())
-        if value in ("1e20", "1" + "0" * 20):
-            expected = NO_LIMIT & set(flags)
-        assert taken == expected, value
+        assert taken == meant(program, value), value
 
 
 def test_the_walk_sees_every_number_of_every_script():
@@ -133,3 +138,9 @@ def test_the_walk_sees_every_number_of_every_script():
         added = text.count("add_number(")
         assert added == (len(program[1]) if program else 0), path
     assert sum(len(flags) for _, flags, _ in PROGRAMS.values()) == 202
+
+
+def test_the_readme_says_how_many_are_walked():
+    refused = sum(len(PROGRAMS[p][1]) - len(meant(p, value)) for p in PROGRAMS for value in BAD)
+    files = sum(len(row.trees) for row in ROWS)
+    assert f"{files + refused:,} bad inputs" in (ROOT / "README.md").read_text()
