@@ -86,6 +86,9 @@ def train(settings: Settings) -> TrainResult:
     record.seed_everything(settings.seed)
     splits = () if settings.context_samples else ("train", "valid")  # else the model writes its own texts
     records = {split: read_records(settings.mode, paths[split]) for split in splits}
+    for split, rows in records.items():
+        if not any(row.trainable and row.target.strip() for row in rows):
+            raise UserError(f"{paths[split]}: no text to train on")
     if records and paths["test"] and (settings.test_file or not settings.skip_decode):
         read_groups(
             settings.mode, paths["test"], blind=True

@@ -6,7 +6,7 @@ import re
 import sys
 
 # How libraries put it that there is no memory left, on the processor or a GPU, none of them as a MemoryError.
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread")
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread", "unable to mmap")
 
 
 class UserError(Exception):
@@ -16,7 +16,7 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """What a library's error says, as one line; its kind where it says nothing."""
     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0]  # torch prints in bold
-    return said or type(error).__name__
+    return (said if len(said) <= 200 else f"{said[:199]}…") or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -24,6 +24,14 @@ TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtu
 WITH_PREFIX = ("prefixtune", "bothtune")
 QUANTIZATIONS = ("no", "4bit", "8bit", "int8")
 
+# Bounds of a search, in both trees: beyond them numbers overflow, no token is left, or memory does not do.
+SEARCH_BOUNDS: Mapping[str, Mapping[str, float]] = {
+    "num_beams": {"above": 0, "below": 1001},
+    "length_penalty": {"above": -11, "below": 11},
+    "top_p": {"low": 1e-6},
+    "temperature": {"low": 1e-3, "below": 1001},
+}
+
 TASK = "task and data"
 MODEL = "base model"
 METHOD = "method"
@@ -158,10 +166,13 @@ def _kind(field: dataclasses.Field) -> type:
 def out_of_bounds(
     value: float, low: float | None = None, above: float | None = None, below: float | None = None
 ) -> str | None:
-    """What a number must be, where it is not: finite, at least `low`, above and below; None where it is all of that."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return "a number of at most 19 digits"
-    if not math.isfinite(value):
+    """What a number must be, where it is not: finite, at least `low`, above and below; None where it is all of that.
+
+    Whole numbers have 31 bits unless `below` says otherwise.
+    """
+    if isinstance(value, int) and below is None and abs(value) >= 2**31:
+        return "between -2147483648 and 2147483648"
+    if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if (low is None or value >= low) and (above is None or value > above) and (below is None or value < below):
         return None
@@ -309,13 +320,13 @@ class Training(Flags):
         above=0,
         names=("--gradient_accumulation_step",),
     )
-    epoch: float = flag(5, "passes over the training set", TRAINING, above=0)
+    epoch: float = flag(5, "passes over the training set", TRAINING, above=0, below=2**31)
     max_steps: int = flag(-1, "stop after this many steps (-1: --epoch decides)", TRAINING, low=-1)
-    learning_rate: float = flag(5e-5, "peak rate", TRAINING, above=0)
+    learning_rate: float = flag(5e-5, "peak rate", TRAINING, above=0, below=1000)
     warmup_steps: int = flag(0, "steps of linear warm-up; the original uses none", TRAINING, low=0)
-    weight_decay: float = flag(0.0, "AdamW weight decay", TRAINING, low=0)
+    weight_decay: float = flag(0.0, "AdamW weight decay", TRAINING, low=0, below=1000)
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm (0: they are not)", TRAINING, low=0)
-    seed: int = flag(101, "seed of initialisation, data order and dropout", TRAINING, low=0)
+    seed: int = flag(101, "seed of initialisation, data order and dropout", TRAINING, low=0, below=2**32)
     bf16: bool = flag(False, "bfloat16 arithmetic; the trained weights stay float32", TRAINING)
     fp16: bool = flag(False, "float16 arithmetic with loss scaling; needs a GPU", TRAINING)
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time", TRAINING)

@@ -19,6 +19,7 @@ from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
 from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.head import Head
+from prefixlib.settings import SEARCH_BOUNDS, out_of_bounds
 from prefixlib.tasks import clean_up, find_task
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, end_token, max_positions, shares_rows, start_token
 from seq2seq.prefix_lm import encoder_mask, pack_sources
@@ -316,10 +317,10 @@ def decoding_rule(
     first = getattr(config, "bos_token_id", None) if force_bos else None
     if force_bos and first is None:
         raise UserError(f"--force_bos yes: a {config.model_type} model has no token that begins a text")
-    if not 0 < top_p <= 1 or temperature <= 0:
-        raise UserError(f"top_p {top_p}, temperature {temperature}: above 0, and top_p at most 1")
+    if top_p > 1:
+        raise UserError(f"top_p {top_p}: must be at most 1")
     try:
-        return DecodingRule(
+        rule = DecodingRule(
             eos_token_id=end_token(config),
             max_new_tokens=max_length - 1,
             num_beams=row.num_beams if num_beams is None else num_beams,
@@ -334,3 +335,8 @@ def decoding_rule(
         )
     except ValueError as error:
         raise UserError(f"decoding settings: {error}") from error
+    for name, bounds in SEARCH_BOUNDS.items():
+        wanted = out_of_bounds(getattr(rule, name), **bounds)
+        if wanted:
+            raise UserError(f"{name} {getattr(rule, name)}: must be {wanted}")
+    return rule

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from prefixlib.errors import UserError
-from prefixlib.settings import METHOD, RECORDS, TASK, TRAINING, WITH_PREFIX, Only, Training, flag, refuse_together
+from prefixlib.settings import (
+    METHOD,
+    RECORDS,
+    SEARCH_BOUNDS,
+    TASK,
+    TRAINING,
+    WITH_PREFIX,
+    Only,
+    Training,
+    flag,
+    refuse_together,
+)
 from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, data_file, find_task
 
 DEFAULT_MODEL = "bart-large"
@@ -63,12 +74,18 @@ class Settings(Training):
     val_metric: str = flag("rouge2", "what the best checkpoint is best in", RECORDS, choices=("rouge2", "loss"))
     early_stopping_patience: int = flag(-1, "stop after N validations without a better one (-1: no)", RECORDS, low=-1)
 
-    num_beams: int | None = flag(None, "beams", DECODING, above=0, names=("--eval_beams",))
+    num_beams: int | None = flag(None, "beams", DECODING, **SEARCH_BOUNDS["num_beams"], names=("--eval_beams",))
     min_length: int | None = flag(None, "fewest tokens", DECODING, low=0)
     max_length: int | None = flag(None, "most tokens", DECODING, above=0, names=("--eval_max_gen_length",))
     no_repeat_ngram_size: int | None = flag(None, "no n-gram of this size occurs twice (0: no rule)", DECODING, low=0)
     early_stopping: bool | None = flag(None, "stop a search at its first full set of outputs", DECODING)
-    length_pen: float | None = flag(None, "above 1 favours long outputs", DECODING, names=("--length_penalty",))
+    length_pen: float | None = flag(
+        None,
+        "above 1 favours long outputs",
+        DECODING,
+        **SEARCH_BOUNDS["length_penalty"],
+        names=("--length_penalty",),
+    )
     force_bos: bool = flag(False, "make <s> the first token by force; training teaches it anyway", DECODING)
     allow_other_base: bool = flag(
         False, "decode with a base model of the same shape that is not the one trained on", DECODING

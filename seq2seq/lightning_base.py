@@ -16,7 +16,7 @@ from transformers import get_scheduler
 from prefixlib import files, schema
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
-from prefixlib.checkpoint import clear_run, earlier_run
+from prefixlib.checkpoint import clear_run, earlier_run, unpickled
 from prefixlib.errors import UserError, first_line
 from prefixlib.metrics import rouge
 from prefixlib.settings import spelled
@@ -218,7 +218,7 @@ def find_resume(settings: Settings, output: Path) -> Path | None:
         logger.info("nothing to resume in %s: starting from the beginning", output)
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = unpickled(path)
         wrong = schema.misfit(saved, Resumable)
     except Exception as error:  # torch.load raises many kinds for a damaged file
         wrong = first_line(error)
@@ -277,7 +277,7 @@ def generic_train(
         default_root_dir=output,
     )
     if resume_from is not None:  # Lightning hands a loader its state in the middle of an epoch only
-        loaders[0].load_state_dict(torch.load(resume_from, map_location="cpu", weights_only=True)["position"])
+        loaders[0].load_state_dict(unpickled(resume_from)["position"])
     elif settings.overwrite_output_dir and trainer.is_global_zero:
         clear_run(output, (*OUTPUTS, "tensorboard"))
     try:

@@ -406,7 +406,7 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
         config = checkpoint.rebuild(PrefixConfig, read.prefix, directory)
-        with torch.device("meta"):  # shapes alone
+        with checkpoint.odd_settings_refused(directory), torch.device("meta"):  # shapes alone
             prefix = PrefixTuning(config)
         network = {name: tensor.shape for name, tensor in prefix.state_dict().items()}
         checkpoint.check_tensors(read.network, network, directory / checkpoint.NETWORK)
