@@ -193,6 +193,18 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(settings.output_dir).expanduser().resolve() if settings.output_dir else directory
     path = Path(settings.data_file) if settings.data_file else data_file(mode, split, settings.data_dir)
     read_sources(mode, path, settings)  # raises the reader's own message before a model is loaded
+    if not directory.is_dir():
+        raise UserError(f"checkpoint {args.checkpoint}: no such folder")
+    with files.lock(out):
+        scores = decode_split(directory, out, mode, split, path, settings)
+    print_scores(split, scores)
+    return 0
+
+
+def decode_split(
+    directory: Path, out: Path, mode: str, split: str, path: Path, settings: Decoding
+) -> dict[str, float | None]:
+    """Decode `path` with the checkpoint in `directory`, record it in `out`, and return its scores."""
     record.set_aside_damaged(out)
     trained = model.load(
         directory,
@@ -209,8 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     if checkpoint.is_checkpoint(directory) and directory.is_relative_to(out):  # not where outputs go elsewhere
         scored = path.name if settings.data_file else split
         checkpoint.refresh_card(directory, {f"{scored} {name}": value for name, value in result["scores"].items()})
-    print_scores(split, result["scores"])
-    return 0
+    return result["scores"]
 
 
 def is_plain_model(directory: Path) -> bool:

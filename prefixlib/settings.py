@@ -335,7 +335,12 @@ class Training(Flags):
     eval_steps: int = flag(0, "steps between dev evaluations (0: once per epoch)", RECORDS, low=0)
     save_steps: int = flag(0, "steps between resumable checkpoints (0: once per epoch)", RECORDS, low=0)
     logging_steps: int = flag(50, "steps between log lines", RECORDS, above=0)
-    resume: bool = flag(False, "go on from the newest resumable checkpoint in the output folder", RECORDS)
+    resume: bool = flag(
+        False,
+        "go on from the newest resumable checkpoint in the output folder; a finished run goes on with a larger --epoch "
+        "or --max_steps",
+        RECORDS,
+    )
     overwrite_output_dir: bool = flag(False, "train into a folder that holds an earlier result", RECORDS)
     disable_tqdm: bool = flag(False, "no progress bars", RECORDS)
 

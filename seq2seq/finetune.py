@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, original, record
+from prefixlib import checkpoint, files, original, processes, record, schedule
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.settings import Parser, explicit_flags
 from prefixlib.tasks import find_task
-from seq2seq.callbacks import RESUME, Checkpoints, LogLines
+from seq2seq.callbacks import Checkpoints, LogLines
 from seq2seq.decoding import decoding_rule, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
@@ -45,12 +45,13 @@ class TrainResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    processes.end_with_parent()
     settings, given = parse_args(sys.argv[1:] if argv is None else argv)
     record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
     output = _output_dir(settings)
     if not settings.do_train:
         decode(settings, given)
-    elif settings.resume and is_finished(output):
+    elif settings.resume and is_finished(settings, output):
         logger.info("the run in %s has finished: nothing is left to train", output)
     else:
         train(settings)
@@ -82,9 +83,12 @@ def _quiet_libraries() -> None:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-def is_finished(output: Path) -> bool:
-    """True where `output` holds a run that was trained to its end."""
-    return not (output / RESUME).exists() and "training" in record.read_results(output)
+def is_finished(settings: Settings, output: Path) -> bool:
+    """True where `output` holds a run that was trained to its end, as far as the settings say."""
+    results = record.read_results(output)
+    wanted = {name: getattr(settings, name) for name in schedule.LENGTH}
+    ran = {**wanted, **results.get("run", {})}  # earlier versions did not record all of them
+    return "training" in results and all(ran[name] == value for name, value in wanted.items())
 
 
 def train(settings: Settings) -> TrainResult:
@@ -102,10 +106,15 @@ def train(settings: Settings) -> TrainResult:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
-    if settings.resume and is_finished(output):
-        return _finished(settings, output)
-    record.set_aside_damaged(output)
-    resume_from = find_resume(settings, output)
+    with files.lock(output):
+        if settings.resume and is_finished(settings, output):
+            return _finished(settings, output)
+        record.set_aside_damaged(output)
+        return _train(settings, output)
+
+
+def _train(settings: Settings, output: Path) -> TrainResult:
+    resumption = find_resume(settings, output)
     started = time.perf_counter()
     examples = {
         split: load_examples(settings.mode, split, settings.file(split), settings.first(split))
@@ -116,7 +125,9 @@ def train(settings: Settings) -> TrainResult:
     record.seed_everything(settings.seed)
     first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
     texts = [text for example in first for text in (example.source, *example.references)]
-    model = new(settings, resuming=resume_from is not None, texts=texts)
+    model = new(settings, resuming=resumption is not None, texts=texts)
+    if resumption and resumption.earlier:
+        model.task[schedule.EARLIER] = resumption.earlier
     config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
@@ -134,7 +145,7 @@ def train(settings: Settings) -> TrainResult:
         len(examples["train"]),
         steps,
     )
-    trainer = generic_train(module, settings, output, loaders, [log, keep], resume_from)
+    trainer = generic_train(module, settings, output, loaders, [log, keep], resumption)
     if trainer.is_global_zero:
         model.save(output, module.validation_result)
         trained = record.training_results(
@@ -146,8 +157,7 @@ def train(settings: Settings) -> TrainResult:
             best=keep.best,
             last=module.validation_result,
         )
-        write_results(settings, model, output, trained)
-        (output / RESUME).unlink(missing_ok=True)  # it has done its work
+        write_results(settings, model, output, trained, module.earlier)
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
@@ -163,18 +173,21 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     return TrainResult(model, trained.get("last", {}), history, output)
 
 
-def write_results(settings: Settings, model: Model, output: Path, trained: dict[str, Any]) -> None:
-    """Put the run and its training into results.json, and draw the curves."""
+def write_results(
+    settings: Settings, model: Model, output: Path, trained: dict[str, Any], earlier: Sequence[dict[str, Any]]
+) -> None:
+    """Draw the curves, and put the run and its training into results.json, which says that the run has finished."""
     run = {
         "command": shlex.join(sys.argv),
         **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
         "base_model": model.base_record["name"],
         "device": record.device_name(),
         **record.versions(),
+        **({schedule.EARLIER: earlier} if earlier else {}),
     }
-    record.update_results(output, {"run": run, "training": trained})
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
+    record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
     best = trained["best"]
     best_score = f"best {settings.val_metric}: {best[settings.val_metric]:.4g}" if best else "not validated"
     logger.info("trained in %.0f s -> %s (%s)", trained["seconds"], output, best_score)
@@ -191,6 +204,11 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
+    with files.lock(output):
+        return _decode(settings, output, given)
+
+
+def _decode(settings: Settings, output: Path, given: Collection[str]) -> dict[str, Any]:
     path = settings.file("test")
     examples = load_examples(settings.mode, "test", path, settings.n_test)
     examples = [examples[n] for n in range(len(examples))]

@@ -3,14 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 import benchmark
 import build_demo
 import compare_peft
 import prepare_data
-import pytest
 import reproduce
 import score
-
 from gpt2 import flags as gpt2_flags
 from gpt2 import run_generation, run_language_modeling, train_e2e
 from prefixlib.errors import UserError
