@@ -1,9 +1,11 @@
 """Decoder-only models beyond GPT-2: grouped key/value heads, rotary positions, position offsets, sliding windows."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -34,14 +36,18 @@ from transformers import (
     SmolLM3Config,
 )
 
+import gpt2
+from gpt2 import run_generation
 from gpt2.dataset import IGNORED, Encoded, collate, pad_sources
 from gpt2.decoding import decode, decode_several
 from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_positions
-from gpt2.model import Model, start_from_text
+from gpt2.model import Model, load, start_from_text
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, join_layers, make_prefix, split_layers
+from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
+from tests import llama_tiny
 from tests.conftest import SETTINGS, close
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64}
@@ -276,6 +282,53 @@ def test_loss_and_gradient_are_those_of_the_model_s_own_logits(name, monkeypatch
         assert rows.tolist() == targets.ne(IGNORED).nonzero()[:, 0].tolist()
         for one, other in zip(found, torch.autograd.grad(expected.sum(), parameters), strict=True):
             assert close(one, other)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "phi3 window"])
+def test_a_run_is_resumed_decoded_and_loaded(name, tmp_path, monkeypatch):
+    """Resumed equals unbroken; what the command line decodes, with beams, is what the loaded model generates."""
+    config, base, file = copy.deepcopy(FAMILIES[name]), tmp_path / "base", tmp_path / "texts.txt"
+    config.update({**llama_tiny.SPECIAL, "vocab_size": llama_tiny.EMBEDDINGS})
+    llama_tiny.save_tokenizer(base)
+    random_model(config).save_pretrained(base)
+    file.write_text("".join(f"a : {n}||{n} it is\n" for n in range(8)))
+    step, steps = PrefixTrainer.training_step, itertools.count(1)
+
+    def train(out):
+        settings = {
+            "train_file": str(file),
+            "eval_file": str(file),
+            "output_dir": str(tmp_path / out),
+            "resume": out == "cut",
+        }
+        settings |= {"preseqlen": 3, "mid_dim": 8, "max_steps": 3, "save_steps": 1, "bsz": 4, "skip_decode": True}
+        settings["resume"] = (tmp_path / out).exists()
+        gpt2.train(gpt2.Settings(mode="data2text", model_name_or_path=str(base), **settings))
+        return load_file(tmp_path / out / "prefix_model.safetensors")
+
+    def interrupted(self, *args, **kwargs):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    whole = train("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train("cut")
+    again = train("cut")
+    assert all(torch.equal(array, again[key]) for key, array in whole.items())
+    how = [
+        "--mode=data2text",
+        "--split=test",
+        f"--checkpoint={tmp_path / 'whole'}",
+        f"--data_file={file}",
+        "--length=8",
+    ]
+    run_generation.main([*how, "--num_beams=3", "--disable_tqdm=yes"])
+    written = (tmp_path / "whole" / "whole_test_beam").read_text().split("\n")[:-1]
+    model = load(tmp_path / "whole")
+    assert model.generate([f"a : {n}" for n in range(8)], num_beams=3, max_new_tokens=8) == written
 
 
 def test_a_text_start_through_an_mlp_comes_near(base):
