@@ -127,7 +127,8 @@ def find_stacks(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
     """
     if model.config.is_encoder_decoder:
         return [_find_stack(model.get_encoder()), _find_stack(model.get_decoder())]
-    return [_find_stack(model.base_model)]
+    # of several models under one roof (Gemma 3 with its eyes) the one that writes
+    return [_find_stack(model.get_decoder() if model.config.sub_configs else model.base_model)]
 
 
 def _find_stack(body: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
