@@ -101,6 +101,8 @@ def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | N
     tokenizer = _fetch(AutoTokenizer.from_pretrained, name, revision=revision, cache_dir=cache_dir)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-sequence token, which separates source and target here")
+    if getattr(tokenizer, "tgt_lang", "") is None:  # M2M100's would fail at the first target
+        tokenizer.tgt_lang = tokenizer.src_lang
     return tokenizer
 
 

@@ -79,6 +79,8 @@ def export_prefix(args: argparse.Namespace) -> Path:
         config = load_config(base["name"], revision=base["revision"])
         tree.check_fits(loaded.config, config, directory, base["name"])
     if args.to == "peft":
+        if loaded.config.head_shapes:
+            raise UserError(f"--to peft cannot hold {directory}: its layers differ in their heads; use --to kv")
         shape = loaded.config.n_layer, loaded.config.n_head
         adapter = peft_format.Adapter(loaded.flat, *shape, base, example_prompt(loaded))
         return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter))

@@ -1,6 +1,7 @@
 """Encoder-decoders beyond BART: relative positions, rotary ones, capped scores, positions that the model counts."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from prefixlib import attention
+from prefixlib import attention, baselines
 from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
 from scripts import export
@@ -29,6 +30,7 @@ from seq2seq.frozen_lm import attend_to, attention_sites, hidden_states, shares_
 from seq2seq.model import load, start_from_text
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
+from seq2seq.utils import Collator, Example
 from tests.conftest import close
 from tests.seq2seq_tiny import make_bart, make_summaries, training_flags
 
@@ -363,6 +365,55 @@ def test_a_run_is_resumed_decoded_and_loaded(kind, tmp_path, monkeypatch):
             assert torch.equal(arrays[f"{site}.layer_{n}.key"], keys[0])
             assert torch.equal(arrays[f"{site}.layer_{n}.value"], values[0])
     assert "```" not in (tmp_path / "kv" / "README.md").read_text()  # the example for BART would not do
+
+
+@pytest.mark.parametrize("kind", ["M2M100", "Marian"])
+def test_sentencepiece_tokenizers(kind, tmp_path):
+    """Special tokens of training and decoding agree: a language's in front of source and target (M2M100), or none."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder, data = tmp_path / "base", make_summaries(tmp_path / "data")
+    folder.mkdir()
+    (tmp_path / "corpus.txt").write_text((data / "train.source").read_text() * 9)
+    pieces = {"input": tmp_path / "corpus.txt", "vocab_size": 40, "model_type": "unigram", "hard_vocab_limit": False}
+    sentencepiece.SentencePieceTrainer.train(model_prefix=str(tmp_path / "spm"), minloglevel=2, **pieces)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    words = [model.id_to_piece(n) for n in range(model.get_piece_size())]
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *(word for word in words if word not in ("<s>", "</s>", "<unk>"))]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(vocabulary)}))
+    spm, vocab = str(tmp_path / "spm.model"), str(tmp_path / "vocab.json")
+    if kind == "M2M100":
+        tokenizer = transformers.M2M100Tokenizer(vocab_file=vocab, spm_file=spm)
+    else:
+        tokenizer = transformers.MarianTokenizer(source_spm=spm, target_spm=spm, vocab=vocab)
+    tokenizer.save_pretrained(folder)
+    config = FAMILIES[kind]()
+    start, more = (2, 108) if kind == "M2M100" else (1, 0)  # 100 languages, 8 unused
+    config.update({"vocab_size": len(vocabulary) + more, "pad_token_id": 1, "decoder_start_token_id": start})
+    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    finetune.main(training_flags(folder, data, tmp_path / "run", epoch=1, max_steps=2))
+    trained = load(tmp_path / "run")
+    batch = Collator(trained.tokenizer, 1, 2, 64, 16)([Example("the cat sat.", ("cat sat",))])
+    language = [len(vocabulary) + 18] if kind == "M2M100" else []  # English is the 19th of its languages
+    for key, text in (("input_ids", "the cat sat."), ("labels", "cat sat")):
+        pieces = model.encode(text, out_type=str)
+        assert batch[key][0].tolist() == [*language, *map(vocabulary.index, pieces), 2], key
+    assert trained.encode(["the cat sat."], 64)[0] == batch["input_ids"].tolist()
+    assert len(trained.generate(["the cat sat."], num_beams=2, max_new_tokens=6, min_length=2)) == 1
+
+
+def test_adapters_and_top_layers_find_their_places(name):
+    ids, out, model = tokens(2, 7), tokens(2, 5, 1), random_model(name)
+    before = run(model, ids, out)
+    baselines.insert(model, 1, 3)
+    layers = len(attention_sites(model)["encoder"]) + len(attention_sites(model)["self"])
+    assert sum(key.endswith("adapter_block.up.weight") for key, _ in model.named_parameters()) == layers
+    trained = baselines.train_only_adapters(model)
+    run(model, ids, out).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for key, p in model.named_parameters() if key in trained and "norm" not in key)
+    assert not torch.equal(run(model, ids, out), before)
+    trained = baselines.train_top(random_model(name), 1, embeddings=False)
+    assert any("EncDecAttention" in key or "cross" in key or "encoder_attn" in key for key in trained)
+    assert not any("encoder." in key for key in trained)
 
 
 def test_a_text_start_is_that_text_s_keys_and_values(name):
