@@ -15,6 +15,7 @@ setup(
         "datasets>=4.0",
         "lightning>=2.5.5",
         "safetensors>=0.4.3",
+        "pyyaml>=6.0",
         "nltk>=3.9.1",
         "sacrebleu>=2.4",
         "rouge-score>=0.1.2",

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from prefixlib.errors import UserError
 from prefixlib.readers import Group, Record
+from prefixlib.tables import PLAIN, Wording
 from prefixlib.tasks import prompt_text, training_text
 
 logger = logging.getLogger(__name__)
@@ -27,21 +28,34 @@ class Format:
     name: str = "cat"  # --format_mode
     optim_prefix: bool = True  # False: the prefix is made of words of the source
     word: str = ""  # put before every source (the original's low-data fine-tuning)
+    wording: Wording = PLAIN  # one's own pairs: a template around the source, or a conversation
 
     def source_text(self, source: str) -> str:
         return f"{self.word} {source}" if self.word else source
+
+    def prompt(self, mode: str, source: str, tokenizer) -> str:
+        """The whole prompt. That of a conversation ends as the model's own chat template has it, without a separator.
+
+        Raises UserError for a source that holds the separator.
+        """
+        if self.wording.chat:
+            prompt_text(mode, source, tokenizer.eos_token)  # refuses
+            return self.wording.text(source, tokenizer)
+        return prompt_text(mode, self.source_text(self.wording.text(source, tokenizer)), tokenizer.eos_token)
 
 
 @dataclass(frozen=True)
 class Encoded:
     """One example: ids of source and separator, then ids of target and final eos, of which alone the loss is taken.
 
-    `source` holds the ids that the example's own prefix depends on, if it has one.
+    `source` holds the ids that the example's own prefix depends on, if it has one. The last `closing` ids of the prompt
+    are never cut: the separator, or what a chat template puts behind the last message.
     """
 
     prompt: list[int]
     continuation: list[int]
     source: list[int] | None = None
+    closing: int = 1
 
     def __len__(self) -> int:
         """Positions taken: those of the text, and of the source where the prefix stands at its words."""
@@ -97,13 +111,19 @@ def encode_inputs(
     A source's tokens are those of its prompt without the separator, whether the text shows them or the prefix reads
     them; at most `source_limit`. Raises UserError for a row without the words that its prefix would be made of.
     """
-    texts = [prompt_text(mode, form.source_text(row.source), tokenizer.eos_token) for row in rows]
-    prompts = encode(tokenizer, texts, source_limit)
-    sources = [prompt[:-1] for prompt in prompts]
+    texts = [form.prompt(mode, row.source, tokenizer) for row in rows]
+    prompts, closing = encode(tokenizer, texts), [1] * len(rows)
+    if form.wording.chat:
+        endings = [form.wording.ending(row.source, tokenizer) for row in rows]
+        starts = encode(tokenizer, [text.removesuffix(end) for text, end in zip(texts, endings, strict=True)])
+        closing = [max(len(ids) - _alike(ids, start), 1) for ids, start in zip(prompts, starts, strict=True)]
+    if source_limit is not None:
+        prompts = [truncate_prompt(ids, source_limit + n, n) for ids, n in zip(prompts, closing, strict=True)]
+    sources = [prompt[:-n] for prompt, n in zip(prompts, closing, strict=True)]
     if form.name in ("nopeek", "infix"):
-        prompts = [prompt[-1:] for prompt in prompts]
+        prompts = [prompt[-n:] for prompt, n in zip(prompts, closing, strict=True)]
     if form.optim_prefix and form.name != "infix":
-        return [Encoded(prompt, []) for prompt in prompts]
+        return [Encoded(prompt, [], closing=n) for prompt, n in zip(prompts, closing, strict=True)]
     if form.name == "cat":  # the category words, each with its leading space, as the original's batch had them
         sources = [_joined(encode(tokenizer, [f" {word}" for word in row.fields if word])) for row in rows]
     if not all(sources):
@@ -112,7 +132,12 @@ def encode_inputs(
             f"--optim_prefix no with --format_mode {form.name}: there are no words to make a prefix of in "
             f"{row.source[:60]!r} (mode {mode}); --format_mode peek takes the words of the source itself"
         )
-    return [Encoded(prompt, [], source) for prompt, source in zip(prompts, sources, strict=True)]
+    return [Encoded(*parts) for parts in zip(prompts, [[] for _ in rows], sources, closing, strict=True)]
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two texts begin with in common."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _joined(rows: Sequence[list[int]]) -> list[int]:
@@ -138,19 +163,24 @@ def truncate(example: Encoded, max_length: int) -> Encoded:
         return example
     if example.source is None:
         target_length = min(len(example.continuation), max(max_length // 4, 1))
-        prompt = truncate_prompt(example.prompt, max_length - target_length)
-        return Encoded(prompt, example.continuation[: max_length - len(prompt)])
-    if len(example.prompt) == 1:  # the separator alone: the source stands in the prefix only
-        cut = truncate(Encoded(example.source + example.prompt, example.continuation), max_length)
-        return Encoded(cut.prompt[-1:], cut.continuation, cut.prompt[:-1])
-    text = Encoded(example.prompt, example.continuation)
+        prompt = truncate_prompt(example.prompt, max_length - target_length, example.closing)
+        return replace(example, prompt=prompt, continuation=example.continuation[: max_length - len(prompt)])
+    if len(example.prompt) == example.closing:  # the separator alone: the source stands in the prefix only
+        cut = truncate(replace(example, prompt=example.source + example.prompt, source=None), max_length)
+        end = len(cut.prompt) - example.closing
+        return replace(cut, prompt=cut.prompt[end:], source=cut.prompt[:end])
+    text = replace(example, source=None)
     source = example.source[: max(max_length - len(text), max_length // 4)]
     return replace(truncate(text, max_length - len(source)), source=source)
 
 
-def truncate_prompt(prompt: list[int], max_length: int) -> list[int]:
-    """Cut the source's end so that the prompt has `max_length` tokens and still ends in its separator."""
-    return prompt if len(prompt) <= max_length else prompt[: max_length - 1] + prompt[-1:]
+def truncate_prompt(prompt: list[int], max_length: int, closing: int = 1) -> list[int]:
+    """Cut the source's end so that the prompt has `max_length` tokens and still ends in its `closing` last ones."""
+    if len(prompt) <= max_length:
+        return prompt
+    if max_length < closing:
+        raise UserError(f"the chat template's end alone takes {closing} tokens; there is room for {max_length}")
+    return prompt[: max_length - closing] + prompt[-closing:]
 
 
 def collate(examples: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:

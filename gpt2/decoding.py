@@ -14,7 +14,7 @@ from tqdm import tqdm
 from gpt2.flags import Decoding
 from gpt2.frozen_lm import count_positions, position_mask
 from gpt2.train_control import Past
-from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
+from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, cut_at, sample, stop_rule
 from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.head import Head
@@ -139,8 +139,11 @@ def decode_several(
     return results
 
 
-def decoding_rule(settings: Decoding, tokenizer: Any) -> DecodingRule:
-    """The rule of the settings; raises UserError for values that no search can have."""
+def decoding_rule(settings: Decoding, tokenizer: Any, verbatim: bool = False) -> DecodingRule:
+    """The rule of the settings; raises UserError for values that no search can have.
+
+    Newlines are banned, as in the original, unless the task's texts are to stay as they are (`verbatim`).
+    """
     try:
         return DecodingRule(
             eos_token_id=tokenizer.eos_token_id,
@@ -148,19 +151,24 @@ def decoding_rule(settings: Decoding, tokenizer: Any) -> DecodingRule:
             num_beams=settings.num_beams,
             length_penalty=settings.length_penalty,
             length_normalization=settings.length_normalization,
-            banned_token_ids=newline_token_ids(tokenizer),
+            banned_token_ids=() if verbatim else newline_token_ids(tokenizer),
             top_p=settings.top_p,
-            temperature=settings.temperature,
+            top_k=settings.top_k,
+            temperature=settings.temperature or 1.0,  # 0 is greedy, which takes none
+            stop=stop_rule(settings.stop, lambda tokens: tokenizer.decode(list(tokens))),
         )
     except ValueError as error:
         raise UserError(f"decoding flags: {error}") from error
 
 
-def to_text(tokenizer, tokens: Sequence[int]) -> str:
-    """Generated tokens as one line of text, cleaned as the original's decoding did; `Error` where nothing is left."""
+def to_text(tokenizer, tokens: Sequence[int], verbatim: bool = False, stop: Sequence[str] = ()) -> str:
+    """Generated tokens as text up to the first of the strings `stop`.
+
+    Unless `verbatim`, on one line, cleaned as the original's decoding did; `Error` where nothing is left.
+    """
     text = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    text = text.split(tokenizer.eos_token)[0]
-    return clean_up(text) or "Error"
+    text = cut_at(text.split(tokenizer.eos_token)[0], stop)
+    return text if verbatim else clean_up(text) or "Error"
 
 
 def newline_token_ids(tokenizer) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The flags of this tree: `Settings` of a training run, `Decoding` of a decoding run (standard library only)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from prefixlib.settings import (
     flag,
     refuse_together,
     spelled,
+    strategy_of,
 )
-from prefixlib.tasks import GPT2_MODES, TASKS, find_task
+from prefixlib.tables import Columns
+from prefixlib.tasks import GPT2_MODES, OWN_DATA, TASKS, find_task
 
 DEFAULT_MODEL = "gpt2-medium"
 OBJECTIVE, DECODING = "objective", "decoding"
@@ -128,7 +131,14 @@ class Settings(Training):
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1
     )
     keep_best: bool = flag(False, "keep the checkpoint with the lowest dev loss in OUTPUT/best", RECORDS)
-    skip_decode: bool = flag(False, "stop after training instead of decoding and scoring valid and test", RECORDS)
+    skip_decode: bool = flag(False, "the same as --decode none", RECORDS)
+    decode_limit: int | None = flag(
+        None,
+        "decode only the first N inputs of a file; with seen and unseen categories (WebNLG), the first N/2 of each",
+        RECORDS,
+        low=1,
+    )
+    max_new_tokens: int = flag(100, "most tokens of an output in the decoding after training", RECORDS, above=0)
     batch_size: int = flag(32, "sentences decoded together", RECORDS, above=0)
 
     def check(self) -> None:
@@ -136,6 +146,8 @@ class Settings(Training):
         self.check_shared()
         if self.distill and not self.finetuned_model_path:
             raise UserError("--distill yes needs --finetuned_model_path, the fine-tuned model to learn from")
+        if self.skip_decode and self.decode not in (None, "none"):
+            refuse_together("--skip_decode yes", f"--decode {self.decode}", "it says that nothing is decoded")
         if self.early_stopping_patience == 0:
             raise UserError("--early_stopping_patience 0: at least 1 evaluation, or -1 for never")
         self.check_only_with(RULES)
@@ -187,7 +199,7 @@ class Settings(Training):
             if values.get(name):  # resolved: a resumed run may be started from another folder
                 values[name] = str(Path(values[name]).expanduser().resolve())
         kept = {name: values[name] for name in TRAINING_SETTINGS if values.get(name) is not None}
-        return kept | self.tuning_settings()
+        return kept | self.data_settings() | self.tuning_settings()
 
 
 TRAINING_SETTINGS = (
@@ -211,7 +223,7 @@ TRAINING_SETTINGS = (
 )
 MATCHING = ("matching_objective", "matching_positions", "matching_top_k")
 
-_SUMMARIES = tuple(row.name for row in TASKS.values() if row.gpt2 and row.gpt2.lengths)
+_CUT = tuple(row.name for row in TASKS.values() if row.gpt2 and (row.gpt2.lengths or row.verbatim))
 _OF_SOURCE = "such a prefix is made of the source's words"
 RULES = (
     *(
@@ -241,7 +253,7 @@ RULES = (
     Only("distill_context", "format_mode", ("cat", "peek"), "the teacher reads what the student reads"),
     Only("distill", "optim_prefix", (True,), "a prefix made of the source is trained on texts"),
     Only("distill", "format_mode", ("cat", "peek"), "the teacher reads what the student reads, source included"),
-    *(Only(name, "mode", _SUMMARIES, "other texts are cut to the model's positions only") for name in LENGTHS),
+    *(Only(name, "mode", _CUT, "other texts are cut to the model's positions only") for name in LENGTHS),
 )
 
 
@@ -250,6 +262,12 @@ class Decoding(Flags):
     """How texts are decoded. Every field is a flag of run_generation.py, which gen.py passes on."""
 
     data_file: str | None = flag(None, "the file to decode (default: the task's SPLIT file under --data_dir)", DECODING)
+    source_column: str | None = flag(
+        None, "mode text: the column of the sources (default: the one trained on)", DECODING
+    )
+    target_column: str | None = flag(
+        None, "mode text: the column of the targets (default: the one trained on)", DECODING
+    )
     data_dir: str | None = flag(None, "folder of all data sets, or the task's own (default: data/)", DECODING)
     decode_limit: int | None = flag(
         None,
@@ -269,7 +287,8 @@ class Decoding(Flags):
     cache_dir: str | None = flag(None, "where hub files are kept", DECODING)
     strategy: str | None = flag(
         None,
-        "how tokens are chosen (default: classify-* greedy; sentiment, topic, writingPrompts nucleus; else beam)",
+        "how tokens are chosen (default: classify-* greedy; sentiment, topic, writingPrompts nucleus; text nucleus "
+        "where --top_p, --top_k or --temperature is given; else beam)",
         DECODING,
         choices=STRATEGIES,
     )
@@ -280,7 +299,10 @@ class Decoding(Flags):
         None, "sentiment, topic: file of what texts begin with, one a line (default: PPLM's)", DECODING
     )
     num_beams: int = flag(5, "beams (strategy beam)", DECODING, **SEARCH_BOUNDS["num_beams"])
-    length: int = flag(100, "most tokens to generate", DECODING, above=0)
+    length: int = flag(100, "most tokens to generate", DECODING, above=0, names=("--max_new_tokens",))
+    stop: tuple[str, ...] = flag(
+        (), r"an output ends before this text (\n: a line break); may be given several times", DECODING
+    )
     length_penalty: float = flag(1.0, "above 1 favours long outputs", DECODING, **SEARCH_BOUNDS["length_penalty"])
     length_normalization: str = flag(
         "prompt+output",
@@ -289,8 +311,9 @@ class Decoding(Flags):
         choices=("prompt+output", "output"),
     )
     top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, **SEARCH_BOUNDS["top_p"])
+    top_k: int = flag(0, "only the N likeliest tokens (strategy nucleus; 0: all)", DECODING, low=0)
     temperature: float = flag(
-        1.0, "softens (above 1) or sharpens nucleus sampling", DECODING, **SEARCH_BOUNDS["temperature"]
+        1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0, below=1001
     )
     seed: int = flag(42, "seed of nucleus sampling", DECODING, low=0)
     batch_size: int = flag(32, "sentences decoded together; changes speed only", DECODING, above=0)
@@ -303,6 +326,10 @@ class Decoding(Flags):
     )
     disable_tqdm: bool = flag(False, "no progress bar", DECODING)
 
+    def columns(self, task: Mapping[str, Any]) -> Columns:
+        """Which columns of a table are read: the flags', else those that the checkpoint was trained on."""
+        return Columns.of(task, self.source_column, self.target_column)
+
     def strategy_for(self, mode: str) -> tuple[str, int]:
         """The strategy and the outputs per prompt: the flags', else the task's.
 
@@ -312,19 +339,12 @@ class Decoding(Flags):
         if self.top_p > 1:
             raise UserError(f"--top_p {self.top_p}: must be at most 1")
         task = find_task(mode).gpt2
-        strategy = self.strategy or task.strategy
+        strategy = strategy_of(self, mode, task.strategy, ("num_beams", "length_penalty", "length_normalization"))
         samples = self.samples or (task.samples if strategy == "nucleus" else 1)
         if samples > 1 and strategy != "nucleus":
             refuse_together(f"--strategy {strategy}", f"--samples {samples}", "every sample would be the same")
         if self.openings and not task.openings:
             refuse_together(f"--mode {mode}", "--openings", "its outputs are not begun for it")
-        for name, owner in STRATEGY_FLAGS.items():
-            if strategy != owner and getattr(self, name) != self.default(name):
-                refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {owner}")
+        if mode not in OWN_DATA and (self.source_column or self.target_column):
+            refuse_together(f"--mode {mode}", "--source_column, --target_column", "its files have no columns")
         return strategy, samples
-
-
-STRATEGY_FLAGS = {
-    **dict.fromkeys(("top_p", "temperature"), "nucleus"),
-    **dict.fromkeys(("num_beams", "length_penalty", "length_normalization"), "beam"),
-}

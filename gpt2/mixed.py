@@ -24,8 +24,9 @@ from gpt2.frozen_lm import evaluating
 from gpt2.model import Model, attach, load_base_of, load_prefix
 from gpt2.train_control import Past
 from prefixlib import attention, checkpoint
-from prefixlib.beam_search import as_texts, check_count
+from prefixlib.beam_search import as_stop, as_texts, check_count
 from prefixlib.errors import UserError
+from prefixlib.tasks import find_task
 
 
 @dataclass
@@ -81,33 +82,35 @@ class MixedPrefixes:
         names = [prefix] * len(sources) if isinstance(prefix, str) else list(prefix)
         if len(names) != len(sources):
             raise UserError(f"prefix has {len(names)} names for {len(sources)} sources; give one for each, or one name")
+        settings["stop"] = as_stop(settings.get("stop", ()))
         rule = Decoding(length=max_new_tokens, disable_tqdm=not progress, **settings)
         inputs: list[Encoded | None] = [None] * len(sources)
-        alike: dict[str, list[int]] = {}  # strategy -> the numbers of its sources
+        alike: dict[tuple[str, bool], list[int]] = {}  # strategy, whether newlines stay -> the numbers of its sources
         for name in dict.fromkeys(map(self._known, names)):
             model, members = self.models[name], [n for n, other in enumerate(names) if other == name]
             for n, encoded in zip(members, model.encode([sources[n] for n in members], rule), strict=True):
                 inputs[n] = encoded
             strategy, _ = rule.strategy_for(model.task["mode"])
             check_count(num_return_sequences, strategy, rule.num_beams)
-            alike.setdefault(strategy, []).extend(members)
+            alike.setdefault((strategy, find_task(model.task["mode"]).verbatim), []).extend(members)
         texts: list[Any] = [None] * len(sources)
-        for strategy, members in alike.items():
+        for (strategy, verbatim), members in alike.items():
             members.sort()  # a sample's seed comes from its place
-            found = self._decode([(names[n], inputs[n]) for n in members], rule, strategy, num_return_sequences)
-            to_text = self.models[names[members[0]]]._to_text
+            jobs = [(names[n], inputs[n]) for n in members]
+            found = self._decode(jobs, rule, strategy, verbatim, num_return_sequences)
+            to_text = self.models[names[members[0]]].to_text(rule)
             made = as_texts(found, to_text, several=num_return_sequences > 1, scores=return_scores)
             for n, text in zip(members, made, strict=True):
                 texts[n] = text
         return texts
 
     @torch.no_grad()
-    def _decode(self, jobs: Sequence[tuple[str, Encoded]], rule: Decoding, strategy: str, count: int):
+    def _decode(self, jobs: Sequence[tuple[str, Encoded]], rule: Decoding, strategy: str, verbatim: bool, count: int):
         with evaluating(self.base):
             return decoding.decode_several(
                 self.base,
                 [encoded.prompt for _, encoded in jobs],
-                decoding.decoding_rule(rule, self.tokenizer),
+                decoding.decoding_rule(rule, self.tokenizer, verbatim),
                 past=lambda members: self._past([jobs[n] for n in members]),
                 strategy=strategy,
                 count=count,

@@ -7,9 +7,10 @@ Legend: P prefix length, L layers, H key/value heads, D head size, E width of th
 """
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,10 @@ from prefixlib.base_model import (
     resolve_model_name,
     save_whole,
 )
-from prefixlib.beam_search import Hypothesis, as_texts, check_count, stream, text_pieces
+from prefixlib.beam_search import Hypothesis, as_stop, as_texts, check_count, stream, text_pieces
 from prefixlib.errors import UserError
 from prefixlib.readers import Group, Record
+from prefixlib.tables import Wording
 from prefixlib.tasks import as_group, find_task
 
 logger = logging.getLogger(__name__)
@@ -78,8 +80,8 @@ class Model:
     def format(self) -> Format:
         """Which parts of an example stand in the text, and what the prefix is made of."""
         if self.prefix is None:
-            return Format(word=self.task.get("lowdata_token", ""))
-        return Format(self.prefix.config.format_mode, self.prefix.config.optim_prefix)
+            return Format(word=self.task.get("lowdata_token", ""), wording=Wording.of(self.task))
+        return Format(self.prefix.config.format_mode, self.prefix.config.optim_prefix, wording=Wording.of(self.task))
 
     @property
     def text_positions(self) -> int:
@@ -104,7 +106,9 @@ class Model:
         max_new_tokens: int = 100,
         length_penalty: float = 1.0,
         top_p: float = 0.8,
+        top_k: int = 0,
         temperature: float = 1.0,
+        stop: str | Sequence[str] = (),
         seed: int = 42,
         batch_size: int = 32,
         num_return_sequences: int = 1,
@@ -115,9 +119,12 @@ class Model:
 
         Args:
             sources: inputs as the task linearises them, or as data: for WebNLG and DART a list of (subject, relation,
-                object) triples, for E2E a mapping of slots to values.
+                object) triples, for E2E a mapping of slots to values, for one's own pairs (mode text) the text alone,
+                which is put into the template of the training, or a conversation as a list of messages.
             strategy: "beam", "greedy" or "nucleus"; default: the task's.
-            num_beams, length_penalty: of beam search. top_p, temperature, seed: of nucleus sampling.
+            num_beams, length_penalty: of beam search. top_p, top_k, temperature, seed: of nucleus sampling; temperature
+                0 is greedy.
+            stop: a text, or several, before the first of which an output ends.
             max_new_tokens: most tokens of an output. batch_size: sources decoded together; changes the speed only.
             num_return_sequences: outputs per source, at most num_beams with beams.
             return_scores: give (text, score) pairs, the score being the length-normalised log-probability of a beam,
@@ -134,12 +141,13 @@ class Model:
         settings = Decoding(
             **{"strategy": strategy, "num_beams": num_beams, "length": max_new_tokens, "seed": seed, "top_p": top_p},
             **{"length_penalty": length_penalty, "temperature": temperature, "batch_size": batch_size},
+            **{"top_k": top_k, "stop": as_stop(stop)},
             disable_tqdm=not progress,
         )
         chosen, _ = settings.strategy_for(self._task().name)
         check_count(num_return_sequences, chosen, num_beams)
         found = self.decode(self.encode(sources, settings), settings, num_return_sequences)
-        return as_texts(found, self._to_text, several=num_return_sequences > 1, scores=return_scores)
+        return as_texts(found, self.to_text(settings), several=num_return_sequences > 1, scores=return_scores)
 
     def stream(
         self,
@@ -148,7 +156,9 @@ class Model:
         strategy: str = "greedy",
         max_new_tokens: int = 100,
         top_p: float = 0.8,
+        top_k: int = 0,
         temperature: float = 1.0,
+        stop: str | Sequence[str] = (),
         seed: int = 42,
     ) -> Iterator[str]:
         """The text for one source, a piece at a time, as soon as the piece is certain; "greedy" or "nucleus".
@@ -160,24 +170,26 @@ class Model:
         """
         if strategy not in ("greedy", "nucleus"):
             raise UserError(f"stream() is greedy or nucleus, not {strategy!r}: beams are certain only at their end")
-        settings = Decoding(strategy=strategy, length=max_new_tokens, top_p=top_p, temperature=temperature, seed=seed)
-        settings.strategy_for(self._task().name)
+        settings = Decoding(
+            **{"strategy": strategy, "length": max_new_tokens, "top_p": top_p, "top_k": top_k, "seed": seed},
+            **{"temperature": temperature, "stop": as_stop(stop)},
+        )
+        chosen, _ = settings.strategy_for(self._task().name)
         (example,) = self.encode([source], settings)
         past = self.past([example])
         steps = decoding.CausalSteps(self.base, [example.prompt], past.layers, past.visible)
-        rule = decoding.decoding_rule(settings, self.tokenizer)
-        tokens = stream(steps, example.prompt, rule, seed if strategy == "nucleus" else None)
-        return text_pieces(tokens, self._to_text)
+        rule = decoding.decoding_rule(settings, self.tokenizer, self._task().verbatim)
+        tokens = stream(steps, example.prompt, rule, seed if chosen == "nucleus" else None)
+        return text_pieces(tokens, self.to_text(settings), settings.stop, self._task().verbatim)
 
-    def _to_text(self, tokens: Sequence[int]) -> str:
-        return decoding.to_text(self.tokenizer, tokens)
+    def to_text(self, settings: Decoding) -> Callable[[Sequence[int]], str]:
+        """What makes text of generated tokens: as the task wants it, up to the settings' `stop`."""
+        return functools.partial(decoding.to_text, self.tokenizer, verbatim=self._task().verbatim, stop=settings.stop)
 
     def encode(self, sources: Sequence[Any], settings: Decoding) -> list[Encoded]:
         """Sources, as `generate` takes them, as model inputs; those that leave too little for the output are cut."""
         mode = self._task().name
         groups = [as_group(mode, source) for source in sources]
-        if self.format.word:
-            groups = [replace(group, source=self.format.source_text(group.source)) for group in groups]
         return self.fit(encode_inputs(mode, groups, self.tokenizer, self.format, self.source_limit), settings)
 
     def fit(self, inputs: Sequence[Encoded], settings: Decoding) -> list[Encoded]:
@@ -202,7 +214,7 @@ class Model:
             return decoding.decode_several(
                 self.base,
                 [example.prompt for example in inputs],
-                decoding.decoding_rule(settings, self.tokenizer),
+                decoding.decoding_rule(settings, self.tokenizer, self._task().verbatim),
                 layers=None if own else self.past(inputs[:1]).layers,
                 past=(lambda members: self.past([inputs[n] for n in members])) if own else None,
                 strategy=strategy,

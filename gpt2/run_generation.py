@@ -6,26 +6,27 @@ python gpt2/run_generation.py --mode webnlg --split valid --checkpoint gpt2/webn
 import logging
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpt2 import decoding, model
+from gpt2 import model
 from gpt2.dataset import Encoded, encode, encode_inputs
 from gpt2.flags import Decoding
-from prefixlib import checkpoint, files, metrics, original, record
+from prefixlib import checkpoint, files, metrics, original, record, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics.distinct import distinct
 from prefixlib.readers import Group
 from prefixlib.settings import Parser
 from prefixlib.tasks import (
     GPT2_MODES,
+    OWN_DATA,
     data_file,
     find_task,
-    prompt_text,
+    given_file,
     read_groups,
     read_label_groups,
     read_openings,
@@ -45,13 +46,18 @@ class Prompts:
     cut: int  # prompts that lost tokens
 
 
-def read_sources(mode: str, path: Path, settings: Decoding) -> tuple[list[Group], Sequence[str]]:
+def read_sources(
+    mode: str, path: Path, settings: Decoding, task: Mapping[str, Any]
+) -> tuple[list[Group], Sequence[str]]:
     """The inputs of a data file, or (sentiment, topic) its labels, and the openings that these are combined with.
 
+    task: what the checkpoint says of its training, for the columns of one's own pairs.
     Raises UserError for a bad file, naming it and the line.
     """
     openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
-    return (read_label_groups(mode, path, openings) if openings else read_groups(mode, path, blind=True)), openings
+    if openings:
+        return read_label_groups(mode, path, openings), openings
+    return read_groups(mode, path, blind=True, columns=settings.columns(task)), openings
 
 
 def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompts:
@@ -60,9 +66,9 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     An opening stands a space behind the separator. Raises UserError where prompt and output cannot both fit.
     """
     mode, tokenizer = trained.task["mode"], trained.tokenizer
-    groups, openings = read_sources(mode, path, settings)
+    groups, openings = read_sources(mode, path, settings, trained.task)
     groups = first_groups(groups, settings.decode_limit, trained.task.get("categories", ()))
-    texts = [prompt_text(mode, trained.format.source_text(group.source), tokenizer.eos_token) for group in groups]
+    texts = [trained.format.prompt(mode, group.source, tokenizer) for group in groups]
     whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
     if not openings:
         inputs = trained.fit(whole, settings)
@@ -94,7 +100,9 @@ def first_groups(groups: list[Group], limit: int | None, seen: Collection[str]) 
 
 
 def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding) -> dict[str, Any]:
-    """Decode every prompt of `path`; write STEM_{STRATEGY,gold,src}; return scores and counts.
+    """Decode every prompt of `path`; write STEM_{STRATEGY,gold,src}, of one's own pairs also STEM_STRATEGY.jsonl.
+
+    Returns scores and counts.
 
     `stem` is OUTPUT_DIR/NAME_SPLIT. The files are in the data file's order: see `write_outputs`.
     """
@@ -104,12 +112,17 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
     started = time.perf_counter()
     found = trained.decode(prompts.inputs, settings, samples)
     seconds = time.perf_counter() - started
+    to_text = trained.to_text(settings)
     outputs = [
-        decoding.to_text(trained.tokenizer, opening + hypothesis.tokens)
+        to_text(opening + hypothesis.tokens)
         for opening, hypotheses in zip(prompts.openings, found, strict=True)
         for hypothesis in hypotheses
     ]
     write_outputs(stem, strategy, outputs, prompts, one_reference=not find_task(mode).grouped)
+    if find_task(mode).verbatim:
+        groups = [group for group, hypotheses in zip(prompts.groups, found, strict=True) for _ in hypotheses]
+        values = [hypothesis.score for hypotheses in found for hypothesis in hypotheses]
+        tables.write(stem.with_name(f"{stem.name}_{strategy}.jsonl"), groups, outputs, values)
     logger.info(
         "%d sentences in %.1f s (%.1f/s) -> %s_%s", len(outputs), seconds, len(outputs) / seconds, stem, strategy
     )
@@ -130,6 +143,33 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
     }
 
 
+def decode_splits(
+    trained: model.Model,
+    output: Path,
+    paths: Mapping[str, Path | None],
+    settings: Decoding,
+    known: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, float | None]]:
+    """Decode and score the files of `paths`, split -> path; scores go to results.json and the card.
+
+    The original does so with valid and test after training. What an earlier start of the same run has decoded of the
+    same files, `known`, is not decoded again.
+    """
+    decoded: dict[str, dict[str, Any]] = {}
+    for split, path in paths.items():
+        if path is None:
+            logger.info("no test file: %s is not decoded", split)
+            continue
+        decoded[split] = known.get(split, {})
+        if decoded[split].get("data_file") != str(path):
+            decoded[split] = decode_file(trained, path, output / f"{output.name}_{split}", settings)
+            record.update_results(output, {"decoding": {**known, **decoded}})
+        print_scores(split, decoded[split]["scores"])
+    scores = {split: result["scores"] for split, result in decoded.items()}
+    trained.save(output, scores={f"{split} {name}": v for split, row in scores.items() for name, v in row.items()})
+    return scores
+
+
 def write_outputs(stem: Path, strategy: str, outputs: Sequence[str], prompts: Prompts, one_reference: bool) -> None:
     """The output files, named as the original named them; line breaks inside a text become spaces.
 
@@ -140,7 +180,7 @@ def write_outputs(stem: Path, strategy: str, outputs: Sequence[str], prompts: Pr
     end = "" if one_reference else "\n"
     gold = ["".join(f"{_line(text)}\n" for text in group.references) + end for group in prompts.groups]
     kinds = {
-        strategy: "".join(f"{output}\n" for output in outputs),
+        strategy: "".join(f"{_line(output)}\n" for output in outputs),
         "gold": "".join(gold),
         "src": "".join(f"{_line(text)}\n" for text in prompts.texts),
     }
@@ -191,8 +231,11 @@ def main(argv: list[str] | None = None) -> int:
     if not settings.output_dir and is_plain_model(directory):
         raise UserError(f"{directory} is a model, not the folder of a run: say with --output_dir where the outputs go")
     out = Path(settings.output_dir).expanduser().resolve() if settings.output_dir else directory
-    path = Path(settings.data_file) if settings.data_file else data_file(mode, split, settings.data_dir)
-    read_sources(mode, path, settings)  # raises the reader's own message before a model is loaded
+    path = (
+        given_file(mode, settings.data_file, split) if settings.data_file else data_file(mode, split, settings.data_dir)
+    )
+    # raises the reader's own message before a model is loaded
+    read_sources(mode, path, settings, checkpoint.saved_task(directory) if mode in OWN_DATA else {})
     if not directory.is_dir():
         raise UserError(f"checkpoint {args.checkpoint}: no such folder")
     with files.lock(out):

@@ -28,7 +28,8 @@ from prefixlib import checkpoint, files, processes, record, schedule
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import Parser
-from prefixlib.tasks import data_file, read_groups, read_records
+from prefixlib.tables import Chat
+from prefixlib.tasks import data_file, given_file, read_groups, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
 
@@ -81,17 +82,21 @@ def train(settings: Settings) -> TrainResult:
 def _train(settings: Settings, output: Path) -> TrainResult:
     resumption = find_resume(settings, output)
     paths = {split: find_file(settings, split) for split in ("train", "valid", "test")}
+    to_decode = () if settings.skip_decode else settings.splits_to_decode(paths["test"] is not None, ("valid", "test"))
     record.seed_everything(settings.seed)
     splits = () if settings.context_samples else ("train", "valid")  # else the model writes its own texts
-    records = {split: read_records(settings.mode, paths[split]) for split in splits}
+    columns = settings.columns
+    records = {split: read_records(settings.mode, paths[split], columns=columns) for split in splits}
     for split, rows in records.items():
         if not any(row.trainable and row.target.strip() for row in rows):
             raise UserError(f"{paths[split]}: no text to train on")
-    if records and paths["test"] and (settings.test_file or not settings.skip_decode):
-        read_groups(
-            settings.mode, paths["test"], blind=True
-        )  # a misspelt name or a bad line shows now, not after the training
+    if records and paths["test"] and (settings.test_file or "test" in to_decode):
+        # a misspelt name or a bad line shows now, not after the training
+        read_groups(settings.mode, paths["test"], blind=True, columns=columns)
     task = settings.training_settings()
+    if records and isinstance(records["train"][0].source, Chat):
+        settings.check_conversations()
+        task["chat"] = True
     task["categories"] = sorted({row.category for row in records.get("train", ())} - {""})
     if settings.tuning_mode == "finetune":
         task["lowdata_token"] = settings.source_word()
@@ -112,6 +117,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     if trainer.is_world_process_zero():
         run = {
             "command": shlex.join(sys.argv),
+            **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
             **task,
             "base_model": trained.base_record["name"],
             "device": record.device_name(),
@@ -122,8 +128,13 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         if settings.distill_context and "context" not in training:
             training["context"] = context.what_is_kept(trained.lm, distillation.teacher, datasets["valid"])
         record.update_results(output, {"run": run, "training": training, "decoding": known or None})
-        if records and not settings.skip_decode:
-            scores = decode_splits(settings, trained, output, paths, known)
+        if records and to_decode:
+            how = Decoding(
+                **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},
+                **{"decode_limit": settings.decode_limit, "disable_tqdm": settings.disable_tqdm},
+            )
+            wanted = {split: paths[split] for split in to_decode}
+            scores = run_generation.decode_splits(trained, output, wanted, how, known)
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
@@ -131,7 +142,7 @@ def find_file(settings: Settings, split: str) -> Path | None:
     """The data file of a split: the flag's, or the task's own; None for a test set that is not there."""
     given = {"train": settings.train_file, "valid": settings.eval_file, "test": settings.test_file}[split]
     if given:
-        return Path(given).expanduser().resolve()
+        return given_file(settings.mode, given, split)
     if split == "test" and settings.train_file:
         return None  # the standard test set does not belong to one's own training file
     path = data_file(settings.mode, split, settings.data_dir)
@@ -279,34 +290,6 @@ def run_training(
         tokens_seen=trainer.state.num_input_tokens_seen,
         tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
     )
-
-
-def decode_splits(
-    settings: Settings,
-    trained: model.Model,
-    output: Path,
-    paths: Mapping[str, Path | None],
-    known: Mapping[str, Mapping[str, Any]],
-) -> dict[str, dict[str, float | None]]:
-    """Decode and score valid and test, as the original does after training; scores go to results.json and the card.
-
-    What an earlier start of the same run has decoded of the same files, `known`, is not decoded again.
-    """
-    decoding = Decoding(batch_size=settings.batch_size, disable_tqdm=settings.disable_tqdm)
-    decoded: dict[str, dict[str, Any]] = {}
-    for split in ("valid", "test"):
-        if paths[split] is None:
-            logger.info("no test file: %s is not decoded", split)
-            continue
-        decoded[split] = known.get(split, {})
-        if decoded[split].get("data_file") != str(paths[split]):
-            stem = output / f"{output.name}_{split}"
-            decoded[split] = run_generation.decode_file(trained, paths[split], stem, decoding)
-            record.update_results(output, {"decoding": {**known, **decoded}})
-        run_generation.print_scores(split, decoded[split]["scores"])
-    scores = {split: result["scores"] for split, result in decoded.items()}
-    trained.save(output, scores={f"{split} {name}": v for split, row in scores.items() for name, v in row.items()})
-    return scores
 
 
 if __name__ == "__main__":

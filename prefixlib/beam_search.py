@@ -48,7 +48,9 @@ class DecodingRule:
     forced_first_token_id: int | None = None
     forced_last_token_id: int | None = None
     top_p: float = 1.0  # nucleus sampling only
+    top_k: int = 0  # nucleus sampling only; 0: all tokens
     temperature: float = 1.0  # nucleus sampling only
+    stop: Callable[[Sequence[int]], bool] | None = None  # whether generated tokens end an output as eos does
 
     def __post_init__(self):
         if self.length_normalization not in ("prompt+output", "output"):
@@ -149,10 +151,11 @@ def _choose(
     """The next K (beam, token, log-probability) of one sentence, or None when it is done. Stores what ended in eos."""
     chosen = []
     for rank, (log_probability, beam, token) in enumerate(zip(scores, beams, tokens, strict=True)):
-        if token == rule.eos_token_id:
-            # an eos that would not have been in the beam is dropped, and one that another token was forced for
+        ended = sentence.beams[beam] if token == rule.eos_token_id else [*sentence.beams[beam], token]
+        if token == rule.eos_token_id or (rule.stop and rule.stop(ended)):
+            # an end that would not have been in the beam is dropped, and one that another token was forced for
             if rank < rule.num_beams and log_probability > float("-inf"):
-                sentence.keep(rule, sentence.beams[beam], log_probability, finished=True)
+                sentence.keep(rule, ended, log_probability, finished=True)
         else:
             chosen.append((beam, token, log_probability))
         if len(chosen) == rule.num_beams:
@@ -187,8 +190,10 @@ def sample(
             results[n].score += gained[row]
             if token == rule.eos_token_id:
                 results[n].finished = True
-            else:
-                results[n].tokens.append(token)
+                continue
+            results[n].tokens.append(token)
+            results[n].finished = bool(rule.stop and rule.stop(results[n].tokens))
+            if not results[n].finished:
                 rows.append(row)
                 next_alive.append(n)
         alive = next_alive
@@ -210,6 +215,8 @@ def stream(model: StepwiseModel, prompt: Sequence[int], rule: DecodingRule, seed
             return
         tokens.append(picked.item())
         yield tokens[-1]
+        if rule.stop and rule.stop(tokens):
+            return
         if generated + 1 < rule.max_new_tokens:
             logits = model.advance(torch.tensor([0]), picked)
 
@@ -234,17 +241,40 @@ def check_count(count: int, strategy: str, num_beams: int) -> None:
         raise UserError(f"num_return_sequences {count}: must be 1 to {most} ({strategy})")
 
 
-def text_pieces(tokens: Iterable[int], to_text: Callable[[list[int]], str]) -> Iterator[str]:
+def stop_rule(stop: Sequence[str], to_text: Callable[[Sequence[int]], str]) -> Callable[[Sequence[int]], bool] | None:
+    """Whether one of the strings `stop` stands at the end of generated tokens; None without strings."""
+    if not stop:
+        return None
+    longest = max(len(text.encode()) for text in stop) + 8  # a token is a byte at least; some show only in company
+    return lambda tokens: any(text in to_text(tokens[-longest:]) for text in stop)
+
+
+def as_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """One text or several as the flag has them."""
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def cut_at(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the strings `stop`."""
+    return min((text.split(end, 1)[0] for end in stop), key=len, default=text)
+
+
+def text_pieces(
+    tokens: Iterable[int], to_text: Callable[[list[int]], str], stop: Sequence[str] = (), verbatim: bool = False
+) -> Iterator[str]:
     """The text of a stream of tokens, a piece at a time; the pieces joined are `to_text` of all tokens.
 
-    The last word is held back until the next one begins, for cleaning may still change it ("do n't" -> "don't").
+    The last word is held back until the next one begins, for cleaning may still change it ("do n't" -> "don't"); of
+    `verbatim` texts, half a character is. So is what may be the beginning of one of the strings `stop`.
     """
     seen: list[int] = []
     given = text = ""
     for token in tokens:
         seen.append(token)
         text = to_text(seen)
-        whole = text[: text.rfind(" ") + 1].rstrip()
+        whole = text.rstrip("\ufffd") if verbatim else text[: text.rfind(" ") + 1].rstrip()
+        begun = [n for end in stop for n in range(1, len(end)) if whole.endswith(end[:n])]
+        whole = whole[: len(whole) - max(begun, default=0)]
         if len(whole) > len(given) and whole.startswith(given):
             yield whole[len(given) :]
             given = whole
@@ -263,8 +293,11 @@ def _pick(allowed: Tensor, rule: DecodingRule, generators: Sequence[torch.Genera
 
 
 def _nucleus(allowed: Tensor, rule: DecodingRule) -> Tensor:
-    """Probabilities (R, V) of the smallest set of tokens whose mass reaches top_p; the others get 0."""
+    """Probabilities (R, V) of the smallest set of the top_k tokens whose mass reaches top_p; the others get 0."""
     probabilities, order = (allowed / rule.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    if rule.top_k:
+        probabilities[:, rule.top_k :] = 0.0
+        probabilities = probabilities / probabilities.sum(dim=-1, keepdim=True)
     mass_before = probabilities.cumsum(dim=-1) - probabilities
     probabilities = probabilities.masked_fill(mass_before >= rule.top_p, 0.0)
     return torch.zeros_like(allowed).scatter(1, order, probabilities)

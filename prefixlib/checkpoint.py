@@ -319,6 +319,11 @@ def save_task(directory: Path | str, task: Mapping[str, Any]) -> None:
     files.write_json(Path(directory) / TASK, {"format": FORMAT, "task": dict(task)})
 
 
+def saved_task(directory: Path | str) -> dict[str, Any]:
+    """What a prefix or a tuned model was trained for; {} where the folder does not say."""
+    return read_config(directory)["task"] if is_checkpoint(directory) else load_task(directory)
+
+
 def load_task(directory: Path | str) -> dict[str, Any]:
     """What a fine-tuned model was trained for: from task_config.json, or the original's config.json; {} if unknown."""
     path, config_path = Path(directory) / TASK, Path(directory) / "config.json"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixlib import files
+from prefixlib.config_file import expand
 from prefixlib.errors import UserError
 from prefixlib.settings import TUNING_MODES, Flags, Parser, Training, explicit_flags, flag, refuse_together
 from prefixlib.tasks import DEMO, find_task
@@ -61,6 +62,7 @@ def parse(parser: Parser, argv: Sequence[str], settings: type[Training], tree: s
 
     Raises UserError where they contradict other flags. The settings are not checked yet.
     """
+    argv = expand(argv, parser)
     if "--demo=yes" in argv or ("--demo", "yes") in itertools.pairwise(argv):
         argv = ["--mode", demo_mode, *argv]  # a --mode of its own comes later and wins
     args, given = parser.parse_args(argv), explicit_flags(parser, argv)
@@ -123,11 +125,13 @@ def tuning_label(settings: Training) -> str | None:
 
 
 def as_words(values: Mapping[str, object]) -> list[str]:
-    """{"preseqlen": 5, "cache_dir": None} -> ["--preseqlen", "5"]: None is left out, "-" may start a value."""
+    """{"preseqlen": 5, "cache_dir": None} -> ["--preseqlen", "5"]: None is left out, "-" may start a value.
+
+    The flag of a tuple is repeated for each of its parts.
+    """
     words = []
     for name, value in values.items():
-        if value is not None:
-            text = str(value)
+        for text in map(str, value if isinstance(value, tuple) else [] if value is None else [value]):
             words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
     return words
 

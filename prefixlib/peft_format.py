@@ -45,7 +45,6 @@ class Adapter:
     layers: int  # L
     heads: int  # H
     base: Mapping[str, Any]  # {"name": hub id, folder or None, "revision": str or None}
-    prompt: str = ""  # a prompt as training had them
 
 
 def write(directory: Path, adapter: Adapter) -> None:
@@ -138,13 +137,9 @@ on training an adapter that it has loaded.
 
 ```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained({name or "BASE"!r}{revision})
 model = PeftModel.from_pretrained(base, ".")  # "." is this folder
-tokenizer = AutoTokenizer.from_pretrained({name or "BASE"!r}{revision})
-prompt = tokenizer({adapter.prompt!r}, add_special_tokens=False, return_tensors="pt")  # as in training
-output = model.generate(**prompt, max_new_tokens=50)
-print(tokenizer.decode(output[0, prompt.input_ids.shape[1] :]))
 ```
 """

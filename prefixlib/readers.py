@@ -71,10 +71,10 @@ def relations_of(source: str) -> tuple[str, ...]:
     return tuple(parts[1] for parts in triples if len(parts) >= 3)
 
 
-def group_records(records: Iterable[Record]) -> list[Group]:
+def group_records(records: Iterable[Record], strip: bool = True) -> list[Group]:
     """One group per distinct (source, fields), in order of first occurrence, with its references in file order.
 
-    References are stripped, whitespace-only ones dropped; texts that training skips are kept.
+    References are stripped unless told otherwise, whitespace-only ones dropped; texts that training skips are kept.
     """
     references: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     categories: dict[tuple[str, tuple[str, ...]], str] = {}
@@ -83,7 +83,7 @@ def group_records(records: Iterable[Record]) -> list[Group]:
         texts = references.setdefault(key, [])
         categories.setdefault(key, record.category)
         if record.target.strip():
-            texts.append(record.target.strip())
+            texts.append(record.target.strip() if strip else record.target)
     return [Group(key[0], tuple(texts), categories[key], key[1]) for key, texts in references.items()]
 
 
@@ -128,7 +128,7 @@ def _pairs(path: Path, bars: str, left: str, right: str, blind: bool = False) ->
             continue
         parts = line.split(bars)
         if len(parts) != 2 or not parts[0].strip():
-            raise UserError(f"{path}:{number}: expected {left}{bars}{right}, found {_short(line)}")
+            raise UserError(f"{path}:{number}: expected {left}{bars}{right}, found {short(line)}")
         yield parts[0], parts[1]
 
 
@@ -199,7 +199,7 @@ def read_parallel(path: Path, blind: bool = False) -> Iterator[Record]:
     for number, target in targets:
         if not is_blank(target):
             raise UserError(
-                f"{targets_path}:{number}: expected the end of file, as in {path.name}, found {_short(target)}"
+                f"{targets_path}:{number}: expected the end of file, as in {path.name}, found {short(target)}"
             )
 
 
@@ -221,7 +221,7 @@ def _read_json(path: Path) -> object:
 
 def _expect(condition: bool, path: Path, place: str, expected: str, found: object) -> None:
     if not condition:
-        raise UserError(f"{path}: {place}: expected {expected}, found {_short(found)}")
+        raise UserError(f"{path}: {place}: expected {expected}, found {short(found)}")
 
 
 def _text(path: Path, place: str, holder: object, key: str) -> str:
@@ -232,8 +232,13 @@ def _text(path: Path, place: str, holder: object, key: str) -> str:
 
 
 def _check_text(path: Path, place: str, text: str) -> None:
-    """Raise UserError for a text that holds the separator, or half a character (a lone surrogate, "\\ud83d")."""
+    """Raise UserError for a text that holds the separator, or half a character."""
     _expect(SEPARATOR not in text, path, place, f"a text without {SEPARATOR!r}", text)
+    check_whole(path, place, text)
+
+
+def check_whole(path: Path, place: str, text: str) -> None:
+    """Raise UserError for a text with half a character in it: a lone surrogate, "\\ud83d"."""
     halves = [character for character in text if "\ud800" <= character <= "\udfff"]
     _expect(not halves, path, place, f"whole characters, not half of one ({''.join(halves)!r})", text)
 
@@ -287,6 +292,7 @@ def read_dart(path: Path, blind: bool = False) -> Iterator[Record]:
             yield Record(source, "", False, relations, "")
 
 
-def _short(found: object, limit: int = 60) -> str:
+def short(found: object, limit: int = 60) -> str:
+    """What was found, as Python writes it, in at most `limit` characters."""
     shown = repr(found)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

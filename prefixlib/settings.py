@@ -12,16 +12,22 @@ import argparse
 import dataclasses
 import difflib
 import math
+import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from prefixlib import config_file
 from prefixlib.errors import UserError
+from prefixlib.tables import TARGET, Columns, check_template
+from prefixlib.tasks import OWN_DATA
 
 TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
 WITH_PREFIX = ("prefixtune", "bothtune")
+SAMPLING = ("top_p", "top_k", "temperature")  # how tokens are drawn
+DECODE = ("valid", "test", "both", "none")
 QUANTIZATIONS = ("no", "4bit", "8bit", "int8")
 
 # Bounds of a search, in both trees: beyond them numbers overflow, no token is left, or memory does not do.
@@ -54,6 +60,7 @@ def flag(
     """A dataclass field that is a flag.
 
     low, above, below: the bounds of a number, the first included; every number must be finite. names: other spellings.
+    The flag of a tuple of texts may be given several times.
     """
     metadata = {"help": help, "group": group, "choices": choices and tuple(choices), "names": names}
     return dataclasses.field(default=default, metadata={**metadata, "low": low, "above": above, "below": below})
@@ -64,6 +71,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **kwargs})
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does it, the flags of a --config file put in front."""
+        words = list(sys.argv[1:] if args is None else args)
+        takes_file = config_file.FLAG in self._option_string_actions
+        return super().parse_known_args(config_file.expand(words, self) if takes_file else words, namespace)
 
     def error(self, message: str):
         self.exit(2, f"error: {message}{self._did_you_mean(message)} (see {self.prog} --help)\n")
@@ -85,6 +98,12 @@ class Flags:
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         """Add a flag for every field, in groups."""
+        if config_file.FLAG not in parser._option_string_actions:
+            parser.add_argument(
+                config_file.FLAG,
+                metavar="FILE",
+                help="flags out of a file: FILE.yaml, or a run's results.json or command.txt; the command line wins",
+            )
         groups = {group.title: group for group in parser._action_groups}
         for field in fields(cls):
             about = field.metadata
@@ -95,6 +114,8 @@ class Flags:
             if kind is bool:
                 choices = about["choices"] or (True, False)
                 options |= {"type": str, "choices": tuple(map(spelled, choices)), "default": spelled(field.default)}
+            if kind is tuple:
+                options |= {"action": _Collect, "type": unescaped}
             groups[about["group"]].add_argument(f"--{field.name}", *about["names"], dest=field.name, **options)
 
     @classmethod
@@ -129,6 +150,9 @@ class Flags:
                 wanted = out_of_bounds(value, about["low"], about["above"], about["below"])
                 if wanted:
                     raise UserError(f"{shown}: must be {wanted}")
+            elif kind is tuple:
+                if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
+                    raise UserError(f"--{field.name} {value!r}: must be texts that are not empty")
             elif not isinstance(value, kind):
                 raise UserError(f"{shown}: must be {'yes or no' if kind is bool else 'a text'}, not {value!r}")
             if about["choices"] and value not in about["choices"]:
@@ -160,7 +184,20 @@ def _kind(field: dataclasses.Field) -> type:
     """The type of a flag's value, without the None of one that may be left out."""
     if isinstance(field.type, types.UnionType):
         return next(kind for kind in field.type.__args__ if kind is not types.NoneType)
-    return field.type
+    return tuple if isinstance(field.type, types.GenericAlias) else field.type
+
+
+class _Collect(argparse.Action):
+    """A flag that may be given several times; `append` would want its default to be a list."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        known = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, (*(known if isinstance(known, tuple) else ()), value))
+
+
+def unescaped(text: str) -> str:
+    r"""A text in which \n and \t stand for a line break and a tab."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def out_of_bounds(
@@ -239,6 +276,31 @@ def explicit_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[
     return {name for name, value in vars(parsed).items() if value is not unset}
 
 
+def choose_strategy(mode: str, given: str | None, usual: str, temperature: float, sampled: bool) -> str:
+    """The strategy that is given, else the task's `usual` one.
+
+    Temperature 0 is greedy. `sampled`: whether a flag of sampling is away from its default; then one's own pairs are
+    drawn. Raises UserError for a temperature between 0 and the least that numbers allow.
+    """
+    least = SEARCH_BOUNDS["temperature"]["low"]
+    if 0 < temperature < least:
+        raise UserError(f"--temperature {temperature}: 0, which is greedy, or at least {least}")
+    if given is None:
+        given = "nucleus" if temperature == 0 or (sampled and mode in OWN_DATA) else usual
+    return "greedy" if given == "nucleus" and temperature == 0 else given
+
+
+def strategy_of(settings: Flags, mode: str, usual: str, beams: Sequence[str]) -> str:
+    """The strategy of decoding settings. Raises UserError for a flag without effect; `beams`: those of beam search."""
+    sampled = any(getattr(settings, name) != settings.default(name) for name in SAMPLING)
+    strategy = choose_strategy(mode, settings.strategy, usual, settings.temperature, sampled)
+    for name, owner in {**dict.fromkeys(SAMPLING, "nucleus"), **dict.fromkeys(beams, "beam")}.items():
+        made_greedy = owner == "nucleus" and strategy == "greedy" and settings.temperature == 0
+        if strategy != owner and getattr(settings, name) != settings.default(name) and not made_greedy:
+            refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {owner}")
+    return strategy
+
+
 # The settings of one tuning mode alone: its checkpoints hold them, and a resumed run must repeat them.
 TUNING_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "finetune-top": ("top_layers", "top_embeddings"),
@@ -256,6 +318,13 @@ class Training(Flags):
     test_file: str | None = flag(None, "test file", TASK)
     data_dir: str | None = flag(
         None, "folder of all data sets (e2e_data/, xsum/, ...), or the task's own (default: data/)", TASK
+    )
+    source_column: str | None = flag(
+        None, "mode text: the column of the sources (default: source, or messages: conversations)", TASK
+    )
+    target_column: str | None = flag(None, "mode text: the column of the targets (default: target)", TASK)
+    source_template: str | None = flag(
+        None, 'mode text: what is put around every source, e.g. "Summarise: {source}"', TASK
     )
     max_source_length: int | None = flag(None, "most tokens of a source (default: the task's)", TASK, low=1)
     val_max_target_length: int | None = flag(None, "most tokens of a dev text (default: the task's)", TASK, low=1)
@@ -343,6 +412,44 @@ class Training(Flags):
     )
     overwrite_output_dir: bool = flag(False, "train into a folder that holds an earlier result", RECORDS)
     disable_tqdm: bool = flag(False, "no progress bars", RECORDS)
+    decode: str | None = flag(
+        None,
+        "what is decoded and scored after training (default: mode text the test file if there is one, else the dev "
+        "file; other modes both in gpt2/, none in seq2seq/)",
+        RECORDS,
+        choices=DECODE,
+    )
+
+    @property
+    def columns(self) -> Columns:
+        """Which columns of a table are read (mode text)."""
+        return Columns(self.source_column, self.target_column or TARGET)
+
+    def splits_to_decode(self, has_test: bool, usual: tuple[str, ...]) -> tuple[str, ...]:
+        """The files that are decoded after training: those of --decode, else the task's: `usual` for the paper's.
+
+        Raises UserError where a test file is asked for and there is none.
+        """
+        if self.decode is None:
+            if self.mode in OWN_DATA:
+                return ("test",) if has_test else ("valid",)
+            return usual
+        if self.decode in ("test", "both") and not has_test:
+            raise UserError(f"--decode {self.decode}: there is no test file; pass --test_file")
+        return {"both": ("valid", "test"), "none": ()}.get(self.decode, (self.decode,))
+
+    def check_conversations(self) -> None:
+        """Raise UserError for flags that change the text of a source, where conversations have their own form."""
+        for name in ("source_template", "use_lowdata_token"):
+            if getattr(self, name):
+                refuse_together(f"--{name}", "a column of messages", "the model's own chat template is used")
+
+    def data_settings(self) -> dict[str, str]:
+        """How one's own pairs are read, for the checkpoint: decoding follows it, a resumed run must repeat it."""
+        if self.mode not in OWN_DATA:
+            return {}
+        names = ("source_column", "target_column", "source_template")
+        return {name: getattr(self, name) or "" for name in names}
 
     @property
     def has_prefix(self) -> bool:
@@ -374,6 +481,7 @@ class Training(Flags):
         if self.train_file and not self.eval_file:
             raise UserError("--train_file needs --eval_file, the dev file that goes with it")
         self.check_only_with(SHARED_RULES)
+        check_template(self.source_template)
         for first, second, why in (
             ("bf16", "fp16", "one precision per run"),
             ("resume", "overwrite_output_dir", "resuming keeps what is there"),
@@ -402,7 +510,12 @@ class Training(Flags):
 
 
 _NO_LAYERS, _NO_ADAPTERS, _NO_MLP = "the others train no chosen layers", "there are no adapters", "there is no MLP"
+TABLE_RULES = tuple(
+    Only(name, "mode", OWN_DATA, "the task's files have no columns to choose from")
+    for name in ("source_column", "target_column", "source_template")
+)
 SHARED_RULES = (
+    *TABLE_RULES,
     *(
         Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
         for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")

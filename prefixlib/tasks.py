@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefixlib import readers
+from prefixlib import readers, tables
 from prefixlib.errors import UserError
 from prefixlib.readers import SEPARATOR, Group, Record, group_records
+from prefixlib.tables import Columns
 
 DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 SPLITS = ("train", "valid", "test")
@@ -76,6 +77,8 @@ class Task:
     target_spaces: tuple[str, str] = (" ", " ")
     grouped: bool = True  # False: equal inputs stay apart, each with its own reference (classification)
     is_table: bool = False  # the input is data, not a text
+    verbatim: bool = False  # texts stay as they are: line breaks may be generated, nothing is stripped or cleaned
+    example: str = "The text to read."  # an input, for the example that an export brings
     gpt2: InGPT2 | None = None
     seq2seq: InSeq2Seq | None = None
     # tree -> what is tuned -> flags: the paper's (its Tables 6 and 8) and those that suit the bundled models
@@ -148,6 +151,7 @@ ROWS = (
         metrics="e2e",
         prepare="e2e",
         linearise=readers.linearise_meaning,
+        example="name : The Eagle | Type : pub",
         fields_of=readers.slots_of,
         is_table=True,
         gpt2=InGPT2("save_e2e_models_convcheck"),
@@ -170,6 +174,7 @@ ROWS = (
         metrics="webnlg",
         prepare="webnlg",
         linearise=readers.linearise_webnlg,
+        example=" | Aarhus_Airport : cityServed : Aarhus",
         fields_of=readers.relations_of,
         is_table=True,
         gpt2=InGPT2("webnlg_models"),
@@ -192,6 +197,7 @@ ROWS = (
         metrics="dart",
         prepare="dart",
         linearise=readers.linearise_dart,
+        example="Aarhus_Airport : cityserved : Aarhus",
         fields_of=readers.relations_of,
         is_table=True,
         gpt2=InGPT2("triples_models"),
@@ -333,6 +339,29 @@ ROWS = (
         gpt2=InGPT2("classification_models", "greedy"),
         demo_epoch=8,
     ),
+    # one's own pairs: columns of a table
+    Task(
+        "text",
+        tables.read,
+        _files("text/{}.jsonl"),
+        metrics="text",
+        linearise=tables.as_chat,
+        source_spaces=_NONE,
+        target_spaces=_NONE,
+        verbatim=True,
+        blind=True,
+        gpt2=InGPT2("text_models"),
+        seq2seq=InSeq2Seq(
+            "text",
+            "text_models",
+            _lengths(1024, 512, 512, 512),
+            num_beams=5,
+            min_length=0,
+            max_length=142,
+            no_repeat_ngram_size=0,
+            early_stopping=False,
+        ),
+    ),
 )
 
 # What --demo yes sets unless the command line does: a few settings tried by hand, no search. tree -> what is tuned
@@ -356,6 +385,7 @@ DEMO: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 TASKS: Mapping[str, Task] = {row.name: row for row in ROWS}
 GPT2_MODES = tuple(row.name for row in ROWS if row.gpt2)
+OWN_DATA = tuple(row.name for row in ROWS if row.verbatim)
 SEQ2SEQ_MODES = tuple(row.seq2seq.name for row in ROWS if row.seq2seq)
 _BY_ANY_NAME = {**{row.seq2seq.name: row for row in ROWS if row.seq2seq}, **TASKS}
 
@@ -373,7 +403,7 @@ def find_task(mode: str) -> Task:
 def prompt_text(mode: str, source: str, separator: str) -> str:
     """The prompt of training and decoding, e.g. `" SRC <|endoftext|>"`; UserError if the source holds `separator`."""
     before, after = find_task(mode).source_spaces
-    return f"{before}{_without(separator, source)}{after}{separator}"
+    return f"{before}{without(separator, source)}{after}{separator}"
 
 
 def training_text(mode: str, source: str, target: str, separator: str) -> tuple[str, str]:
@@ -382,10 +412,11 @@ def training_text(mode: str, source: str, target: str, separator: str) -> tuple[
     The loss counts the continuation alone: target and final separator (and the space before it, where there is one).
     """
     before, after = find_task(mode).target_spaces
-    return prompt_text(mode, source, separator), f"{before}{_without(separator, target)}{after}{separator}"
+    return prompt_text(mode, source, separator), f"{before}{without(separator, target)}{after}{separator}"
 
 
-def _without(separator: str, text: str) -> str:
+def without(separator: str, text: str) -> str:
+    """The text. Raises UserError where it holds the separator."""
     if separator in text:
         start = text[:60] + ("…" if len(text) > 60 else "")
         raise UserError(f"{separator!r} separates source and target and cannot stand inside a text: {start!r}")
@@ -444,18 +475,31 @@ def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path
     return own if own.is_file() and not path.is_file() else path
 
 
-def iter_records(mode: str, path: str | Path, blind: bool = False) -> Iterator[Record]:
+def given_file(mode: str, given: str, split: str) -> Path:
+    """What a flag names: a file, or where the task is one's own pairs also a saved data set or one of the hub."""
+    return tables.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
+
+
+def is_there(mode: str, path: Path) -> bool:
+    """Whether `path` can be read, as far as that shows before it is."""
+    return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or tables.is_hub(path)))
+
+
+def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> Iterator[Record]:
     """Yield the file's records in file order (text formats one line at a time, JSON read whole).
 
-    blind: for decoding, which needs the inputs alone.
+    blind: for decoding, which needs the inputs alone. columns: which are read, where the task's file is a table.
 
     Raises UserError for a missing or empty file, text not in UTF-8, a malformed line or entry, a separator in a text.
     """
     task, path = find_task(mode), Path(path)
-    if not path.is_file():
+    if not is_there(mode, path):
         raise UserError(f"{path}: no such file for mode {mode}; {where_to_get(mode)}")
     empty = True
-    for record in task.read(path, blind=True) if blind and task.blind else task.read(path):
+    how: dict[str, Any] = {"blind": True} if blind and task.blind else {}
+    if task.verbatim and columns:
+        how["columns"] = columns
+    for record in task.read(path, **how):
         empty = False
         yield record
     if empty:
@@ -469,20 +513,20 @@ def where_to_get(mode: str) -> str:
     return f"{prepared}pass a file of your own (--train_file, --eval_file, --test_file) or its folder (--data_dir)"
 
 
-def read_records(mode: str, path: str | Path, blind: bool = False) -> list[Record]:
+def read_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Record]:
     """All records of a file, in file order; raises as iter_records."""
-    return list(iter_records(mode, path, blind))
+    return list(iter_records(mode, path, blind, columns))
 
 
-def read_groups(mode: str, path: str | Path, blind: bool = False) -> list[Group]:
+def read_groups(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Group]:
     """The inputs of a file with their references, as they are decoded and scored; raises as iter_records.
 
     Distinct inputs, save where every line counts for itself: classification, whose accuracy is over the lines, and
     inputs that come without references (`blind`), each of which gets its line of output.
     """
-    records = read_records(mode, path, blind)
-    if find_task(mode).grouped and not (blind and not any(record.target.strip() for record in records)):
-        return group_records(records)
+    task, records = find_task(mode), read_records(mode, path, blind, columns)
+    if task.grouped and not (blind and not any(record.target.strip() for record in records)):
+        return group_records(records, strip=not task.verbatim)
     return [group for record in records for group in group_records([record])]
 
 

@@ -1,12 +1,12 @@
 """Take a prefix to other tools, or fetch one from them.
 
 python scripts/export.py CHECKPOINT --to peft      a folder for peft.PeftModel.from_pretrained (decoder-only models)
-python scripts/export.py CHECKPOINT --to kv        plain keys and values per layer, with an example that loads them
+python scripts/export.py CHECKPOINT --to kv        plain keys and values per layer
+python scripts/export.py CHECKPOINT --to cache     what transformers.DynamicCache needs (decoder-only models)
 python scripts/export.py ADAPTER --from peft --mode webnlg --output_dir OUT     a checkpoint that gpt2/gen.py decodes
 """
 
 import argparse
-import contextlib
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from formats import kv
+from formats import example, kv
 from gpt2 import model as gpt2_model
 from gpt2 import train_control
 from gpt2.frozen_lm import shape_of
@@ -25,7 +25,7 @@ from prefixlib import checkpoint, files, original, peft_format
 from prefixlib.base_model import HUB_IDS, choose_base, load_config
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.settings import Parser, refuse_together
-from prefixlib.tasks import GPT2_MODES, as_group, prompt_text
+from prefixlib.tasks import GPT2_MODES
 from seq2seq import model as seq2seq_model
 from seq2seq import prefixTuning as seq2seq_prefix
 from seq2seq.frozen_lm import shares_rows
@@ -33,8 +33,9 @@ from seq2seq.frozen_lm import shares_rows
 log = logging.getLogger("export")
 
 WRITTEN = {
-    "peft": {peft_format.CONFIG, peft_format.WEIGHTS, peft_format.CARD},
-    "kv": {kv.ARRAYS, kv.SHAPES, kv.CARD},
+    "peft": {peft_format.CONFIG, peft_format.WEIGHTS, peft_format.CARD, example.NAME},
+    "kv": {kv.ARRAYS, kv.SHAPES, kv.CARD, example.NAME},
+    "cache": {kv.CACHE, kv.CARD, example.NAME},
 }
 KV_SITES = {"self": kv.DECODER, "cross": kv.CROSS, "encoder": kv.ENCODER}
 
@@ -46,9 +47,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "source", help="with --to: a prefix checkpoint, ours or the original's; with --from: an adapter"
     )
     way = parser.add_mutually_exclusive_group(required=True)
-    way.add_argument("--to", choices=tuple(WRITTEN), help="peft: a PEFT adapter; kv: plain keys and values")
+    way.add_argument(
+        "--to", choices=tuple(WRITTEN), help="peft: a PEFT adapter; kv: keys and values; cache: a DynamicCache"
+    )
     way.add_argument("--from", dest="from_", choices=("peft",), help="read a PEFT adapter, write a checkpoint")
-    parser.add_argument("--output_dir", help="a new folder (default with --to: `peft` or `kv` inside the checkpoint)")
+    parser.add_argument("--output_dir", help="a new folder (default with --to: its name, inside the checkpoint)")
     parser.add_argument(
         "--model_name_or_path", help="base model, where the source names none or it has moved (default: the source's)"
     )
@@ -70,6 +73,8 @@ def export_prefix(args: argparse.Namespace) -> Path:
             f"--to peft cannot hold {directory}: PEFT prefixes only the decoder's self-attention of an encoder-decoder "
             "and shifts its positions; use --to kv"
         )
+    if args.to == "cache" and is_seq2seq:
+        raise UserError(f"--to cache cannot hold {directory}: an encoder-decoder has several caches; use --to kv")
     tree = seq2seq_model if is_seq2seq else gpt2_model
     loaded = tree.load_prefix(directory)
     if not is_seq2seq:
@@ -78,33 +83,41 @@ def export_prefix(args: argparse.Namespace) -> Path:
     if args.model_name_or_path:
         config = load_config(base["name"], revision=base["revision"])
         tree.check_fits(loaded.config, config, directory, base["name"])
+    prompt = example.Prompt(loaded.task, not is_seq2seq, is_seq2seq or loaded.config.format_mode != "nopeek")
     if args.to == "peft":
         if loaded.config.head_shapes:
             raise UserError(f"--to peft cannot hold {directory}: its layers differ in their heads; use --to kv")
-        shape = loaded.config.n_layer, loaded.config.n_head
-        adapter = peft_format.Adapter(loaded.flat, *shape, base, example_prompt(loaded))
-        return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter))
+        adapter = peft_format.Adapter(loaded.flat, loaded.config.n_layer, loaded.config.n_head, base)
+        code = example.with_peft(prompt, base)
+        return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter), prompt, code)
     keys_values = kv.KeysValues(
         sites=cut_seq2seq(loaded) if is_seq2seq else cut_gpt2(loaded),
         family=seq2seq_prefix.FAMILY if is_seq2seq else train_control.FAMILY,
         text_starts_at=0 if is_seq2seq else loaded.flat.shape[0],
         base=base,
         task=loaded.task,
-        prompt="" if is_seq2seq else example_prompt(loaded),
         settable_positions=not is_seq2seq or has_settable_positions(base),
     )
-    return write_folder(args, directory, lambda folder: kv.write(folder, keys_values))
+    code = example_of(args.to, prompt, keys_values) if keys_values.settable_positions else ""
+    write = kv.write_cache if args.to == "cache" else kv.write
+    return write_folder(args, directory, lambda folder: write(folder, keys_values), prompt, code)
 
 
-def example_prompt(loaded: gpt2_model.SavedPrefix) -> str:
-    """A prompt as the checkpoint's training had them: its task's template, its base model's separator."""
-    mode, separator = loaded.task.get("mode") or "data2text", loaded.task.get("separator") or "<|endoftext|>"
-    if loaded.config.format_mode == "nopeek":
-        return separator
-    for sample in ({"name": "The Eagle", "Type": "pub"}, [("The Eagle", "type", "pub")]):
-        with contextlib.suppress(UserError):
-            return prompt_text(mode, as_group(mode, sample).source, separator)
-    return prompt_text(mode, "The Eagle is a pub.", separator)
+def example_of(to: str, prompt: example.Prompt, prefix: kv.KeysValues) -> str:
+    """The code of example.py for --to kv or cache."""
+    numbers = {name: len(prefix.sites.get(site, ())) for name, site in KV_SITES.items()}
+    length = prefix.sites[kv.DECODER][0][0].shape[1] if numbers["self"] else 0
+    if prefix.family == seq2seq_prefix.FAMILY:
+        return example.encoder_decoder(prompt, prefix.base, kv.ARRAYS, length, numbers)
+    lines = CACHE_LINES if to == "cache" else KV_LINES.format(layers=numbers["self"])
+    return example.decoder_only(prompt, prefix.base, lines, "from safetensors.torch import load_file", length)
+
+
+KV_LINES = f"""prefix, name = load_file(HERE / "{kv.ARRAYS}"), "{kv.DECODER}.layer_{{{{}}}}.{{{{}}}}"
+layers = range({{layers}})
+past = DynamicCache([[prefix[name.format(n, kind)][None] for kind in ("key", "value")] for n in layers])"""
+CACHE_LINES = f"""states = load_file(HERE / "{kv.CACHE}")
+past = DynamicCache(list(zip(states["keys"], states["values"])))"""
 
 
 def has_settable_positions(base: Mapping[str, Any]) -> bool:
@@ -140,7 +153,7 @@ def check_same_for_all(config: train_control.PrefixConfig, directory: Path, to: 
 def base_of(saved: dict[str, Any], given: str | None, directory: Path) -> dict[str, str | None]:
     """{"name", "revision"} of the base model to write down; without --model_name_or_path, as the checkpoint has it."""
     if given is None:
-        return dict(saved)
+        return example.path_of(saved, directory)
     name, revision = choose_base(saved, given, directory)
     return {"name": name, "revision": revision}
 
@@ -177,8 +190,17 @@ def import_adapter(args: argparse.Namespace) -> Path:
     )
 
 
-def write_folder(args: argparse.Namespace, source: Path, write: Callable[[Path], None]) -> Path:
-    """Fill --output_dir whole or not at all; returns it. Raises UserError rather than remove what others put there."""
+def write_folder(
+    args: argparse.Namespace,
+    source: Path,
+    write: Callable[[Path], None],
+    prompt: example.Prompt | None = None,
+    code: str = "",
+) -> Path:
+    """Fill --output_dir whole or not at all; returns it. Raises UserError rather than remove what others put there.
+
+    An export also gets `code` as its example.py, and its README says how the prompt looks.
+    """
     target = Path(args.output_dir).expanduser() if args.output_dir else source / args.to
     target = target.resolve()
     there = {path.name for path in target.iterdir()} if target.is_dir() else set()
@@ -189,6 +211,10 @@ def write_folder(args: argparse.Namespace, source: Path, write: Callable[[Path],
     def fill(folder: Path) -> None:
         folder.mkdir()
         write(folder)
+        if prompt is not None and code:
+            files.write_text(folder / example.NAME, code)
+            card = folder / kv.CARD
+            files.write_text(card, card.read_text(encoding="utf-8") + example.readme(prompt))
 
     files.replace_directory(target, fill)
     return target

@@ -16,7 +16,7 @@ from prefixlib.errors import UserError, one_line_errors
 from prefixlib.files import check_can_write, write_json
 from prefixlib.settings import Parser, add_number
 
-TASKS = ("e2e", "webnlg", "dart", "xsum", "cnn_dm", "classify-sentiment", "classify-topic")
+TASKS = ("e2e", "webnlg", "dart", "xsum", "cnn_dm", "classify-sentiment", "classify-topic", "text")
 MODES = ("data2text", "triples", "cnndm")  # the data modes' names for e2e, dart and cnn_dm
 COMPARE_SAMPLES = 1000
 FEW_SAMPLES = 100  # with fewer, the bounds of a 95 % interval are one or two resamples

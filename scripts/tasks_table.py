@@ -82,8 +82,9 @@ def _texts() -> str:
     rows = []
     for row in (row for row in ROWS if row.gpt2):
         layout = "".join(training_text(row.name, "SOURCE", "TARGET", SEPARATOR))
-        record = next(iter_records(row.name, data_file(row.name, "train", DEMO_DATA)))
-        example = prompt_text(row.name, record.source, SEPARATOR).replace("\n", r"\n")
+        path = data_file(row.name, "train", DEMO_DATA)
+        source = row.example if row.verbatim else next(iter_records(row.name, path)).source
+        example = prompt_text(row.name, source, SEPARATOR).replace("\n", r"\n")
         if len(example) > LONGEST_EXAMPLE:
             example = f"{example[:LONGEST_EXAMPLE]}…"
         rows.append((code(row.name), code(layout), code(example), "yes" if row.linearise else None))
@@ -186,7 +187,7 @@ def _names_of(found: Mapping[str, dataclasses.Field]) -> str:
 
 
 def _default(field: dataclasses.Field) -> str:
-    return "–" if field.default in (None, "") else code(spelled(field.default))
+    return "–" if field.default in (None, "", ()) else code(spelled(field.default))
 
 
 def _choices(found: Mapping[str, dataclasses.Field]) -> str | None:

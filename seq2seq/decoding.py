@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedCon
 from transformers.modeling_outputs import BaseModelOutput
 
 from prefixlib import attention
-from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, sample
+from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, cut_at, sample, stop_rule
 from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.head import Head
@@ -23,8 +23,6 @@ from prefixlib.settings import SEARCH_BOUNDS, out_of_bounds
 from prefixlib.tasks import clean_up, find_task
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, end_token, max_positions, shares_rows, start_token
 from seq2seq.prefix_lm import encoder_mask, pack_sources
-
-STRATEGIES = ("beam", "greedy", "nucleus")
 
 
 @dataclass(frozen=True)
@@ -282,10 +280,19 @@ def decode(
     return results
 
 
-def to_text(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """Generated tokens as one line of text, cleaned as the original's decoding did."""
+def to_text(tokenizer: Any, tokens: Sequence[int], verbatim: bool = False, stop: Sequence[str] = ()) -> str:
+    """Generated tokens as text up to the first of the strings `stop`.
+
+    Unless `verbatim`, on one line, cleaned as the original's decoding did.
+    """
     text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return clean_up(text)
+    text = cut_at(text, stop)
+    return text if verbatim else clean_up(text)
+
+
+def stops(tokenizer: Any, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
+    """What ends an output at one of the strings `stop`, for a DecodingRule; None without strings."""
+    return stop_rule(stop, lambda tokens: tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 def decoding_rule(
@@ -300,7 +307,9 @@ def decoding_rule(
     length_pen: float | None = None,
     force_bos: bool = False,
     top_p: float = 1.0,
+    top_k: int = 0,
     temperature: float = 1.0,
+    stop: Callable[[Sequence[int]], bool] | None = None,
 ) -> DecodingRule:
     """The search of the task; settings that are not None replace the task's.
 
@@ -309,7 +318,8 @@ def decoding_rule(
     """
     row, limit = find_task(mode).seq2seq, max_positions(config)
     min_length = row.min_length if min_length is None else min_length
-    max_length = row.max_length if max_length is None else max_length
+    if max_length is None:  # texts of one's own are as long as the model allows
+        max_length = min(row.max_length, limit) if find_task(mode).verbatim else row.max_length
     if max_length > limit or max_length < max(min_length, 2):
         raise UserError(
             f"--max_length {max_length}: at least --min_length {min_length} and at most the model's {limit} positions"
@@ -319,6 +329,8 @@ def decoding_rule(
         raise UserError(f"--force_bos yes: a {config.model_type} model has no token that begins a text")
     if top_p > 1:
         raise UserError(f"top_p {top_p}: must be at most 1")
+    if top_k < 0:
+        raise UserError(f"top_k {top_k}: must be at least 0")
     try:
         rule = DecodingRule(
             eos_token_id=end_token(config),
@@ -331,7 +343,9 @@ def decoding_rule(
             forced_first_token_id=first,
             forced_last_token_id=end_token(config),
             top_p=top_p,
-            temperature=temperature,
+            top_k=top_k,
+            temperature=temperature or 1.0,  # 0 is greedy, which takes none
+            stop=stop,
         )
     except ValueError as error:
         raise UserError(f"decoding settings: {error}") from error

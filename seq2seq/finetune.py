@@ -11,24 +11,25 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, original, processes, record, schedule
+from prefixlib import checkpoint, files, original, processes, record, schedule, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.settings import Parser, explicit_flags
-from prefixlib.tasks import find_task
+from prefixlib.tables import Chat, Columns
+from prefixlib.tasks import OWN_DATA, find_task, is_there, without
 from seq2seq.callbacks import Checkpoints, LogLines
-from seq2seq.decoding import decoding_rule, to_text
+from seq2seq.decoding import decoding_rule, stops, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
 from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
-from seq2seq.model import Model, load, load_prefix, new, on_device, saved_settings
+from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
 from seq2seq.utils import Example, build_loaders, load_examples
 
 logger = logging.getLogger("seq2seq.finetune")
@@ -42,6 +43,7 @@ class TrainResult:
     scores: dict[str, float]  # on the dev set after the last step: loss, rouge1, rouge2, rougeL, length in tokens
     history: dict[str, list[tuple[int, float]]]  # "train" and "dev": (step, loss per token)
     output_dir: Path
+    decoded: dict[str, dict[str, Any]]  # split -> scores of what was decoded after training: see --decode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,20 +118,14 @@ def train(settings: Settings) -> TrainResult:
 def _train(settings: Settings, output: Path) -> TrainResult:
     resumption = find_resume(settings, output)
     started = time.perf_counter()
-    examples = {
-        split: load_examples(settings.mode, split, settings.file(split), settings.first(split))
-        for split in ("train", "valid")
-    }
-    if settings.test_file:  # a misspelt name shows now, not when the test set is decoded
-        load_examples(settings.mode, "test", settings.file("test"))
+    to_decode = decoded_after_training(settings)
+    examples = read_examples(settings, with_test=bool(settings.test_file) or "test" in to_decode)
     record.seed_everything(settings.seed)
-    first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
-    texts = [text for example in first for text in (example.source, *example.references)]
-    model = new(settings, resuming=resumption is not None, texts=texts)
+    model = new_model(settings, examples, resuming=resumption is not None)
     if resumption and resumption.earlier:
         model.task[schedule.EARLIER] = resumption.earlier
     config = model.base.config
-    loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config)
+    loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
     steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
     rule = decoding_rule(settings.mode, config, **settings.search())
@@ -137,14 +133,9 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     log = LogLines(settings.logging_steps)
     keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
     parameters = model.count_parameters()
-    logger.info(
-        "%s: %d of %d parameters are trained; %d training examples, %d steps",
-        settings.tuning_mode,
-        parameters["trainable"],
-        sum(p.numel() for p in model.lm.parameters()),
-        len(examples["train"]),
-        steps,
-    )
+    numbers = parameters["trainable"], sum(p.numel() for p in model.lm.parameters()), len(examples["train"]), steps
+    words = "%s: %d of %d parameters are trained; %d training examples, %d steps"
+    logger.info(words, settings.tuning_mode, *numbers)
     trainer = generic_train(module, settings, output, loaders, [log, keep], resumption)
     if trainer.is_global_zero:
         model.save(output, module.validation_result)
@@ -161,7 +152,51 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
-    return TrainResult(model, module.validation_result, log.curves, output)
+    decoded = {}
+    for split in to_decode if trainer.is_global_zero else ():
+        found = examples_of(settings, split, settings.columns)
+        decoded[split] = decode_split(settings, model, split, found, output, SEED)
+    return TrainResult(model, module.validation_result, log.curves, output, decoded)
+
+
+def decoded_after_training(settings: Settings) -> tuple[str, ...]:
+    """The splits that are decoded. Raises UserError where a test file is asked for and there is none."""
+    own_training_file = settings.train_file and not settings.test_file  # the standard test set does not belong to it
+    has_test = not own_training_file and is_there(settings.mode, settings.file("test"))
+    return settings.splits_to_decode(has_test, usual=())
+
+
+def new_model(settings: Settings, examples: Mapping[str, Sequence[Example]], resuming: bool) -> Model:
+    """The model to train on these examples. Raises UserError where its tokenizer or chat template cannot take them."""
+    chat = isinstance(examples["train"][0].source, Chat)
+    if chat:
+        settings.check_conversations()
+    first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
+    texts = [text for example in first for text in (example.source, *example.references)]
+    model = new(settings, resuming=resuming, texts=texts)
+    if chat:
+        model.task["chat"] = True
+    if settings.mode in OWN_DATA:
+        check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
+    return model
+
+
+def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:
+    """The examples of training and dev file. A misspelt name of the test file shows now, not when it is decoded."""
+
+    def read(split: str, first: int = -1) -> Sequence[Example]:
+        return load_examples(settings.mode, split, settings.file(split), first, settings.columns)
+
+    if with_test:
+        read("test")
+    return {split: read(split, settings.first(split)) for split in ("train", "valid")}
+
+
+def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
+    """Raise UserError for a text that holds the tokenizer's end of text: it would end there."""
+    for example in examples:
+        for text in (example.source, *example.references):
+            without(tokenizer.eos_token, text)
 
 
 def _finished(settings: Settings, output: Path) -> TrainResult:
@@ -170,7 +205,8 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     history = {name: [tuple(point) for point in points] for name, points in trained.get("curves", {}).items()}
     base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
     model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
-    return TrainResult(model, trained.get("last", {}), history, output)
+    decoded = {split: row["scores"] for split, row in record.read_results(output).get("decoding", {}).items()}
+    return TrainResult(model, trained.get("last", {}), history, output, decoded)
 
 
 def write_results(
@@ -197,7 +233,7 @@ def write_results(
 
 
 def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
-    """Decode the test file with a checkpoint: write test_beam_LENGTHPENALTY and results.json; returns the scores.
+    """Decode the test file, or what --decode says, with a checkpoint; returns the scores of each file.
 
     given: the names of the settings that must agree with the checkpoint's, as they were set on purpose.
     """
@@ -209,33 +245,61 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _decode(settings: Settings, output: Path, given: Collection[str]) -> dict[str, Any]:
-    path = settings.file("test")
-    examples = load_examples(settings.mode, "test", path, settings.n_test)
-    examples = [examples[n] for n in range(len(examples))]
+    columns = None
+    if settings.mode in OWN_DATA:
+        columns = Columns.of(saved_settings(settings.checkpoint), settings.source_column, settings.target_column)
+    has_test = settings.mode not in OWN_DATA or is_there(settings.mode, settings.file("test"))
+    splits = settings.splits_to_decode(has_test, usual=("test",))
+    examples = {split: examples_of(settings, split, columns) for split in splits}
     model = load_for(settings, given)
     record.set_aside_damaged(output)
+    seed = settings.seed if "seed" in given else SEED
+    return {split: decode_split(settings, model, split, examples[split], output, seed) for split in splits}
+
+
+def examples_of(settings: Settings, split: str, columns: Columns | None) -> list[Example]:
+    """What is decoded of a split's file."""
+    first = settings.n_test if settings.n_test > 0 else settings.first(split)
+    found = load_examples(settings.mode, split, settings.file(split), first, columns)
+    return [found[n] for n in range(len(found))]
+
+
+def decode_split(
+    settings: Settings, model: Model, split: str, examples: Sequence[Example], output: Path, seed: int
+) -> dict[str, Any]:
+    """Decode the examples of a split: write SPLIT_beam_LENGTHPENALTY and results.json; returns the scores.
+
+    Another strategy gives SPLIT_STRATEGY. Of one's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
+    """
+    strategy = settings.strategy_now()
     limit = settings.max_source_length or model.task.get("max_source_length")
     lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
-    rule = decoding_rule(settings.mode, model.base.config, **settings.search())
+    stop = stops(model.tokenizer, settings.stop)
+    rule = decoding_rule(settings.mode, model.base.config, **settings.search(), stop=stop)
     inputs, cut = model.encode([example.source for example in examples], lengths["max_source_length"])
     started = time.perf_counter()
-    found = model.decode(inputs, rule, batch_size=settings.eval_batch_size, progress=not settings.disable_tqdm)
+    how = {"batch_size": settings.eval_batch_size, "progress": not settings.disable_tqdm}
+    found = model.decode(inputs, rule, strategy=strategy, seed=seed, **how)
     seconds = time.perf_counter() - started
-    texts = [to_text(model.tokenizer, hypotheses[0].tokens) for hypotheses in found]
-    target = output / f"test_beam_{rule.length_penalty}"
-    files.write_text(target, "".join(f"{text}\n" for text in texts))
+    texts = [model.to_text(settings.stop)(hypotheses[0].tokens) for hypotheses in found]
+    target = output / f"{split}_{strategy}{f'_{rule.length_penalty}' if strategy == 'beam' else ''}"
+    one_line = (text.replace("\n", " ") for text in texts)
+    files.write_text(target, "".join(f"{text}\n" for text in one_line))
+    if settings.mode in OWN_DATA:
+        scored = [hypotheses[0].score for hypotheses in found]
+        tables.write(output / f"{output.name}_{split}_{strategy}.jsonl", examples, texts, scored)
     scores = score(settings, texts, examples, model.tokenizer, lengths["test_max_target_length"])
     decoded = {
-        "data_file": str(path),
+        "data_file": str(settings.file(split)),
         "sentences": len(texts),
         "sources_cut": cut,
         "seconds": round(seconds, 2),
-        "strategy": "beam",
-        "rule": dataclasses.asdict(rule),
+        "strategy": strategy,
+        "rule": {**dataclasses.asdict(dataclasses.replace(rule, stop=None)), "stop": list(settings.stop)},
         "scores": scores,
     }
     known = record.read_results(output).get("decoding", {})
-    record.update_results(output, {"decoding": {**known, "test": decoded}})
+    record.update_results(output, {"decoding": {**known, split: decoded}})
     logger.info("%d texts in %.1f s (%.2f/s) -> %s", len(texts), seconds, len(texts) / seconds, target)
     for name, value in scores.items():
         logger.info("%s: %s", name, shown(value))
@@ -253,7 +317,10 @@ def load_for(settings: Settings, given: Collection[str]) -> Model:
     elif not original.is_prefix(directory):
         load_prefix(directory)  # raises UserError that says what the folder holds instead
     values = {name: value for name, value in settings.as_flags().items() if name in given}
-    values.pop("max_source_length", None)  # decoding may read more or less of a source than training did
+    # decoding may read more or less of a source than training did, other columns, and draw with a seed of its own
+    free = {"max_source_length", "source_column", "target_column"}
+    for name in free | ({"seed"} if settings.strategy_now() == "nucleus" else set()):
+        values.pop(name, None)
     checkpoint.check_agrees(values, saved_settings(directory), directory)
     dtype = torch.float16 if settings.fp16 else torch.bfloat16 if settings.bf16 else torch.float32
     return load(
@@ -279,7 +346,7 @@ def score(
         return {}
     task = find_task(settings.mode)
     outputs, references = [text for text, _ in pairs], [list(example.references) for _, example in pairs]
-    if task.is_table:
+    if task.is_table or task.verbatim:
         categories = [example.category for _, example in pairs]
         return score_task(task.metrics, outputs, references, categories=categories if any(categories) else None)
     first = [texts[0] for texts in references]

@@ -14,6 +14,7 @@ from prefixlib.settings import (
     METHOD,
     RECORDS,
     SEARCH_BOUNDS,
+    TABLE_RULES,
     TASK,
     TRAINING,
     WITH_PREFIX,
@@ -21,13 +22,18 @@ from prefixlib.settings import (
     Training,
     flag,
     refuse_together,
+    strategy_of,
 )
-from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, data_file, find_task
+from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, data_file, find_task, given_file
 
 DEFAULT_MODEL = "bart-large"
 DECODING = "decoding (lengths count the start token; default: the task's)"
 # The flags of a beam search, in the names of `decoding.decoding_rule`; None or False leaves the task's.
-SEARCH = ("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "early_stopping", "length_pen", "force_bos")
+SEARCH = (
+    *("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "early_stopping", "length_pen", "force_bos"),
+    *("top_p", "top_k", "temperature"),
+)
+STRATEGIES = ("beam", "greedy", "nucleus")
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,11 @@ class Settings(Training):
     n_train: int = flag(-1, "use the first N training examples (-1: all)", TASK, low=-1)
     n_val: int = flag(500, "use the first N dev examples (-1: all)", TASK, low=-1)
     n_test: int = flag(
-        -1, "decode the first N test examples (-1: all)", TASK, low=-1, names=("--limit", "--decode_limit")
+        -1,
+        "decode the first N examples of the test file, or of the file that --decode says (-1: all)",
+        TASK,
+        low=-1,
+        names=("--limit", "--decode_limit"),
     )
 
     preseqlen: int = flag(5, "prefix length P; 200 is best for summarisation", METHOD, above=0)
@@ -74,9 +84,24 @@ class Settings(Training):
     val_metric: str = flag("rouge2", "what the best checkpoint is best in", RECORDS, choices=("rouge2", "loss"))
     early_stopping_patience: int = flag(-1, "stop after N validations without a better one (-1: no)", RECORDS, low=-1)
 
+    strategy: str | None = flag(
+        None,
+        "how tokens are chosen (default: text nucleus where --top_p, --top_k or --temperature is given; else beam)",
+        DECODING,
+        choices=STRATEGIES,
+    )
     num_beams: int | None = flag(None, "beams", DECODING, **SEARCH_BOUNDS["num_beams"], names=("--eval_beams",))
     min_length: int | None = flag(None, "fewest tokens", DECODING, low=0)
     max_length: int | None = flag(None, "most tokens", DECODING, above=0, names=("--eval_max_gen_length",))
+    max_new_tokens: int | None = flag(None, "--max_length without the start token", DECODING, above=0)
+    stop: tuple[str, ...] = flag(
+        (), r"an output ends before this text (\n: a line break); may be given several times", DECODING
+    )
+    top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, **SEARCH_BOUNDS["top_p"])
+    top_k: int = flag(0, "only the N likeliest tokens (strategy nucleus; 0: all)", DECODING, low=0)
+    temperature: float = flag(
+        1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0, below=1001
+    )
     no_repeat_ngram_size: int | None = flag(None, "no n-gram of this size occurs twice (0: no rule)", DECODING, low=0)
     early_stopping: bool | None = flag(None, "stop a search at its first full set of outputs", DECODING)
     length_pen: float | None = flag(
@@ -105,7 +130,7 @@ class Settings(Training):
     def file(self, split: str) -> Path:
         """The file of split train, valid or test: the flag's, else the task's under --data_dir."""
         given = {"train": self.train_file, "valid": self.eval_file, "test": self.test_file}[split]
-        return Path(given).expanduser() if given is not None else data_file(self.mode, split, self.data_dir)
+        return given_file(self.mode, given, split) if given is not None else data_file(self.mode, split, self.data_dir)
 
     def first(self, split: str) -> int:
         """How many examples of a split are used, -1 for all."""
@@ -125,8 +150,13 @@ class Settings(Training):
         return lengths
 
     def search(self) -> dict[str, Any]:
-        """The flags of the beam search."""
-        return {name: getattr(self, name) for name in SEARCH}
+        """The flags of the search, in the names of `decoding.decoding_rule`."""
+        longest = {} if self.max_new_tokens is None else {"max_length": self.max_new_tokens + 1}
+        return {name: getattr(self, name) for name in SEARCH} | longest
+
+    def strategy_now(self) -> str:
+        """How tokens are chosen. Raises UserError for a flag that has no effect on that."""
+        return strategy_of(self, self.mode, "beam", ("num_beams", "early_stopping", "length_pen"))
 
     def check(self) -> None:
         """Raise UserError for values that make no sense, alone or together, naming the flags."""
@@ -135,12 +165,15 @@ class Settings(Training):
         for name in ("n_train", "n_val", "n_test", "early_stopping_patience"):
             if getattr(self, name) == 0:
                 raise UserError(f"--{name} 0: must be at least 1, or -1")
+        if self.max_length is not None and self.max_new_tokens is not None:
+            refuse_together("--max_length", "--max_new_tokens", "they say the same")
         if self.prefix_model_path and self.finetune_model_path:
             refuse_together("--prefix_model_path", "--finetune_model_path", "one checkpoint at a time")
         if not self.do_train:
             self._check_decoding()
             return
         self.check_shared()
+        self.strategy_now()
         self.check_only_with(RULES)
         if self.finetune_model_path:
             raise UserError("--finetune_model_path is for --do_train no; to train on from it, --model_name_or_path DIR")
@@ -150,6 +183,8 @@ class Settings(Training):
         if not (self.prefix_model_path or self.finetune_model_path):
             raise UserError("--do_train no decodes a checkpoint: pass --prefix_model_path or --finetune_model_path")
         self.check_values()
+        self.strategy_now()
+        self.check_only_with(TABLE_RULES)
         for name in ("resume", "overwrite_output_dir"):
             if getattr(self, name):
                 refuse_together("--do_train no", f"--{name} yes", "nothing is trained")

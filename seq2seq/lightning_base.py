@@ -33,7 +33,11 @@ logger = logging.getLogger(__name__)
 
 INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
 # What a run of this tree leaves in its folder beside checkpoint.RUN_FILES and its logs, as patterns.
-OUTPUTS = (RESUME, "test_beam_*")
+OUTPUTS = (
+    RESUME,
+    *(f"{split}_{kind}" for split in ("valid", "test") for kind in ("beam_*", "greedy", "nucleus")),
+    *(f"*_{split}_{kind}.jsonl" for split in ("valid", "test") for kind in ("beam", "greedy", "nucleus")),
+)
 # Settings that shape the weights: a resumed run must repeat them, so they stand in the checkpoint.
 TRAINING_SETTINGS = (
     *("mode", "tuning_mode", "preseqlen", "mid_dim", "use_deep", "dropout", "use_dropout", "init_shallow"),
@@ -41,6 +45,7 @@ TRAINING_SETTINGS = (
     *("use_encoder_prefix", "use_cross_prefix", "use_self_prefix", "bsz", "gradient_accumulation_steps", "epoch"),
     *("max_steps", "learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "max_grad_norm", "n_train"),
     *("group_by_length", "label_smoothing", "seed", "bf16", "fp16", "max_source_length", "max_target_length"),
+    *("source_column", "target_column", "source_template"),
     *("top_layers", "top_embeddings", "adapter_design", "adapter_bottleneck", "quantization"),
 )
 

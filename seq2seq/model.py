@@ -7,9 +7,10 @@ Legend: P prefix length, L layers, H heads, D head size.
 """
 
 import contextlib
+import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,13 @@ from prefixlib.base_model import (
     resolve_model_name,
     save_whole,
 )
-from prefixlib.beam_search import DecodingRule, Hypothesis, as_texts, check_count, stream, text_pieces
+from prefixlib.beam_search import DecodingRule, Hypothesis, as_stop, as_texts, check_count, stream, text_pieces
 from prefixlib.errors import UserError
-from prefixlib.settings import spelled
+from prefixlib.settings import choose_strategy, spelled
+from prefixlib.tables import Wording
 from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
 from seq2seq import decoding
-from seq2seq.flags import DEFAULT_MODEL, Settings
+from seq2seq.flags import DEFAULT_MODEL, STRATEGIES, Settings
 from seq2seq.frozen_lm import install, key_values_of_text, max_positions, shape_of
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 TOP_P, TEMPERATURE, SEED = 0.8, 1.0, 42  # of sampling
 OF_ONE_STRATEGY = (
     *(("num_beams", "beam", None), ("length_pen", "beam", None)),
-    *(("top_p", "nucleus", TOP_P), ("temperature", "nucleus", TEMPERATURE)),
+    *(("top_p", "nucleus", TOP_P), ("top_k", "nucleus", 0), ("temperature", "nucleus", TEMPERATURE)),
 )
 
 
@@ -79,6 +81,11 @@ class Model:
         return min(limit, max_positions(self.base.config))
 
     @property
+    def wording(self) -> Wording:
+        """What the model reads of a source."""
+        return Wording.of(self.task)
+
+    @property
     def _row(self) -> InSeq2Seq:
         mode = self.task.get("mode")
         if mode is None:
@@ -91,13 +98,15 @@ class Model:
         self,
         sources: Sequence[Any],
         *,
-        strategy: str = "beam",
+        strategy: str | None = None,
         num_beams: int | None = None,
         min_length: int | None = None,
         max_new_tokens: int | None = None,
         length_penalty: float | None = None,
         top_p: float = TOP_P,
+        top_k: int = 0,
         temperature: float = TEMPERATURE,
+        stop: str | Sequence[str] = (),
         seed: int = SEED,
         batch_size: int = 10,
         num_return_sequences: int = 1,
@@ -108,10 +117,12 @@ class Model:
 
         Args:
             sources: texts (documents, or tables as the task linearises them), or data: for WebNLG and DART a list of
-                (subject, relation, object) triples, for E2E a mapping of slots to values.
-            strategy: "beam", "greedy" or "nucleus".
+                (subject, relation, object) triples, for E2E a mapping of slots to values, for one's own pairs (mode
+                text) the text alone, which is put into the template of the training, or a list of messages.
+            strategy: "beam", "greedy" or "nucleus"; default: beam.
             num_beams, length_penalty: of beam search; default: the task's.
-            top_p, temperature, seed: of nucleus sampling.
+            top_p, top_k, temperature, seed: of nucleus sampling; temperature 0 is greedy.
+            stop: a text, or several, before the first of which an output ends.
             min_length: fewest tokens of an output, the decoder's start token included; default: the task's.
             max_new_tokens: most tokens of an output; default: the task's.
             batch_size: sources decoded together; changes the speed only.
@@ -128,15 +139,17 @@ class Model:
         """
         if isinstance(sources, str):
             raise UserError("generate() takes a list of sources, not one text")
-        given = {"num_beams": num_beams, "length_pen": length_penalty, "top_p": top_p, "temperature": temperature}
-        rule = self._rule(strategy, min_length, max_new_tokens, **given)
+        given = {"num_beams": num_beams, "length_pen": length_penalty}
+        given |= {"top_p": top_p, "top_k": top_k, "temperature": temperature}
+        stop, strategy = as_stop(stop), self._strategy(strategy, top_p, top_k, temperature)
+        rule = self._rule(strategy, min_length, max_new_tokens, stop, **given)
         check_count(num_return_sequences, strategy, rule.num_beams)
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size}: must be above 0")
         inputs, _ = self.encode(self._texts(sources), self.source_limit)
         how = {"strategy": strategy, "seed": seed, "batch_size": batch_size, "progress": progress}
         found = self.decode(inputs, rule, count=num_return_sequences, **how)
-        return as_texts(found, self._to_text, several=num_return_sequences > 1, scores=return_scores)
+        return as_texts(found, self.to_text(stop), several=num_return_sequences > 1, scores=return_scores)
 
     def stream(
         self,
@@ -146,7 +159,9 @@ class Model:
         min_length: int | None = None,
         max_new_tokens: int | None = None,
         top_p: float = TOP_P,
+        top_k: int = 0,
         temperature: float = TEMPERATURE,
+        stop: str | Sequence[str] = (),
         seed: int = SEED,
     ) -> Iterator[str]:
         """The text for one source, a piece at a time, as soon as the piece is certain; "greedy" or "nucleus".
@@ -158,7 +173,9 @@ class Model:
         """
         if strategy not in ("greedy", "nucleus"):
             raise UserError(f"stream() is greedy or nucleus, not {strategy!r}: beams are certain only at their end")
-        rule = self._rule(strategy, min_length, max_new_tokens, top_p=top_p, temperature=temperature)
+        stop, strategy = as_stop(stop), self._strategy(strategy, top_p, top_k, temperature)
+        given = {"top_p": top_p, "top_k": top_k, "temperature": temperature}
+        rule = self._rule(strategy, min_length, max_new_tokens, stop, **given)
         inputs, _ = self.encode(self._texts([source]), self.source_limit)
         self.lm.eval()
         with torch.no_grad():
@@ -166,16 +183,29 @@ class Model:
         steps = decoding.make_steps(self.base, *decoding.pad_sources(self.base, inputs), decoding.Past(prefix))
         (start,) = decoding.start_tokens(self.base, 1)
         tokens = stream(steps, start, rule, seed if strategy == "nucleus" else None)
-        return text_pieces(tokens, self._to_text)
+        return text_pieces(tokens, self.to_text(stop), stop, self._verbatim)
 
-    def _to_text(self, tokens: Sequence[int]) -> str:
-        return decoding.to_text(self.tokenizer, tokens)
+    @property
+    def _verbatim(self) -> bool:
+        return find_task(self._row.name).verbatim
 
-    def _rule(self, strategy: str, min_length: int | None, max_new_tokens: int | None, **given: Any) -> DecodingRule:
+    def to_text(self, stop: Sequence[str] = ()) -> Callable[[Sequence[int]], str]:
+        """What makes text of generated tokens: as the task wants it, up to the first of the strings `stop`."""
+        return functools.partial(decoding.to_text, self.tokenizer, verbatim=self._verbatim, stop=stop)
+
+    def _strategy(self, given: str | None, top_p: float, top_k: int, temperature: float) -> str:
+        sampled = (top_p, top_k, temperature) != (TOP_P, 0, TEMPERATURE)
+        return choose_strategy(self._row.name, given, "beam", temperature, sampled)
+
+    def _rule(
+        self, strategy: str, min_length: int | None, max_new_tokens: int | None, stop: Sequence[str], **given: Any
+    ) -> DecodingRule:
         """The task's rule with what is given. UserError for a setting that has no effect under the strategy."""
-        if strategy not in decoding.STRATEGIES:
-            raise UserError(f"strategy {strategy!r}: one of {', '.join(decoding.STRATEGIES)}")
+        if strategy not in STRATEGIES:
+            raise UserError(f"strategy {strategy!r}: one of {', '.join(STRATEGIES)}")
         for name, owner, default in OF_ONE_STRATEGY:
+            if owner == "nucleus" and strategy == "greedy" and given.get("temperature") == 0:
+                continue  # sampling made greedy
             if strategy != owner and given.get(name, default) != default:
                 raise UserError(f"strategy {strategy!r} and {name} do not go together: it belongs to {owner!r}")
         max_length = None
@@ -183,18 +213,20 @@ class Model:
             max_length = max_new_tokens + 1
             if min_length is None:  # an output may be shorter than is usual for the task
                 min_length = min(self._row.min_length, max_length)
-        lengths = {"min_length": min_length, "max_length": max_length}
-        return decoding.decoding_rule(self._row.name, self.base.config, **lengths, **given)
+        how = {"min_length": min_length, "max_length": max_length, "stop": decoding.stops(self.tokenizer, stop)}
+        return decoding.decoding_rule(self._row.name, self.base.config, **how, **given)
 
     def _texts(self, sources: Sequence[Any]) -> list[str]:
         """The sources linearised, as `utils.load_examples` reads them from a file."""
-        return [as_group(self._row.name, source).source.strip() for source in sources]
+        texts = [as_group(self._row.name, source).source for source in sources]
+        return texts if self._verbatim else [text.strip() for text in texts]
 
     def encode(self, texts: Sequence[str], limit: int) -> tuple[list[list[int]], int]:
-        """Token ids of texts, cut to `limit` tokens, special tokens included; and how many were cut."""
+        """Token ids of sources, cut to `limit` tokens, special tokens included; and how many were cut."""
         if not texts:
             return [], 0
-        encoded = self.tokenizer(list(texts), max_length=limit, truncation=True)
+        texts = [self.wording.text(text, self.tokenizer) for text in texts]
+        encoded = self.tokenizer(texts, max_length=limit, truncation=True)
         cut = count_cut(encoded)
         if cut:
             logger.warning("%d of %d sources cut to %d tokens", cut, len(texts), limit)
@@ -281,6 +313,7 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
         "tuning_mode": settings.tuning_mode,
         "seed": settings.seed,
         "max_source_length": settings.lengths(max_positions(base.config))["max_source_length"],
+        **settings.data_settings(),
         **settings.tuning_settings(),
     }
     record_ = {"name": name, "revision": settings.model_revision, "fingerprint": mark}

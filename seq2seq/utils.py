@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedConfig
 
 from prefixlib.errors import UserError
+from prefixlib.tables import PLAIN, Columns, Wording
 from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions, start_token
@@ -96,22 +97,27 @@ class Summaries(Dataset):
         return Example(self.sources[index], (target,) if target else ())
 
 
-def load_examples(mode: str, split: str, path: Path, first: int = -1) -> Sequence[Example]:
+def load_examples(
+    mode: str, split: str, path: Path, first: int = -1, columns: Columns | None = None
+) -> Sequence[Example]:
     """The first `first` examples (-1: all) of the file for split train, valid or test.
 
-    Tables: in training every pair, else every distinct input with its references. Raises UserError for a bad file,
-    naming file and line. In a test file the references, or some of them, may be missing.
+    Tables: in training every pair, else every distinct input with its references. columns: which are read of one's own
+    pairs, whose texts stay as they are. Raises UserError for a bad file, naming file and line. In a test file the
+    references, or some of them, may be missing.
     """
-    if not find_task(mode).is_table:
+    task = find_task(mode)
+    if not task.is_table and not task.verbatim:
         return Summaries(path, where_to_get(mode), first, blind=split == "test")
+    kept = (lambda text: text) if task.verbatim else str.strip
     if split == "train":
-        records = [record for record in iter_records(mode, path) if record.trainable and record.target.strip()]
+        records = [row for row in iter_records(mode, path, columns=columns) if row.trainable and row.target.strip()]
         if not records:
             raise UserError(f"{path}: no text to train on")
-        examples = [Example(record.source.strip(), (record.target.strip(),)) for record in records]
+        examples = [Example(kept(record.source), (kept(record.target),)) for record in records]
     else:
-        groups = read_groups(mode, path, blind=split == "test")
-        examples = [Example(group.source.strip(), group.references, group.category) for group in groups]
+        groups = read_groups(mode, path, blind=split == "test", columns=columns)
+        examples = [Example(kept(group.source), group.references, group.category) for group in groups]
     return examples if first < 0 else examples[:first]
 
 
@@ -198,11 +204,17 @@ class ResumableLoader(DataLoader):
 
 
 def build_loaders(
-    settings: Settings, train: Sequence[Example], valid: Sequence[Example], tokenizer: Any, config: PreTrainedConfig
+    settings: Settings,
+    train: Sequence[Example],
+    valid: Sequence[Example],
+    tokenizer: Any,
+    config: PreTrainedConfig,
+    wording: Wording = PLAIN,
 ) -> tuple[ResumableLoader, ResumableLoader]:
     """Training batches, shuffled by the seed, and dev batches in file order; each process has its own part.
 
-    `config` is the base model's: its positions, the ids of padding and of the decoder's start token.
+    `config` is the base model's: its positions, the ids of padding and of the decoder's start token. `wording`: what
+    the model reads of a source.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     lengths = settings.lengths(max_positions(config))
@@ -212,7 +224,7 @@ def build_loaders(
 
     def loader(examples: Sequence[Example], batches: EpochBatches, target_length: int) -> ResumableLoader:
         ids = config.pad_token_id, start_token(config)
-        collate = Collator(tokenizer, *ids, lengths["max_source_length"], target_length)
+        collate = Collator(tokenizer, *ids, lengths["max_source_length"], target_length, wording)
         return ResumableLoader(examples, batches, collate, settings.num_workers)
 
     return (
@@ -247,10 +259,11 @@ class Collator:
     start: int
     max_source_length: int
     max_target_length: int
+    wording: Wording = PLAIN
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         sources = self.tokenizer(
-            [example.source for example in examples],
+            [self.wording.text(example.source, self.tokenizer) for example in examples],
             max_length=self.max_source_length,
             truncation=True,
             padding="longest",

@@ -20,8 +20,8 @@ def score_task(
 ) -> dict[str, float | str | None]:
     """Score system outputs with the metrics that the task's papers print, on the papers' scale.
 
-    task: e2e, webnlg, dart, xsum, cnn_dm, classify-sentiment or classify-topic (the data modes data2text, triples and
-        cnndm name their tasks too).
+    task: e2e, webnlg, dart, xsum, cnn_dm, classify-sentiment, classify-topic or text (the data modes data2text,
+        triples and cnndm name their tasks too).
     references: all reference texts of each hypothesis, raw. As officially, WebNLG and DART use the first three, and E2E
         those that are not empty.
     categories: one per hypothesis; WebNLG's figures are then given as "BLEU seen", "BLEU unseen" and "BLEU all" (as far
@@ -36,6 +36,7 @@ def score_task(
                          the references have words), MoverScore and BERTScore 0-1, BLEURT about 0-1
         xsum, cnn_dm     ROUGE-1, ROUGE-2, ROUGE-L 0-100
         classify-*       accuracy 0-100
+        text             BLEU, ROUGE-L, chrF 0-100; where no reference is longer than an answer, exact match 0-100
 
     Raises UserError for an unknown task or metric, and for counts that do not match (naming both).
     """

@@ -25,6 +25,7 @@ class Metric:
     lower_is_better: bool = False
     scale: float = 1.0  # what the combined value is multiplied with to stand on the scale of the papers
     span: str = "0-1"  # that scale, in words
+    suits: Callable[[list[list[str]]], bool] = lambda references: True  # where not, the metric is left out
 
 
 def mean(sums):
@@ -44,6 +45,11 @@ def progress(items: Sequence, label: str) -> Iterator:
 def mteval_tokens(text: str) -> list[str]:
     """The words that mteval-v13a compares: its tokenisation, A-Z lower-cased ("É" stays: it knows ASCII only)."""
     return _tokenizer_13a()(ascii_lower(text)).split()
+
+
+def words_13a(text: str) -> list[str]:
+    """The words that sacrebleu compares by default, in their own case."""
+    return _tokenizer_13a()(text.rstrip()).split()
 
 
 def ascii_lower(text: str) -> str:

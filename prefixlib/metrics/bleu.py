@@ -1,5 +1,6 @@
-"""BLEU (Papineni et al. 2002) as two official scorers compute it, counted by sacrebleu.
+"""BLEU (Papineni et al. 2002) as two official scorers and sacrebleu itself compute it, counted by sacrebleu.
 
+`SACREBLEU`: sacrebleu's default, for texts of one's own: 13a tokenisation, case kept, mteval's smoothing.
 `MTEVAL`: mteval-v13a as the E2E scorer adapted it (its tokenisation, A-Z lower-cased). An order without a match counts
 as half a match, the next such order as a quarter, and so on.
 `MULTI`: multi-bleu.perl -lc, the WebNLG and DART scorers' (split at spaces, lower-cased). An order without a match
@@ -12,7 +13,7 @@ Both take the reference length nearest to the hypothesis's, the shorter of two e
 from collections.abc import Callable
 from functools import partial
 
-from prefixlib.metrics.base import Metric, mteval_tokens, progress
+from prefixlib.metrics.base import Metric, mteval_tokens, progress, words_13a
 
 ORDER = 4  # longest n-gram
 
@@ -70,5 +71,14 @@ def combine_smoothed(sums):
     return np.where((sums[..., :2] > 0).all(axis=-1), 100 * penalty * scored, 0.0)
 
 
+def combine_sacrebleu(sums):
+    """The same as sacrebleu gives it: 0 where nothing matches, and where no hypothesis has ORDER words."""
+    import numpy as np
+
+    _, matches, total = _split(sums)
+    return np.where((matches > 0).any(axis=-1) & (total > 0).all(axis=-1), combine_smoothed(sums), 0.0)
+
+
+SACREBLEU = Metric("BLEU", partial(statistics, words=words_13a), combine_sacrebleu, span="0-100")
 MTEVAL = Metric("BLEU", partial(statistics, words=mteval_tokens), combine_smoothed, span="0-100")
 MULTI = Metric("BLEU", partial(statistics, words=lower_words), combine, span="0-100")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefixlib.errors import UserError
-from prefixlib.metrics import accuracy, bleu, cider, learned, meteor, nist, normalise, ptb, rouge, rouge_l, ter
+from prefixlib.metrics import accuracy, bleu, chrf, cider, learned, meteor, nist, normalise, ptb, rouge, rouge_l, ter
 from prefixlib.metrics.base import Metric, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ TASKS = {
     "cnn_dm": Task(rouge.METRICS, "cnndm", note=rouge.DISTANCE),
     "classify-sentiment": Task((accuracy.METRIC,), "classify-sentiment"),
     "classify-topic": Task((accuracy.METRIC,), "classify-topic"),
+    "text": Task((bleu.SACREBLEU, rouge.ANY_LANGUAGE, chrf.METRIC, accuracy.EXACT), "text"),
 }
 ALIASES = {"data2text": "e2e", "triples": "dart", "cnndm": "cnn_dm"}  # data modes -> tasks
 
@@ -136,7 +137,7 @@ def measure(
     if task.prepare:
         hypotheses, references = task.prepare(hypotheses, references)
     table = []
-    for metric in chosen:
+    for metric in [metric for metric in chosen if metric.suits(references)]:
         try:
             rows, reason = metric.statistics(hypotheses, references), ""
         except Unavailable as error:

@@ -10,7 +10,6 @@ import io
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -32,7 +31,7 @@ PAGES = (
 BLOCKS = {
     "README.md": 11,
     "CONTRIBUTING.md": 2,
-    "docs/tutorial.md": 11,
+    "docs/tutorial.md": 14,
     "docs/tasks.md": 2,
     "docs/models.md": 1,
     "docs/serving.md": 4,
@@ -171,8 +170,8 @@ def playground(tmp_path_factory):
     for name in ("OUTPUT", "OUTPUT_A", "OUTPUT_B", "GOLD"):
         (folder / name).write_text("the mill is by the river .\n")
     (folder / "my_text.txt").write_text("The Fern River is a pub in the riverside area. It serves Chinese food. " * 3)
-    for split, name in (("train", "my_train.txt"), ("valid", "my_dev.txt")):
-        shutil.copy(demo / "e2e_data" / f"src1_{split}.txt", folder / name)
+    for name in ("train", "dev"):
+        (folder / f"{name}.jsonl").write_text('{"source": "a mill", "target": "by the river\\n"}\n' * 4)
     return folder
 
 

@@ -180,6 +180,7 @@ def test_a_folder_with_other_files_is_left_alone(originals, tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
         "README.md",
+        "example.py",
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from gpt2 import run_generation, run_language_modeling
+from gpt2 import decoding, run_generation, run_language_modeling
 from prefixlib.errors import UserError
 from prefixlib.tasks import SENTIMENT_OPENINGS, TOPIC_OPENINGS, data_file
 from tests.conftest import ROOT, run_command
@@ -85,13 +85,13 @@ def test_split_means_what_it_says(data, tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The prompts that were given to the decoder, in its order."""
-    prompts, decoder = [], run_generation.decoding.decode_several
+    prompts, decoder = [], decoding.decode_several
 
     def spy(model, given, *args, count, **kwargs):
         prompts.extend(prompt for prompt in given for _ in range(count))
         return decoder(model, given, *args, count=count, **kwargs)
 
-    monkeypatch.setattr(run_generation.decoding, "decode_several", spy)
+    monkeypatch.setattr(decoding, "decode_several", spy)
     return prompts
 
 

@@ -42,7 +42,7 @@ CASES = [(script, mode, tuning) for script, modes in SCRIPTS.items() for mode in
 
 
 def test_every_mode_is_covered():
-    assert len(CASES) == (7 + 3) * 5
+    assert len(CASES) == (8 + 3) * 5
 
 
 @pytest.mark.parametrize(("script", "mode", "tuning"), CASES)

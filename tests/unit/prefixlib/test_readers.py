@@ -63,12 +63,17 @@ LITERALS = {
         "positive|||good < br / > film\n",
         " good \n film <|endoftext|> positive<|endoftext|>",
     ),
+    "text": (
+        "n.jsonl",
+        '{"source": " a\\n|  b ", "target": "c || d\\u2028\\n"}\n',
+        " a\n|  b <|endoftext|>c || d\u2028\n<|endoftext|>",
+    ),
     "classify-topic": ("n.tsv", "world||peace talks\n", " peace talks <|endoftext|> world<|endoftext|>"),
 }
 
 
 def test_every_mode_has_a_literal():
-    assert len(GPT2_MODES) == 10
+    assert len(GPT2_MODES) == 11
     assert LITERALS.keys() == set(GPT2_MODES)
 
 

@@ -1,6 +1,8 @@
-"""A prefix as plain keys and values: the original's numbers, and a README whose example decodes as we do."""
+"""A prefix as plain keys and values: the original's numbers, and an example that decodes as we do."""
 
 import json
+import runpy
+import sys
 
 import pytest
 import torch
@@ -38,12 +40,9 @@ def test_keys_and_values_are_the_originals(tmp_path, name, past):
 
 
 def run_example(folder, monkeypatch):
-    """Run the README's example in its folder; returns its variables."""
-    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    monkeypatch.chdir(folder)
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
-    return names
+    """Run example.py; returns its variables."""
+    monkeypatch.setattr(sys, "argv", ["example.py"])
+    return runpy.run_path(str(folder / "example.py"))
 
 
 def test_the_example_for_a_decoder_only_model_decodes_as_we_do(tmp_path, monkeypatch):
@@ -53,7 +52,7 @@ def test_the_example_for_a_decoder_only_model_decodes_as_we_do(tmp_path, monkeyp
     export.main([str(checkpoint), "--to", "kv"])
     names = run_example(checkpoint / "kv", monkeypatch)
     prompt, output = names["prompt"][0].tolist(), names["output"][0].tolist()
-    rule = DecodingRule(eos_token_id=names["tokenizer"].eos_token_id, max_new_tokens=50, num_beams=1)
+    rule = DecodingRule(eos_token_id=names["tokenizer"].eos_token_id, max_new_tokens=100, num_beams=1)
     layers = split_layers(model.prefix.flat().detach(), model.prefix.config, batch_size=1)
     best = decoding.decode(base, [prompt], rule, layers=layers, strategy="greedy", progress=False)[0]
     assert len(best.tokens) > 5

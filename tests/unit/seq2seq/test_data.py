@@ -190,14 +190,14 @@ def rule_for(mode, **changes):
 def test_decoding_rules_of_the_modes():
     """Lengths count the start token: max_length 62 leaves 61 tokens to generate."""
     rules = {mode: rule_for(mode) for mode in SEQ2SEQ_MODES}
-    assert len(rules) == 7
+    assert len(rules) == 8
     shown = {
         mode: (r.num_beams, r.min_length, r.max_new_tokens, r.no_repeat_ngram_size, r.early_stopping, r.length_penalty)
         for mode, r in rules.items()
     }
     assert shown["xsum"] == shown["xsum_news"] == shown["xsum_news_sport"] == (6, 11, 61, 3, True, 1.0)
     assert shown["cnn_dm"] == (4, 56, 141, 3, True, 2.0)
-    assert shown["e2e"] == shown["webnlg"] == shown["triples"] == (5, 0, 141, 0, False, 1.0)
+    assert shown["e2e"] == shown["webnlg"] == shown["triples"] == shown["text"] == (5, 0, 141, 0, False, 1.0)
     assert all(rule.eos_token_id == rule.forced_last_token_id == EOS for rule in rules.values())
     changed = rule_for(
         "xsum", length_pen=0.8, early_stopping=False, num_beams=2, no_repeat_ngram_size=0, force_bos=True

@@ -1,0 +1,72 @@
+"""The scores of one's own pairs: sacrebleu's BLEU and chrF, rouge-score's ROUGE-L, exact match of answers."""
+
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from prefixlib.metrics import score_task
+from prefixlib.metrics.tasks import measure
+
+HYPOTHESES = [
+    "The mill is by the river, and it is old.",
+    "Prices start at £10;\nno - breakfast.",
+    "Die Mühle steht am Fluß.",
+    "",
+    "a",
+    "the the the the",
+]
+REFERENCES = [
+    ["The mill stands by the river and is old.", "By the river there is an old mill."],
+    ["Prices start at £10.\nNo breakfast."],
+    ["Die alte Mühle steht am Fluss.", "Am Fluß steht die Mühle.", "Eine Mühle."],
+    ["nothing here"],
+    ["a"],
+    ["the cat"],
+]
+
+
+def padded():
+    """sacrebleu wants as many references for every text; it skips None."""
+    most = max(map(len, REFERENCES))
+    return [[texts[n] if n < len(texts) else None for texts in REFERENCES] for n in range(most)]
+
+
+def test_bleu_and_chrf_are_sacrebleus():
+    scores = score_task("text", HYPOTHESES, REFERENCES)
+    assert scores["BLEU"] == pytest.approx(sacrebleu.corpus_bleu(HYPOTHESES, padded()).score, abs=1e-9)
+    assert scores["chrF"] == pytest.approx(sacrebleu.corpus_chrf(HYPOTHESES, padded()).score, abs=1e-9)
+    assert 20 < scores["BLEU"] < scores["chrF"] < 80
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "references"),
+    [
+        (["a b"], [["a b"]]),
+        (["x y z u v"], [["a b c d e"]]),
+        ([""], [["a"]]),
+        (["a b c d e f", "a b"], [["a b c d q"], ["z"]]),
+        (["A b c D"], [["a b c d"]]),
+    ],
+)
+def test_odd_texts_are_scored_as_sacrebleu_scores_them(hypotheses, references):
+    scores = score_task("text", hypotheses, references)
+    columns = [[texts[0] for texts in references]]
+    assert scores["BLEU"] == pytest.approx(sacrebleu.corpus_bleu(hypotheses, columns).score, abs=1e-9)
+    assert scores["chrF"] == pytest.approx(sacrebleu.corpus_chrf(hypotheses, columns).score, abs=1e-9)
+
+
+def test_rouge_l_is_rouge_scores_on_english_and_counts_other_scripts():
+    pairs = [(HYPOTHESES[n], REFERENCES[n]) for n in (0, 1, 3, 4, 5)]
+    scorer = RougeScorer(["rougeL"])
+    expected = [100 * scorer.score_multi(references, text)["rougeL"].fmeasure for text, references in pairs]
+    found = score_task("text", [text for text, _ in pairs], [references for _, references in pairs])["ROUGE-L"]
+    assert found == pytest.approx(sum(expected) / len(expected))
+    assert score_task("text", ["мельница у реки"], [["мельница на реке"]])["ROUGE-L"] == pytest.approx(100 / 3)
+
+
+def test_exact_match_is_for_answers():
+    scores = score_task("text", ["yes", " no ", "No"], [["yes", "yeah"], ["no"], ["no"]])
+    assert scores["exact match"] == pytest.approx(200 / 3)
+    long = [["yes"], ["a text that is longer than what one would call an answer"]]
+    assert list(score_task("text", ["yes", "a"], long)) == ["BLEU", "ROUGE-L", "chrF"]
+    assert [figure.name for figure in measure("text", ["yes"], [["yes"]], metrics=["exact match"])] == ["exact match"]
