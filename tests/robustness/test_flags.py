@@ -28,15 +28,20 @@ NO_LIMIT = {"max_grad_norm"}  # clipping at 1e20 is no clipping
 OFF_AT_0 = {"dropout", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "eval_steps"}
 GPT2 = {
     "-1": {"max_steps", "early_stopping_patience"},
-    "0": OFF_AT_0 | {"save_steps", "objective_mode", "eval_batch_size"},
+    "0": OFF_AT_0 | {"save_steps", "objective_mode", "eval_batch_size", "context_samples", "matching_top_k"},
 }
 SEQ2SEQ = {
     "-1": {"max_steps", "n_train", "n_val", "n_test", "early_stopping_patience", "length_pen"},
-    "0": OFF_AT_0 | {"label_smoothing", "num_workers", "min_length", "no_repeat_ngram_size", "length_pen"},
+    "0": OFF_AT_0
+    | {"label_smoothing", "num_workers", "min_length", "no_repeat_ngram_size", "length_pen", "top_k", "temperature"},
     "-0.5": {"length_pen"},
 }
 NOT_TRAINED = {"0": SEQ2SEQ["0"] | {"max_steps", "top_layers"}}  # decoding has no use for these
-OF_DECODING = {"-1": {"length_penalty"}, "0": {"length_penalty", "seed"}, "-0.5": {"length_penalty"}}
+OF_DECODING = {
+    "-1": {"length_penalty"},
+    "0": {"length_penalty", "seed", "top_k", "temperature"},
+    "-0.5": {"length_penalty"},
+}
 
 
 def numbers(*kinds):
@@ -137,7 +142,7 @@ def test_the_walk_sees_every_number_of_every_script():
         program = PROGRAMS.get(path.stem)
         added = text.count("add_number(")
         assert added == (len(program[1]) if program else 0), path
-    assert sum(len(flags) for _, flags, _ in PROGRAMS.values()) == 202
+    assert sum(len(flags) for _, flags, _ in PROGRAMS.values()) == 223
 
 
 def test_the_readme_says_how_many_are_walked():
