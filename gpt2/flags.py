@@ -11,6 +11,7 @@ from prefixlib.settings import (
     MODEL,
     QUANTIZATIONS,
     RECORDS,
+    SEARCH_BOUNDS,
     START,
     TASK,
     TRAINING,
@@ -124,7 +125,7 @@ class Settings(Training):
         False, "distill_context: the first position keeps the keys and values it starts from", OBJECTIVE
     )
     use_custom_teacher_dropout: bool = flag(False, "finetune: --dropout is the model's own residual dropout", OBJECTIVE)
-    learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0)
+    learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0, below=1000)
     eval_batch_size: int = flag(0, "dev texts evaluated together; changes the speed only (0: --bsz)", RECORDS, low=0)
     early_stopping_patience: int = flag(
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1
@@ -297,21 +298,23 @@ class Decoding(Flags):
     openings: str | None = flag(
         None, "sentiment, topic: file of what texts begin with, one a line (default: PPLM's)", DECODING
     )
-    num_beams: int = flag(5, "beams (strategy beam)", DECODING, above=0)
+    num_beams: int = flag(5, "beams (strategy beam)", DECODING, **SEARCH_BOUNDS["num_beams"])
     length: int = flag(100, "most tokens to generate", DECODING, above=0, names=("--max_new_tokens",))
     stop: tuple[str, ...] = flag(
         (), r"an output ends before this text (\n: a line break); may be given several times", DECODING
     )
-    length_penalty: float = flag(1.0, "above 1 favours long outputs", DECODING)
+    length_penalty: float = flag(1.0, "above 1 favours long outputs", DECODING, **SEARCH_BOUNDS["length_penalty"])
     length_normalization: str = flag(
         "prompt+output",
         "what a beam's score is divided by: the original's rule, or that of transformers today",
         DECODING,
         choices=("prompt+output", "output"),
     )
-    top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, above=0)
+    top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, **SEARCH_BOUNDS["top_p"])
     top_k: int = flag(0, "only the N likeliest tokens (strategy nucleus; 0: all)", DECODING, low=0)
-    temperature: float = flag(1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0)
+    temperature: float = flag(
+        1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0, below=1001
+    )
     seed: int = flag(42, "seed of nucleus sampling", DECODING, low=0)
     batch_size: int = flag(32, "sentences decoded together; changes speed only", DECODING, above=0)
     bf16: bool = flag(False, "the frozen model in bfloat16", DECODING)

@@ -5,6 +5,7 @@ Legend: B batch, S inputs, Q queries, W keys of a row, L layers, H key/value hea
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,11 @@ from prefixlib.errors import UserError
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, S, D)
 
 
-def shape_of(config: PreTrainedConfig) -> dict[str, int]:
+def shape_of(config: PreTrainedConfig) -> dict[str, Any]:
     """n_layer L, n_head H (fewer than the queries' in grouped-query models), head_dim D, n_embd E.
 
+    L counts the layers that keep keys and values: the last ones of Gemma 3n take over those of earlier layers. Where H
+    and D differ from layer to layer (Gemma 4), `head_shapes` has them all; n_head and head_dim are the first layer's.
     Raises UserError for a model with layers that keep a state of their own instead of keys and values (Mamba, hybrids).
     """
     text = config.get_text_config(decoder=True)
@@ -30,13 +33,27 @@ def shape_of(config: PreTrainedConfig) -> dict[str, int]:
         )
     if not hasattr(text, "num_attention_heads"):
         raise UserError(f"a {config.model_type} model takes no prefix of keys and values: it has no attention")
-    heads = text.num_attention_heads
+    count = text.num_hidden_layers - _sharing_layers(config)
+    layers = (getattr(text, "per_layer_config", None) or [text] * count)[:count]
+    shapes = [
+        [
+            getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads,
+            getattr(layer, "head_dim", None) or text.hidden_size // layer.num_attention_heads,
+        ]
+        for layer in layers
+    ]
     return {
-        "n_layer": text.num_hidden_layers,
-        "n_head": getattr(text, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+        "n_layer": count,
+        "n_head": shapes[0][0],
+        "head_dim": shapes[0][1],
         "n_embd": getattr(text, "word_embed_proj_dim", None) or text.hidden_size,  # OPT's can be narrower
+        "head_shapes": None if all(shape == shapes[0] for shape in shapes) else shapes,
     }
+
+
+def _sharing_layers(config: PreTrainedConfig) -> int:
+    """How many layers, the last ones, keep no keys and values of their own."""
+    return getattr(config.get_text_config(decoder=True), "num_kv_shared_layers", None) or 0
 
 
 def attention_window(config: PreTrainedConfig) -> int | None:
@@ -74,12 +91,12 @@ def position_mask(config: PreTrainedConfig, seen: Tensor, queries: Tensor, keys:
     def as_taken(mask: Tensor) -> Tensor:
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min) if adds else mask
 
-    seen = seen.unsqueeze(1)
-    window = getattr(config, "sliding_window", None)
+    seen, text = seen.unsqueeze(1), config.get_text_config(decoder=True)
+    window = getattr(text, "sliding_window", None)
     if not window:
         return as_taken(seen)
     near = seen & (queries[:, None, :, None] - keys[:, None, None, :] < window)
-    kinds = set(getattr(config, "layer_types", None) or ())
+    kinds = set(getattr(text, "layer_types", None) or ())
     if not kinds:
         return as_taken(near)
     return {kind: as_taken(near if kind == "sliding_attention" else seen) for kind in kinds}
@@ -114,8 +131,14 @@ def check_rows(base: nn.Module) -> None:
 def key_values(base: nn.Module, visible: Tensor | None = None, **inputs: Tensor) -> Layers:
     """The keys and values (B, H, S, D) that the model itself gives S inputs: `input_ids` or `inputs_embeds`.
 
-    visible: bool (B, S), False at padding, which takes no position; None if there is none.
+    visible: bool (B, S), False at padding, which takes no position; None if there is none. Raises UserError for
+    embeddings where every layer reads the ids as well.
     """
+    if "inputs_embeds" in inputs and getattr(base.config.get_text_config(), "hidden_size_per_layer_input", None):
+        raise UserError(
+            f"a {base.config.model_type} model reads the words' ids in every layer: --prefix_mode embedding and "
+            "--format_mode infix do not go with it"
+        )
     if visible is None:
         first = next(iter(inputs.values()))
         inputs["position_ids"] = torch.arange(first.shape[1], device=first.device).unsqueeze(0)
@@ -132,7 +155,15 @@ def key_values(base: nn.Module, visible: Tensor | None = None, **inputs: Tensor)
 
 
 def attention_modules(base: nn.Module) -> list[nn.Module]:
-    """The self-attention module of every layer, in the order of the layers."""
+    """The self-attention module of every layer, in the order of the layers.
+
+    Raises UserError for a model with layers that take over others' keys and values: they would miss a prefix there.
+    """
+    if _sharing_layers(base.config):
+        raise UserError(
+            f"--gradient_checkpointing yes with a prefix: not for a {base.config.model_type} model, whose layers share "
+            "keys and values"
+        )
     found = {
         m.layer_idx: m for m in base.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")
     }
@@ -140,17 +171,19 @@ def attention_modules(base: nn.Module) -> list[nn.Module]:
 
 
 def check_takes_prefix(base: nn.Module) -> None:
-    """Raise UserError unless every layer of the base model keeps keys and values of the same H heads of size D."""
+    """Raise UserError unless every layer of the base model keeps keys and values of the H heads of size D expected."""
     shape = shape_of(base.config)
+    expected = shape["head_shapes"] or [[shape["n_head"], shape["head_dim"]]] * shape["n_layer"]
     token = torch.zeros(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
     try:
         with torch.no_grad(), evaluating(base):
-            found = {tuple(states.shape) for layer in key_values(base, input_ids=token) for states in layer}
+            found = [[tuple(states.shape) for states in layer] for layer in key_values(base, input_ids=token)]
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"a {base.config.model_type} model takes no prefix of keys and values ({error})") from error
-    if found != {(1, shape["n_head"], 1, shape["head_dim"])}:
+    if found != [[(1, heads, 1, size)] * 2 for heads, size in expected]:
         raise UserError(
-            f"a {base.config.model_type} model takes no prefix: its layers' keys and values differ, {found}"
+            f"a {base.config.model_type} model takes no prefix: its layers' keys and values have other shapes than "
+            f"its config.json says, {sorted({shape for layer in found for shape in layer})}"
         )
     check_rows(base)
 

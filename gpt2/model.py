@@ -582,8 +582,8 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
         return _load_peft(directory)
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
-        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory)
-        with torch.device("meta"):  # shapes alone
+        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory, Settings)
+        with checkpoint.odd_settings_refused(directory), torch.device("meta"):  # shapes alone
             network = {name: tensor.shape for name, tensor in make_prefix(config).state_dict().items()}
         checkpoint.check_tensors(read.network, network, directory / checkpoint.NETWORK)
         stored = {"prefix": (config.preseqlen, config.width)} if config.optim_prefix else {}

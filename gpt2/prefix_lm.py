@@ -49,6 +49,7 @@ class PrefixLM(nn.Module):
         if freeze and prefix is not None:
             base.requires_grad_(False)
         if checkpointing and prefix is not None:
+            attention_modules(base)  # raises UserError where they are not enough
             try:
                 attention.install(base)
             except (TypeError, ValueError) as error:
@@ -141,7 +142,7 @@ class PrefixLM(nn.Module):
             return None
         if self.prefix.training and self.prefix.dropout.p > 0:
             return None
-        return pack(input_ids, attention_mask, self.config.hidden_size)
+        return pack(input_ids, attention_mask, self.config.get_text_config(decoder=True).hidden_size)
 
 
 # ---- packing -----------------------------------------------------------------------------------------------------

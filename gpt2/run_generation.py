@@ -144,19 +144,26 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
 
 
 def decode_splits(
-    trained: model.Model, output: Path, paths: Mapping[str, Path | None], settings: Decoding
+    trained: model.Model,
+    output: Path,
+    paths: Mapping[str, Path | None],
+    settings: Decoding,
+    known: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, float | None]]:
     """Decode and score the files of `paths`, split -> path; scores go to results.json and the card.
 
-    The original does so with valid and test after training.
+    The original does so with valid and test after training. What an earlier start of the same run has decoded of the
+    same files, `known`, is not decoded again.
     """
     decoded: dict[str, dict[str, Any]] = {}
     for split, path in paths.items():
         if path is None:
             logger.info("no test file: %s is not decoded", split)
             continue
-        decoded[split] = decode_file(trained, path, output / f"{output.name}_{split}", settings)
-        record.update_results(output, {"decoding": decoded})
+        decoded[split] = known.get(split, {})
+        if decoded[split].get("data_file") != str(path):
+            decoded[split] = decode_file(trained, path, output / f"{output.name}_{split}", settings)
+            record.update_results(output, {"decoding": {**known, **decoded}})
         print_scores(split, decoded[split]["scores"])
     scores = {split: result["scores"] for split, result in decoded.items()}
     trained.save(output, scores={f"{split} {name}": v for split, row in scores.items() for name, v in row.items()})
@@ -229,6 +236,18 @@ def main(argv: list[str] | None = None) -> int:
     )
     # raises the reader's own message before a model is loaded
     read_sources(mode, path, settings, checkpoint.saved_task(directory) if mode in OWN_DATA else {})
+    if not directory.is_dir():
+        raise UserError(f"checkpoint {args.checkpoint}: no such folder")
+    with files.lock(out):
+        scores = decode_split(directory, out, mode, split, path, settings)
+    print_scores(split, scores)
+    return 0
+
+
+def decode_split(
+    directory: Path, out: Path, mode: str, split: str, path: Path, settings: Decoding
+) -> dict[str, float | None]:
+    """Decode `path` with the checkpoint in `directory`, record it in `out`, and return its scores."""
     record.set_aside_damaged(out)
     trained = model.load(
         directory,
@@ -245,8 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     if checkpoint.is_checkpoint(directory) and directory.is_relative_to(out):  # not where outputs go elsewhere
         scored = path.name if settings.data_file else split
         checkpoint.refresh_card(directory, {f"{scored} {name}": value for name, value in result["scores"].items()})
-    print_scores(split, result["scores"])
-    return 0
+    return result["scores"]
 
 
 def is_plain_model(directory: Path) -> bool:

@@ -4,43 +4,34 @@ python gpt2/run_language_modeling.py --mode webnlg --model_name_or_path gpt2-med
 """
 
 import functools
-import glob
 import logging
 import os
 import shlex
 import sys
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
-from transformers import TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from gpt2 import context, model, run_generation
+from gpt2.callbacks import TensorBoard
 from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
-from gpt2.train_control import PrefixConfig
-from gpt2.trainer_prefix import Distillation, PrefixTrainer, TensorBoard, is_exhausted, load_teacher
-from prefixlib import checkpoint, record, schema
-from prefixlib.errors import UserError, first_line, one_line_errors
+from gpt2.resuming import Resumption, find_resume, own_files
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, load_teacher
+from prefixlib import checkpoint, files, processes, record, schedule
+from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import Parser
 from prefixlib.tables import Chat, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, data_file, given_file, read_groups, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
-
-
-class State(TypedDict):
-    """What is read of trainer_state.json; the rest is transformers'."""
-
-    global_step: int
-    max_steps: int
-    log_history: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,7 @@ class TrainResult:
 
 
 def main(argv: list[str] | None = None) -> int:
+    processes.end_with_parent()
     record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
     train(parse(argv))
     return 0
@@ -71,7 +63,8 @@ def parse(argv: list[str] | None) -> Settings:
 def train(settings: Settings) -> TrainResult:
     """Train as train_e2e.py does, decode and score the dev and test files, and leave it all in settings.output_dir.
 
-    Raises UserError for settings that contradict each other, bad data, and an output folder that holds an earlier run.
+    Raises UserError for settings that contradict each other, bad data, and an output folder that holds an earlier run
+    or that another run is using.
 
     >>> result = train(Settings(mode="webnlg", output_dir="runs/webnlg", epoch=5))  # doctest: +SKIP
     >>> result.scores["test"]["BLEU all"]  # doctest: +SKIP
@@ -81,14 +74,22 @@ def train(settings: Settings) -> TrainResult:
     if not settings.output_dir:
         raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
     output = Path(settings.output_dir).expanduser().resolve()
-    record.set_aside_damaged(output)
-    resume_from = find_resume(settings, output)
+    with files.lock(output):
+        record.set_aside_damaged(output)
+        return _train(settings, output)
+
+
+def _train(settings: Settings, output: Path) -> TrainResult:
+    resumption = find_resume(settings, output)
     paths = {split: find_file(settings, split) for split in ("train", "valid", "test")}
     to_decode = () if settings.skip_decode else settings.splits_to_decode(paths["test"] is not None, ("valid", "test"))
     record.seed_everything(settings.seed)
     splits = () if settings.context_samples else ("train", "valid")  # else the model writes its own texts
     columns = settings.columns
     records = {split: read_records(settings.mode, paths[split], columns=columns) for split in splits}
+    for split, rows in records.items():
+        if not any(row.trainable and row.target.strip() for row in rows):
+            raise UserError(f"{paths[split]}: no text to train on")
     if records and paths["test"] and (settings.test_file or "test" in to_decode):
         # a misspelt name or a bad line shows now, not after the training
         read_groups(settings.mode, paths["test"], blind=True, columns=columns)
@@ -99,8 +100,10 @@ def train(settings: Settings) -> TrainResult:
     task["categories"] = sorted({row.category for row in records.get("train", ())} - {""})
     if settings.tuning_mode == "finetune":
         task["lowdata_token"] = settings.source_word()
+    if resumption and resumption.earlier:
+        task[schedule.EARLIER] = resumption.earlier
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
-    trained = model.new(settings, resuming=resume_from is not None, task=task, texts=texts)
+    trained = model.new(settings, resuming=resumption is not None, task=task, texts=texts)
     if settings.mode in OWN_DATA:
         warn_of_lost_characters(trained.tokenizer, texts)
     distillation = make_distillation(settings, trained)
@@ -110,7 +113,7 @@ def train(settings: Settings) -> TrainResult:
         drawn = (settings.context_samples, settings.seed, not settings.disable_tqdm)
         datasets = context.sample_sets(distillation.teacher, trained.tokenizer, *drawn)
     trainer = make_trainer(settings, output, trained, datasets, distillation)
-    training = run_training(settings, trainer, trained, resume_from, output)
+    training = run_training(settings, trainer, trained, resumption, output)
     trained.lm.eval()
     scores = {}
     if trainer.is_world_process_zero():
@@ -122,15 +125,18 @@ def train(settings: Settings) -> TrainResult:
             "device": record.device_name(),
             **record.versions(),
         }
-        if settings.distill_context:
+        results = record.read_results(output)
+        known = results.get("decoding", {}) if results.get("training") == training else {}  # of these very weights
+        if settings.distill_context and "context" not in training:
             training["context"] = context.what_is_kept(trained.lm, distillation.teacher, datasets["valid"])
-        record.update_results(output, {"run": run, "training": training})
+        record.update_results(output, {"run": run, "training": training, "decoding": known or None})
         if records and to_decode:
             how = Decoding(
                 **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},
                 **{"decode_limit": settings.decode_limit, "disable_tqdm": settings.disable_tqdm},
             )
-            scores = run_generation.decode_splits(trained, output, {split: paths[split] for split in to_decode}, how)
+            wanted = {split: paths[split] for split in to_decode}
+            scores = run_generation.decode_splits(trained, output, wanted, how, known)
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
@@ -143,53 +149,6 @@ def find_file(settings: Settings, split: str) -> Path | None:
         return None  # the standard test set does not belong to one's own training file
     path = data_file(settings.mode, split, settings.data_dir)
     return path if split != "test" or path.is_file() else None
-
-
-def own_files(output: Path) -> tuple[str, ...]:
-    """What a run of this tree leaves in `output` beside checkpoint.RUN_FILES and its logs, as patterns."""
-    outputs = (f"{glob.escape(output.name)}_{split}_*" for split in ("valid", "test"))
-    return ("checkpoint-[0-9]*", "trainer_state.json", *outputs)
-
-
-def find_resume(settings: Settings, output: Path) -> Path | None:
-    """The checkpoint to go on from, if any. Raises UserError where a result would be overwritten or does not fit."""
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None
-    if not settings.resume:
-        earlier = checkpoint.earlier_run(output, own_files(output))
-        if earlier and not settings.overwrite_output_dir:
-            raise UserError(
-                f"{output} holds an earlier run: --resume yes goes on with it, --overwrite_output_dir yes replaces it, "
-                f"--notes or --output_dir keep both (there: {', '.join(earlier[:3])}{', …' * (len(earlier) > 3)})"
-            )
-        return None
-    if last is None:
-        logger.info("nothing to resume in %s: starting from the beginning", output)
-        return None
-    check_resumable(Path(last))
-    given = settings.training_settings()
-    if checkpoint.is_checkpoint(last):
-        saved = checkpoint.read_config(last)
-        task = saved["task"]
-        model.check_same_prefix(settings, checkpoint.rebuild(PrefixConfig, saved["prefix"], last), last)
-    else:
-        task = checkpoint.load_task(last)
-        given["lowdata_token"] = settings.source_word()
-    checkpoint.check_agrees(given, task, last)
-    return Path(last)
-
-
-def check_resumable(folder: Path) -> None:
-    """Raise UserError for a checkpoint-N whose own files of the loop are damaged, before a model is loaded."""
-    remedy = f"remove {folder.name}, and --resume yes goes on from an earlier one or from the beginning"
-    schema.read(folder / "trainer_state.json", State, remedy)
-    for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
-        try:
-            with zipfile.ZipFile(path) as archive:  # what torch.save writes; the hashes inside are compared
-                wrong = archive.testzip()
-        except zipfile.BadZipFile as error:
-            wrong = first_line(error)
-        if wrong:
-            raise UserError(f"{path} is damaged ({wrong}); {remedy}")
 
 
 def make_datasets(
@@ -286,26 +245,26 @@ def make_trainer(
 
 
 def run_training(
-    settings: Settings, trainer: PrefixTrainer, trained: model.Model, resume_from: Path | None, output: Path
+    settings: Settings, trainer: PrefixTrainer, trained: model.Model, resumption: Resumption | None, output: Path
 ) -> dict[str, Any]:
     """Run the loop, save the final model into `output`, and return the `training` entry of results.json."""
-    if resume_from is None and settings.overwrite_output_dir and trainer.is_world_process_zero():
+    ended = resumption is not None and resumption.ended
+    if resumption is None and settings.overwrite_output_dir and trainer.is_world_process_zero():
         checkpoint.clear_run(output, (*own_files(output), "runs"))
-    ended = ended_run(resume_from, trainer.patience)
-    if ended is not None:
-        logger.info(
-            "the run in %s was trained to its end, step %d: nothing is left to train", output, ended.global_step
-        )
-        trainer.load_model_from(resume_from)
-        trainer.state = ended
+    if resumption is not None and trainer.is_world_process_zero():
+        rotate_checkpoints(str(output), save_total_limit=1)  # killed while an older one was being removed
+    if ended:
+        step = resumption.state.global_step
+        logger.info("the run in %s was trained to its end, step %d: nothing is left to train", output, step)
+        mean_loss = trainer.stand_at_end(resumption.directory, resumption.state)
         earlier = record.read_results(output).get("training")
-        if earlier is not None:
+        if earlier is not None and earlier.get("steps") == step:  # else of the run that this one prolongs
             return earlier
-        if not any(row["step"] == ended.global_step for row in ended.log_history if "eval_loss" in row):
-            trainer.evaluate()
     started = time.perf_counter()
     try:
-        outcome = None if ended else trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if not ended:
+            outcome = trainer.train(resume_from_checkpoint=str(resumption.directory) if resumption else None)
+            mean_loss = outcome.metrics["train_loss"]
     except KeyboardInterrupt:
         last = get_last_checkpoint(str(output)) if output.is_dir() else None
         logger.warning(
@@ -329,19 +288,10 @@ def run_training(
         examples=len(trainer.train_dataset),
         curves=curves,
         parameters=trained.count_parameters(),
-        train_loss=outcome.training_loss if outcome else None,
+        train_loss=mean_loss,
         tokens_seen=trainer.state.num_input_tokens_seen,
         tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
     )
-
-
-def ended_run(resume_from: Path | None, patience: int) -> TrainerState | None:
-    """The trainer's state where a checkpoint is that of the run's last step: killed in what comes after training."""
-    if resume_from is None:
-        return None
-    state = TrainerState.load_from_json(str(resume_from / "trainer_state.json"))
-    losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
-    return state if state.global_step >= state.max_steps or is_exhausted(losses, patience) else None
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class PrefixConfig:
     use_deep: bool = False  # three linear layers instead of two
     init_shallow: bool = False  # the keys and values are the parameters: no MLP
     init_text: str | None = None  # the text that the training started from
+    head_shapes: list[list[int]] | None = None  # (H, D) of every layer, where they differ
 
     @classmethod
     def for_model(cls, base: PreTrainedConfig, **settings: Any) -> "PrefixConfig":
@@ -57,7 +58,8 @@ class PrefixConfig:
     @property
     def width(self) -> int:
         """2*L*H*D: a key and a value per layer."""
-        return 2 * self.n_layer * self.n_head * self.head_dim
+        shapes = self.head_shapes or [(self.n_head, self.head_dim)] * self.n_layer
+        return 2 * sum(heads * size for heads, size in shapes)
 
     @property
     def needs_source(self) -> bool:
@@ -210,6 +212,11 @@ def split_rows(flat: Tensor, config: PrefixConfig, dropout: nn.Module | None = N
         raise UserError(
             f"the prefix has {flat.shape[2]} numbers per position, the model needs {'x'.join(map(str, shape))}"
         )
+    if config.head_shapes:
+        shapes = [shape for shape in config.head_shapes for _ in ("key", "value")]
+        parts = (flat if dropout is None else dropout(flat)).split([heads * size for heads, size in shapes], dim=2)
+        states = [part.unflatten(2, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
+        return list(zip(states[::2], states[1::2], strict=True))
     states = flat.unflatten(2, shape)  # (B, P, 2L, H, D)
     if dropout is not None:
         states = dropout(states)
@@ -219,4 +226,4 @@ def split_rows(flat: Tensor, config: PrefixConfig, dropout: nn.Module | None = N
 
 def join_layers(layers: Layers) -> Tensor:
     """The inverse of `split_layers`: L pairs (1, H, P, D) to (P, 2*L*H*D)."""
-    return torch.cat([states for layer in layers for states in layer]).permute(2, 0, 1, 3).flatten(1)
+    return torch.cat([states[0].transpose(0, 1).flatten(1) for layer in layers for states in layer], dim=1)

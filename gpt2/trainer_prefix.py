@@ -3,23 +3,22 @@
 Legend: B batch, T tokens, S scored tokens of the batch (labels that count), N matched positions, V vocabulary.
 """
 
+import json
 import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-from transformers import Trainer
-from transformers.integrations import TensorBoardCallback
+from transformers import Trainer, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from gpt2.callbacks import GoingOn, LogLines, diverged
 from gpt2.dataset import IGNORED
 from gpt2.frozen_lm import max_positions
 from gpt2.train_control import FAMILY
@@ -29,6 +28,8 @@ from prefixlib.base_model import freeze, load_model
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+SUMS = "loss_sums.json"  # in a checkpoint: what the next logged training loss is made of
 
 
 def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, mode: int) -> Tensor:
@@ -184,6 +185,8 @@ class PrefixTrainer(Trainer):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(LogLines(bar=not self.args.disable_tqdm))
+        self.add_callback(GoingOn(self))
+        self.resumed_from: Path | None = None
 
     def training_step(self, model, *args, **kwargs):
         """A micro-batch forward and backward; with the last one of a step, through the prefix network too."""
@@ -231,7 +234,33 @@ class PrefixTrainer(Trainer):
             self.save_model_to(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.load_model_from(Path(resume_from_checkpoint))
+        self.resumed_from = Path(resume_from_checkpoint)
+        self.load_model_from(self.resumed_from)
+
+    def load_loss_sums(self) -> None:
+        """Go on with the sums of the checkpoint that training goes on from: of all steps, and since the last log."""
+        path = self.resumed_from and self.resumed_from / SUMS
+        if path and path.is_file():  # earlier versions wrote none
+            sums = json.loads(path.read_text(encoding="utf-8"))
+            self._total_loss_scalar, self._globalstep_last_logged = sums["logged"], sums["logged_step"]
+            if len(sums["since"]) == self.args.world_size:
+                self._tr_loss = self._tr_loss + sums["since"][self.args.process_index]
+
+    def stand_at_end(self, directory: Path, state: TrainerState) -> float | None:
+        """Be where the loop was after its last step, with that step's checkpoint; returns the mean training loss."""
+        self._load_from_checkpoint(str(directory))
+        self.state, self._tr_loss, self._total_loss_scalar = state, torch.zeros((), device=self.args.device), 0.0
+        self.load_loss_sums()
+        mean = (self._total_loss_scalar + self._tr_loss.item()) / max(state.global_step, 1)
+        last = {"total_flos": state.total_flos, "train_loss": mean, "epoch": state.epoch, "step": state.global_step}
+        state.log_history.append({**last, "num_input_tokens_seen": state.num_input_tokens_seen})
+        return mean if (directory / SUMS).is_file() else None
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Trainer's; the mean loss of the training, its last entry, is that of all steps, of a resumed run too."""
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
+        super().log(logs, *args, **kwargs)
 
     def _get_output_dir(self, trial) -> str:
         """Where Trainer puts `checkpoint-N`: a side folder, from which `_save_checkpoint` moves it once it is whole."""
@@ -241,75 +270,17 @@ class PrefixTrainer(Trainer):
         """Write checkpoint-N aside, sync it, rename it: a killed run leaves the last good one."""
         broken = [name for name, p in model.named_parameters() if p.requires_grad and not p.isfinite().all()]
         if broken:
-            raise _diverged(self.state.global_step, f"{broken[0]} is not finite")
+            raise diverged(self.state.global_step, f"{broken[0]} is not finite")
         side, output = Path(self._get_output_dir(trial)), Path(self.args.output_dir)
         if self.args.should_save:
             shutil.rmtree(side, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
+        since = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
         if self.args.should_save:
             name = f"checkpoint-{self.state.global_step}"
+            sums = {"since": since, "logged": self._total_loss_scalar, "logged_step": self._globalstep_last_logged}
+            files.write_json(side / name / SUMS, sums)
             files.move_whole(side / name, output / name)
             side.rmdir()
             rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit)
-
-
-class TensorBoard(TensorBoardCallback):
-    """Trainer's logs in `directory`."""
-
-    def __init__(self, directory: Path):
-        super().__init__()
-        self.directory = directory
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            self.tb_writer = SummaryWriter(str(self.directory))
-        super().on_train_begin(args, state, control, **kwargs)
-
-
-class LogLines(ProgressCallback):
-    """Trainer's progress bar with one readable line per logging step; stops the run on a loss that is no number."""
-
-    def __init__(self, bar: bool = True):
-        super().__init__()
-        self.bar = bar
-        self.started = self.tokens_before = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.tokens_before = time.perf_counter(), state.num_input_tokens_seen
-        if self.bar:
-            super().on_train_begin(args, state, control, **kwargs)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.bar:
-            super().on_step_end(args, state, control, **kwargs)
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        if self.bar:
-            super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            line = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.3g}  grad_norm {logs['grad_norm']:.3g}"
-            tokens = state.num_input_tokens_seen - self.tokens_before
-            line += f"  tokens/s {tokens / (time.perf_counter() - self.started):,.0f}"
-        elif "eval_loss" in logs:
-            line = f"dev loss {logs['eval_loss']:.4f}"
-        else:
-            return
-        if state.is_world_process_zero:
-            logger.info("step %d/%d  epoch %.2f  %s", state.global_step, state.max_steps, state.epoch or 0, line)
-        if not math.isfinite(logs.get("loss", logs.get("eval_loss"))):
-            raise _diverged(state.global_step, "the loss is not a number")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.bar:
-            super().on_train_end(args, state, control, **kwargs)
-
-
-def _diverged(step: int, what: str) -> UserError:
-    return UserError(
-        f"training stopped at step {step}: {what}; try a lower --learning_rate, or --bf16 instead of --fp16 "
-        "(earlier checkpoints are kept)"
-    )

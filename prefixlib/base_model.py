@@ -14,8 +14,9 @@ from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
+from transformers.utils import logging as transformers_logging
 
-from prefixlib import baselines, gguf_base
+from prefixlib import baselines, gguf_base, schema
 from prefixlib.checkpoint import OWN_MODEL
 from prefixlib.errors import UserError, first_line, refused_by_system
 from prefixlib.quantization import check_quantized, is_quantized, loading_options
@@ -100,6 +101,8 @@ def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | N
     tokenizer = _fetch(AutoTokenizer.from_pretrained, name, revision=revision, cache_dir=cache_dir)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-sequence token, which separates source and target here")
+    if getattr(tokenizer, "tgt_lang", "") is None:  # M2M100's would fail at the first target
+        tokenizer.tgt_lang = tokenizer.src_lang
     return tokenizer
 
 
@@ -134,6 +137,7 @@ def load_model(
         cache_dir=cache_dir,
         dtype=dtype,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # `check_loaded` refuses them, by name
         config=config if config_overrides else None,
         **options,
     )
@@ -253,6 +257,11 @@ def _fetch(load, name: str, **kwargs):
     """
     arguments = {key: value for key, value in kwargs.items() if value is not None}
     arguments["trust_remote_code"] = False  # a folder's own code is never run, nor is the user asked whether to
+    for path in (Path(name) / file for file in ("config.json", "tokenizer.json", "tokenizer_config.json")):
+        if path.is_file():  # else what transformers says of it names neither the file nor the fault
+            schema.read(path, dict[str, Any], "use another model")
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report of what did not load is ours to give: see `check_loaded`
     try:
         if os.path.isdir(name):
             return load(name, **arguments)
@@ -270,6 +279,8 @@ def _fetch(load, name: str, **kwargs):
             f"cannot load {name} from the hub ({first_line(error)}); without a network pass --model_name_or_path DIR, "
             "a folder with the model's config.json, weights and tokenizer"
         ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _knock_at_hub() -> None:

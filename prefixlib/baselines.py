@@ -54,10 +54,16 @@ def insert(model: nn.Module, design: int, bottleneck: int) -> None:
         raise UserError("--tuning_mode adaptertune: the base model has adapters already; take one without")
     text = model.config.get_text_config(decoder=True)
     eps = next((getattr(text, key) for key in EPSILONS if hasattr(text, key)), 1e-5)
-    for module in [place for _, layers in find_stacks(model) for layer in layers for place in _places(layer, design)]:
+    places = [
+        (getattr(holder, "config", text).hidden_size, place)  # T5Gemma's encoder can be wider than its decoder
+        for holder, layers in find_stacks(model)
+        for layer in layers
+        for place in _places(layer, design)
+    ]
+    for width, module in places:
         parameter = next(module.parameters())
         adapter = Adapter(
-            text.hidden_size,
+            width,
             bottleneck,
             norm_eps=eps if design == 1 else None,
             device=parameter.device,
@@ -121,7 +127,8 @@ def find_stacks(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
     """
     if model.config.is_encoder_decoder:
         return [_find_stack(model.get_encoder()), _find_stack(model.get_decoder())]
-    return [_find_stack(model.base_model)]
+    # of several models under one roof (Gemma 3 with its eyes) the one that writes
+    return [_find_stack(model.get_decoder() if model.config.sub_configs else model.base_model)]
 
 
 def _find_stack(body: nn.Module) -> tuple[nn.Module, nn.ModuleList]:

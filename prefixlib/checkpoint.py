@@ -6,12 +6,14 @@ prefix_flat.safetensors    its keys and values, per site (P, 2*L*H*D), columns o
 README.md                  a model card
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from prefixlib import files, schema
-from prefixlib.errors import UserError
+from prefixlib.errors import UserError, first_line
 from prefixlib.metrics import shown
-from prefixlib.settings import spelled
+from prefixlib.settings import Flags, spelled
 
 logger = logging.getLogger(__name__)
 
@@ -229,14 +231,25 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     config = schema.read(path, TypedDict("Numbered", {"format": int}), REMEDY)
     if config["format"] > FORMAT:
         raise UserError(f"{path} has format {config['format']}; this version reads up to {FORMAT}: update the package")
-    wrong = schema.misfit(config, Config)
+    wrong = schema.misfit(config, Config) or _misfit_of_task(config["task"])
+    if config["format"] < 1:
+        wrong = f"format is {config['format']}"
     if wrong:
         raise UserError(f"{path} is damaged ({wrong}); {REMEDY}")
     return config
 
 
-def rebuild(kind: type, saved: Any, directory: Path | str) -> Any:
-    """The dataclass `kind` from what a checkpoint holds of it. Raises UserError for unknown, absent or odd values."""
+def _misfit_of_task(task: Mapping[str, Any]) -> str | None:
+    """What of a checkpoint's task its types do not tell."""
+    limit = task.get("max_source_length")
+    return f"max_source_length is {limit}" if limit is not None and limit < 1 else None
+
+
+def rebuild(kind: type, saved: Any, directory: Path | str, flags: type[Flags] | None = None) -> Any:
+    """The dataclass `kind` from what a checkpoint holds of it. Raises UserError for unknown, absent or odd values.
+
+    A setting that `flags` has, too, must be one of that flag's choices.
+    """
     if not isinstance(saved, Mapping):
         raise UserError(f"{directory}: its prefix settings are no object in braces; {REMEDY}")
     try:
@@ -246,11 +259,30 @@ def rebuild(kind: type, saved: Any, directory: Path | str) -> Any:
     wrong = schema.misfit(dataclasses.asdict(config), kind)
     for field in dataclasses.fields(kind) if not wrong else ():
         value = getattr(config, field.name)
-        if field.type is int and not 0 <= value < 2**31:
+        if field.type in (int, float) and not 0 <= value < (2**31 if field.type is int else 1):
             wrong = f"{field.name} is {value}"
+    for field in dataclasses.fields(flags) if flags and not wrong else ():
+        choices, value = field.metadata["choices"], getattr(config, field.name, None)
+        if choices and value is not None and value not in choices:
+            wrong = f"{field.name} is {value!r}, not one of {', '.join(map(str, choices))}"
     if wrong:
         raise UserError(f"{directory}: its prefix setting {wrong}; {REMEDY}")
     return config
+
+
+@contextlib.contextmanager
+def odd_settings_refused(directory: Path | str) -> Iterator[None]:
+    """Turn what a prefix module raises for settings of the right types that make no prefix into a UserError."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{directory}: its prefix settings make no prefix ({first_line(error)}); {REMEDY}") from error
+
+
+def unpickled(path: Path | str) -> Any:
+    """What torch.save put into a file, without running any code from it; it raises many kinds for a bad file."""
+    with warnings.catch_warnings(action="ignore"):  # what torch thinks of a file that is not its own is no news here
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_arrays(found: Any, path: Path | str) -> None:
@@ -296,7 +328,10 @@ def load_task(directory: Path | str) -> dict[str, Any]:
     """What a fine-tuned model was trained for: from task_config.json, or the original's config.json; {} if unknown."""
     path, config_path = Path(directory) / TASK, Path(directory) / "config.json"
     if path.is_file():
-        return schema.read(path, TaskFile, REMEDY)["task"]
+        task = schema.read(path, TaskFile, REMEDY)["task"]
+        if _misfit_of_task(task):
+            raise UserError(f"{path} is damaged ({_misfit_of_task(task)}); {REMEDY}")
+        return task
     config = schema.read(config_path, dict[str, Any], REMEDY) if config_path.is_file() else {}
     mode = config.get("_my_arg_task_mode")
     return {"mode": mode} if isinstance(mode, str) else {}

@@ -3,10 +3,14 @@
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
+
+from prefixlib import processes
 
 # How libraries put it that there is no memory left, on the processor or a GPU, none of them as a MemoryError.
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread")
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread", "unable to mmap")
 
 
 class UserError(Exception):
@@ -16,34 +20,46 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """What a library's error says, as one line; its kind where it says nothing."""
     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0]  # torch prints in bold
-    return said or type(error).__name__
+    return (said if len(said) <= 200 else f"{said[:199]}…") or type(error).__name__
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C: the loops say where a run can be resumed, locks are given back."""
+
+
+def _terminate(*_):
+    raise Terminated
 
 
 @contextlib.contextmanager
 def one_line_errors():
     """Turn what a user can mend into one line on stderr and a non-zero exit; anything else keeps its traceback.
 
-    Exit codes: 2 wrong input, 1 the machine said no (disk full, no permission, broken pipe), 130 Ctrl-C.
+    Exit codes: 2 wrong input, 1 the machine said no (disk full, no permission, broken pipe), 130 Ctrl-C, 143 SIGTERM.
     """
+    # one of several processes ends at once: the process that started it says the rest
+    if threading.current_thread() is threading.main_thread() and not processes.is_worker():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        processes.report(f"error: {error}")
         sys.exit(2)
     except OSError as error:
         if error.errno is None:  # raised by a library with its own text, not by the operating system
             raise
         where = f": {error.filename}" if error.filename else ""
-        print(f"error: {os.strerror(error.errno)}{where}", file=sys.stderr)
+        processes.report(f"error: {os.strerror(error.errno)}{where}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        processes.report("terminated" if terminated else "interrupted")
+        sys.exit(143 if terminated else 130)
     except Exception as error:
         said_no = refused_by_system(error)
         if said_no is None:
             raise
-        print(f"error: {said_no}", file=sys.stderr)
+        processes.report(f"error: {said_no}")
         sys.exit(1)
 
 
@@ -59,6 +75,8 @@ def refused_by_system(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
         return "a path with a NUL character in it cannot be opened"
+    if isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)):  # gloo, NCCL
+        return "another process of this training has ended"
     if "PytorchStreamWriter failed writing file" in str(error):  # torch.save keeps the reason to itself
         return "a file could not be written; is the disk full?"
     return None

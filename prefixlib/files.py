@@ -1,13 +1,16 @@
-"""Writing files so that a killed run or a full disk leaves the old content; reading results of earlier versions."""
+"""Writing files so that a killed run or a full disk leaves the old content; one run at a time in a folder."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefixlib.errors import UserError
+
+LOCK = ".lock"
 
 
 def sync_directory(directory: Path) -> None:
@@ -75,10 +78,77 @@ def move_whole(source: Path, target: Path) -> None:
     for path in source.rglob("*"):
         if path.is_file():
             sync_file(path)
+    old = _old(target)
     if target.exists():
-        shutil.rmtree(target)
+        os.replace(target, old)
     os.replace(source, target)
     sync_directory(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(target: Path) -> Path:
+    """Where a folder is while another one takes its place."""
+    return target.with_name(f".{target.name}.old.partial")
+
+
+def remove_partials(directory: Path) -> None:
+    """Remove what a killed run had half written into `directory`; a folder that it was about to replace comes back."""
+    for old in directory.glob(".*.old.partial"):
+        target = old.with_name(old.name.removeprefix(".").removesuffix(".old.partial"))
+        if not target.exists():
+            os.replace(old, target)
+    clear_run(directory, (".partial", ".*.partial"))
+
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold `directory`, made if absent, for this process alone; leftovers of a killed run are removed first.
+
+    The system gives the lock up when its holder ends, however that comes, so none is ever stale. In a run of several
+    processes the first one holds it. Raises UserError where another process does.
+    """
+    if os.name != "posix" or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / LOCK
+    with contextlib.closing(_locked_file(path)):
+        try:
+            remove_partials(directory)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # it is not empty
+                    directory.rmdir()
+
+
+def _locked_file(path: Path) -> Any:
+    """The lock file, open and locked, with this process's id and machine in it."""
+    import fcntl  # here: it is not on every system
+
+    while True:
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  its being open is the lock
+        try:
+            # of the process, not of the open file: a worker process that outlives this one does not keep it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise UserError(
+                f"{path.parent} is in use by {holder}: wait until it has ended, or take another --output_dir"
+            ) from None
+        except OSError:  # a file system without locks
+            return file
+        with contextlib.suppress(FileNotFoundError):  # its holder removed it between opening and locking
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+                file.flush()
+                return file
+        file.close()
 
 
 def replace_directory(target: Path, write: Callable[[Path], None]) -> None:

@@ -77,6 +77,14 @@ def own_logits(base: nn.Module, hidden: Tensor) -> Tensor:
     return logits.view(*hidden.shape[:-1], -1)
 
 
+class _Output(BaseModelOutputWithPastAndCrossAttentions):
+    """Last hidden states, and None for whatever else a model's own kind of output has."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _Answer(nn.Module):
     """Stands where a model's layers stand and gives `hidden` as their last hidden states, whatever it is asked."""
 
@@ -84,9 +92,9 @@ class _Answer(nn.Module):
         super().__init__()
         self.hidden, self.config, self.asked = hidden, config, False
 
-    def forward(self, *_args, **_kwargs) -> BaseModelOutputWithPastAndCrossAttentions:
+    def forward(self, *_args, **_kwargs) -> _Output:
         self.asked = True
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.hidden)
+        return _Output(last_hidden_state=self.hidden)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefixlib import files
 from prefixlib.config_file import expand
 from prefixlib.errors import UserError
 from prefixlib.settings import TUNING_MODES, Flags, Parser, Training, explicit_flags, flag, refuse_together
@@ -136,12 +137,12 @@ def as_words(values: Mapping[str, object]) -> list[str]:
 
 
 def child_command(script: Path, arguments: list[str], num_processes: int = 1) -> list[str]:
-    """The argument list that runs `script` with this Python: directly, or under torchrun with several processes."""
+    """The argument list that runs `script` with this Python: directly, or through torchrun with several processes."""
     if num_processes < 1:
         raise UserError(f"--num_processes {num_processes}: at least 1 process is needed")
     if num_processes == 1:
         return [sys.executable, str(script), *arguments]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    torchrun = ["-m", "prefixlib.processes", "--standalone", "--nproc_per_node", str(num_processes)]
     return [sys.executable, *torchrun, str(script), *arguments]
 
 
@@ -155,8 +156,10 @@ def run(command: list[str], *, dry_run: bool, save_to: Path | None = None) -> in
     if dry_run:
         return 0
     if save_to is not None:
-        save_to.parent.mkdir(parents=True, exist_ok=True)
-        with open(save_to, "a", encoding="utf-8") as file:  # a refused command must not take an earlier one's place
+        with (
+            files.lock(save_to.parent),  # a second run at the same time is refused here
+            open(save_to, "a", encoding="utf-8") as file,  # a refused command must not take an earlier one's place
+        ):
             file.write(line + "\n")
     sys.stderr.flush()
     if os.name == "posix":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prefixlib import schema
-from prefixlib.checkpoint import CONFIG, REMEDY, check_arrays, is_checkpoint
+from prefixlib.checkpoint import CONFIG, REMEDY, check_arrays, is_checkpoint, unpickled
 from prefixlib.errors import UserError, first_line
 
 GPT2_BASES = {(12, 768): "gpt2", (24, 1024): "gpt2-medium", (36, 1280): "gpt2-large", (48, 1600): "gpt2-xl"}
@@ -173,8 +173,8 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     config = schema.read(config_path, Config, REMEDY)
     try:
-        weights = torch.load(weights_path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
+        weights = unpickled(weights_path)
+    except Exception as error:
         raise UserError(
             f"{directory} cannot be read as a checkpoint of the original: pytorch_model.bin: {first_line(error)}"
         ) from error

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefixlib import files, schema
-from prefixlib.checkpoint import check_arrays
+from prefixlib.checkpoint import check_arrays, unpickled
 from prefixlib.errors import UserError, first_line
 
 CONFIG, WEIGHTS, PICKLED, CARD = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"
@@ -113,7 +112,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         if path.is_file():
             return load_file(path)
         path = directory / PICKLED  # what PEFT wrote before it had safetensors
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return unpickled(path)
     except FileNotFoundError as error:
         raise UserError(f"{directory} has no {WEIGHTS}") from error
     except SafetensorError as error:

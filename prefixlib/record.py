@@ -171,10 +171,11 @@ def set_aside_damaged(directory: Path | str) -> None:
 
 
 def update_results(directory: Path | str, entries: Mapping[str, Any]) -> Path:
-    """Merge `entries` into directory/results.json (top-level keys are replaced) and return its path."""
+    """Merge `entries` into directory/results.json (top-level keys are replaced, by None removed); returns its path."""
     path = Path(directory) / "results.json"
     set_aside_damaged(directory)
-    files.write_json(path, {**read_results(directory), **entries})
+    merged = {**read_results(directory), **entries}
+    files.write_json(path, {name: value for name, value in merged.items() if value is not None})
     return path
 
 

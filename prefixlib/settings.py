@@ -30,6 +30,14 @@ SAMPLING = ("top_p", "top_k", "temperature")  # how tokens are drawn
 DECODE = ("valid", "test", "both", "none")
 QUANTIZATIONS = ("no", "4bit", "8bit", "int8")
 
+# Bounds of a search, in both trees: beyond them numbers overflow, no token is left, or memory does not do.
+SEARCH_BOUNDS: Mapping[str, Mapping[str, float]] = {
+    "num_beams": {"above": 0, "below": 1001},
+    "length_penalty": {"above": -11, "below": 11},
+    "top_p": {"low": 1e-6},
+    "temperature": {"low": 1e-3, "below": 1001},
+}
+
 TASK = "task and data"
 MODEL = "base model"
 METHOD = "method"
@@ -195,10 +203,13 @@ def unescaped(text: str) -> str:
 def out_of_bounds(
     value: float, low: float | None = None, above: float | None = None, below: float | None = None
 ) -> str | None:
-    """What a number must be, where it is not: finite, at least `low`, above and below; None where it is all of that."""
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return "a number of at most 19 digits"
-    if not math.isfinite(value):
+    """What a number must be, where it is not: finite, at least `low`, above and below; None where it is all of that.
+
+    Whole numbers have 31 bits unless `below` says otherwise.
+    """
+    if isinstance(value, int) and below is None and abs(value) >= 2**31:
+        return "between -2147483648 and 2147483648"
+    if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if (low is None or value >= low) and (above is None or value > above) and (below is None or value < below):
         return None
@@ -269,8 +280,11 @@ def choose_strategy(mode: str, given: str | None, usual: str, temperature: float
     """The strategy that is given, else the task's `usual` one.
 
     Temperature 0 is greedy. `sampled`: whether a flag of sampling is away from its default; then one's own pairs are
-    drawn.
+    drawn. Raises UserError for a temperature between 0 and the least that numbers allow.
     """
+    least = SEARCH_BOUNDS["temperature"]["low"]
+    if 0 < temperature < least:
+        raise UserError(f"--temperature {temperature}: 0, which is greedy, or at least {least}")
     if given is None:
         given = "nucleus" if temperature == 0 or (sampled and mode in OWN_DATA) else usual
     return "greedy" if given == "nucleus" and temperature == 0 else given
@@ -375,13 +389,13 @@ class Training(Flags):
         above=0,
         names=("--gradient_accumulation_step",),
     )
-    epoch: float = flag(5, "passes over the training set", TRAINING, above=0)
+    epoch: float = flag(5, "passes over the training set", TRAINING, above=0, below=2**31)
     max_steps: int = flag(-1, "stop after this many steps (-1: --epoch decides)", TRAINING, low=-1)
-    learning_rate: float = flag(5e-5, "peak rate", TRAINING, above=0)
+    learning_rate: float = flag(5e-5, "peak rate", TRAINING, above=0, below=1000)
     warmup_steps: int = flag(0, "steps of linear warm-up; the original uses none", TRAINING, low=0)
-    weight_decay: float = flag(0.0, "AdamW weight decay", TRAINING, low=0)
+    weight_decay: float = flag(0.0, "AdamW weight decay", TRAINING, low=0, below=1000)
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm (0: they are not)", TRAINING, low=0)
-    seed: int = flag(101, "seed of initialisation, data order and dropout", TRAINING, low=0)
+    seed: int = flag(101, "seed of initialisation, data order and dropout", TRAINING, low=0, below=2**32)
     bf16: bool = flag(False, "bfloat16 arithmetic; the trained weights stay float32", TRAINING)
     fp16: bool = flag(False, "float16 arithmetic with loss scaling; needs a GPU", TRAINING)
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time", TRAINING)
@@ -390,7 +404,12 @@ class Training(Flags):
     eval_steps: int = flag(0, "steps between dev evaluations (0: once per epoch)", RECORDS, low=0)
     save_steps: int = flag(0, "steps between resumable checkpoints (0: once per epoch)", RECORDS, low=0)
     logging_steps: int = flag(50, "steps between log lines", RECORDS, above=0)
-    resume: bool = flag(False, "go on from the newest resumable checkpoint in the output folder", RECORDS)
+    resume: bool = flag(
+        False,
+        "go on from the newest resumable checkpoint in the output folder; a finished run goes on with a larger --epoch "
+        "or --max_steps",
+        RECORDS,
+    )
     overwrite_output_dir: bool = flag(False, "train into a folder that holds an earlier result", RECORDS)
     disable_tqdm: bool = flag(False, "no progress bars", RECORDS)
     decode: str | None = flag(

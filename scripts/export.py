@@ -85,6 +85,8 @@ def export_prefix(args: argparse.Namespace) -> Path:
         tree.check_fits(loaded.config, config, directory, base["name"])
     prompt = example.Prompt(loaded.task, not is_seq2seq, is_seq2seq or loaded.config.format_mode != "nopeek")
     if args.to == "peft":
+        if loaded.config.head_shapes:
+            raise UserError(f"--to peft cannot hold {directory}: its layers differ in their heads; use --to kv")
         adapter = peft_format.Adapter(loaded.flat, loaded.config.n_layer, loaded.config.n_head, base)
         code = example.with_peft(prompt, base)
         return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter), prompt, code)

@@ -32,7 +32,7 @@ class LogLines(Callback):
         self.since = self.paused = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"curves": self.curves}
+        return {"curves": self.curves, "losses": [loss.cpu() for loss in self.losses], "cut": int(self.cut)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         curves = state["curves"]
@@ -40,9 +40,11 @@ class LogLines(Callback):
             "train": curves["train"],
             "dev": curves.get("dev") or curves.get("validation", []),
         }  # former name
+        self.losses, self.cut = state.get("losses", []), state.get("cut", 0)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.since, self.last_step = time.perf_counter(), trainer.global_step
+        self.losses = [loss.to(module.device) for loss in self.losses]  # those of a resumed run
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,7 +53,7 @@ class LogLines(Callback):
         self.tokens += outputs["tokens"]
         self.cut += batch["cut"]
         step = trainer.global_step
-        if step == self.last_step or (step % self.every and step != trainer.estimated_stepping_batches):
+        if step == self.last_step or (step % self.every and step != module.total_steps):
             return
         loss = torch.stack(self.losses).mean().item()
         seconds = time.perf_counter() - self.since
@@ -63,7 +65,7 @@ class LogLines(Callback):
         trainer.logger.log_metrics(figures, step)
         logger.info(
             "step %d/%d  epoch %d  loss %.4f  lr %.3g  tokens/s %s",
-            *(step, trainer.estimated_stepping_batches, trainer.current_epoch + 1, loss, rate),
+            *(step, module.total_steps, trainer.current_epoch + 1, loss, rate),
             f"{figures['tokens_per_second']:,.0f}",
         )
         self.losses, self.tokens, self.last_step, self.since = [], 0, step, time.perf_counter()
@@ -107,6 +109,7 @@ class Checkpoints(Callback):
         self.output, self.every, self.metric, self.patience, self.save_best = output, every, metric, patience, save_best
         self.best: dict[str, float] = {}
         self.worse = self.saved_step = 0
+        self.due = self.ends_epoch = False
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "worse": self.worse}
@@ -115,28 +118,42 @@ class Checkpoints(Callback):
         self.best, self.worse = state["best"], state["worse"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        trainer.should_stop = 0 <= self.patience <= self.worse  # killed after it had decided to stop
+        self.saved_step = trainer.global_step
+        # killed after the last step, or after it had decided to stop
+        trainer.should_stop = self.saved_step >= module.total_steps or 0 <= self.patience <= self.worse
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        last = batch_idx + 1 == trainer.num_training_batches  # then validation comes first: see on_train_epoch_end
-        if trainer.global_step != self.saved_step and trainer.global_step % self.every == 0 and not last:
+        """Save where it is due; but where a validation comes next after it, or a resumed run would skip that one."""
+        step = trainer.global_step
+        if step == module.total_steps:
+            trainer.should_stop = True  # with it comes a validation, wherever in the epoch this is
+        self.ends_epoch = batch_idx + 1 == trainer.num_training_batches  # then validation and on_train_epoch_end follow
+        self.due = trainer.should_stop or (step != self.saved_step and step % self.every == 0)
+        by_steps = trainer.check_val_every_n_epoch is None
+        validates = by_steps and (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+        if self.due and not (self.ends_epoch or validates or trainer.should_stop):
             self._save(trainer, module)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        trainer.train_dataloader.position = (trainer.current_epoch + 1, 0)
-        self._save(trainer, module)
+        if self.ends_epoch:
+            trainer.train_dataloader.position = (trainer.current_epoch + 1, 0)
+            self._save(trainer, module)
 
     def _save(self, trainer: Trainer, module: LightningModule) -> None:
         broken = [name for name, parameter in module.trainable().items() if not parameter.isfinite().all()]
         if broken:
             raise diverged(trainer.global_step, f"{broken[0]} is not finite")
-        self.saved_step = trainer.global_step
+        self.saved_step, self.due = trainer.global_step, False
         trainer.save_checkpoint(self.output / RESUME)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        result = module.validation_result
+        self._keep_best(trainer, module.validation_result)
+        if (self.due or trainer.should_stop) and not self.ends_epoch:
+            self._save(trainer, module)
+
+    def _keep_best(self, trainer: Trainer, result: dict[str, float]) -> None:
         sign = -1 if self.metric == "loss" else 1
         if not self.best or sign * result[self.metric] > sign * self.best[self.metric]:
             self.best, self.worse = {**result, "step": trainer.global_step}, 0

@@ -5,6 +5,7 @@ source, V vocabulary, E hidden size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +14,53 @@ from tqdm import tqdm
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from prefixlib import attention
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, cut_at, sample, stop_rule
 from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.head import Head
+from prefixlib.settings import SEARCH_BOUNDS, out_of_bounds
 from prefixlib.tasks import clean_up, find_task
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, end_token, max_positions, shares_rows, start_token
 from seq2seq.prefix_lm import encoder_mask, pack_sources
+
+
+@dataclass(frozen=True)
+class Past:
+    """What stands in front of a batch at each site.
+
+    layers: site -> keys and values per layer, (1, H, P, D) for all sources or (N, H, P, D). visible: site -> bool
+    (N, P), False where a source's own prefix is padded; {} where all sources have the same prefix.
+    """
+
+    layers: Mapping[str, Layers] = field(default_factory=dict)
+    visible: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def of(self, *sites: str) -> tuple[Mapping[str, Layers], Mapping[str, Tensor]]:
+        """The part at these sites, as `attend_to` takes it."""
+        return {site: layers for site, layers in self.layers.items() if site in sites}, self.visible
+
+    def rows(self, chosen: Tensor) -> "Past":
+        """The prefixes of the sources `chosen` (N')."""
+        if not self.visible:
+            return self
+        layers = {site: [(k[chosen], v[chosen]) for k, v in pairs] for site, pairs in self.layers.items()}
+        return Past(layers, {site: seen[chosen] for site, seen in self.visible.items()})
+
+
+def side_by_side(prefixes: Sequence[Mapping[str, Layers]]) -> Past:
+    """The prefix of each source, (1, H, P_i, D) at every site, as one batch, padded on the left.
+
+    A prefix may lack a site that others have.
+    """
+    layers, visible = {}, {}
+    for site in dict.fromkeys(site for prefix in prefixes for site in prefix):
+        like = next(prefix[site] for prefix in prefixes if site in prefix)
+        nothing = [tuple(states[:, :, :0] for states in layer) for layer in like]
+        rows = [prefix.get(site, nothing) for prefix in prefixes]
+        padded = [attention.pad_prefixes([row[n] for row in rows]) for n in range(len(like))]
+        layers[site], visible[site] = [(layer.keys, layer.values) for layer in padded], padded[0].visible
+    return Past(layers, visible)
 
 
 class Seq2SeqSteps:
@@ -34,29 +75,29 @@ class Seq2SeqSteps:
         base: nn.Module,
         input_ids: Tensor,
         attention_mask: Tensor,
-        prefix: Mapping[str, Layers],
+        past: Past,
         head: Head | None = None,
     ):
-        self.base, self.input_ids, self.prefix, self.head = base, input_ids, prefix, head or Head(base)
-        self.cache = EncoderDecoderCache(growing_cache(), DynamicCache())
-        length = self._seed(self.cache.self_attention_cache, prefix.get("self", ()))
-        self.tree = BeamTree(attention_mask.new_ones(len(input_ids), length + 1))  # the start token is one more
-        cross = self._seed(self.cache.cross_attention_cache, prefix.get("cross", ()))
+        self.base, self.input_ids, self.past, self.head = base, input_ids, past, head or Head(base)
         self.mask = attention_mask.bool()
-        self.visible = nn.functional.pad(self.mask, (cross, 0), value=True)[:, None, None, :]  # (N, 1, 1, P+S)
+        self.cache = EncoderDecoderCache(growing_cache(), DynamicCache())
+        start = self.mask.new_ones(len(input_ids), 1)
+        self.tree = BeamTree(torch.cat([self._seed(self.cache.self_attention_cache, "self"), start], dim=1))
+        cross = self._seed(self.cache.cross_attention_cache, "cross")
+        self.visible = torch.cat([cross, self.mask], dim=1)[:, None, None, :]  # (N, 1, 1, P+S)
         self.position = 0  # of the decoder's next tokens
 
-    def _seed(self, cache: Cache, layers: Layers | tuple[()]) -> int:
-        """Put a prefix into a row per source of `cache`; returns its length P."""
+    def _seed(self, cache: Cache, site: str) -> Tensor:
+        """Put the prefix of a site into a row per source of `cache`; returns what of it is visible, (N, P)."""
         kind = self.input_ids.device.type  # under autocast (validation) the model's keys are not of its weights' dtype
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.base.dtype
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(self.past.layers.get(site, ())):
             cache.update(*(states.to(dtype).expand(len(self.input_ids), -1, -1, -1) for states in layer), index)
-        return cache.get_seq_length()
+        everything = self.mask.new_ones(len(self.input_ids), cache.get_seq_length())
+        return self.past.visible.get(site, everything)
 
     def prefill(self) -> Tensor:
-        encoder = {"encoder": self.prefix["encoder"]} if "encoder" in self.prefix else {}
-        with attend_to(self.base, encoder):  # those of the decoder stand in the caches
+        with attend_to(self.base, *self.past.of("encoder")):  # those of the decoder stand in the caches
             encoded = self._encode()
         start = self.input_ids.new_full((len(self.input_ids), 1), start_token(self.base.config))
         logits = self._forward(start, encoded)
@@ -65,13 +106,10 @@ class Seq2SeqSteps:
 
     def _encode(self) -> Tensor:
         """The encoder's last hidden states (N, S, E), of sources packed on shared rows where that pays."""
-        encoder, layers = self.base.get_encoder(), self.prefix.get("encoder")
-        packed = pack_sources(
-            self.input_ids,
-            self.mask,
-            hidden_size=self.base.config.d_model,
-            prefix_length=layers[0][0].shape[2] if layers else 0,
-        )
+        encoder, layers, packed = self.base.get_encoder(), self.past.layers.get("encoder"), None
+        if "encoder" not in self.past.visible:  # texts on one row have one prefix
+            length = layers[0][0].shape[2] if layers else 0
+            packed = pack_sources(self.input_ids, self.mask, hidden_size=self.base.config.d_model, prefix_length=length)
         if packed is None:
             return encoder(input_ids=self.input_ids, attention_mask=self.mask).last_hidden_state
         with at_positions(encoder.embed_positions, packed.positions):
@@ -116,16 +154,16 @@ class CopyingSteps:
         base: nn.Module,
         input_ids: Tensor,
         attention_mask: Tensor,
-        prefix: Mapping[str, Layers],
+        past: Past,
         head: Head | None = None,
     ):
-        self.base, self.input_ids, self.mask, self.prefix = base, input_ids, attention_mask, prefix
-        self.head = head or Head(base)
+        self.base, self.input_ids, self.mask, self.past = base, input_ids, attention_mask, past
+        self.sentences, self.head = len(input_ids), head or Head(base)
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
     def prefill(self) -> Tensor:
         encoder = self.base.get_encoder()
-        with attend_to(self.base, {site: layers for site, layers in self.prefix.items() if site == "encoder"}):
+        with attend_to(self.base, *self.past.of("encoder")):
             self.encoded = encoder(input_ids=self.input_ids, attention_mask=self.mask).last_hidden_state
         logits = self._forward(self.input_ids.new_full((len(self.input_ids),), start_token(self.base.config)))
         self.encoded = self.encoded[..., :0]  # its keys and values are cached
@@ -133,13 +171,15 @@ class CopyingSteps:
 
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
         rows = rows.to(self.mask.device)
+        staying = torch.unique_consecutive(rows // (len(self.mask) // self.sentences))
+        self.past, self.sentences = self.past.rows(staying), len(staying)  # the beams of a source repeat its prefix
         self.cache.batch_select_indices(rows)
         self.mask, self.encoded = self.mask[rows], self.encoded[rows]
         return self._forward(tokens.to(self.mask.device))
 
     def _forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits (R, V) of one token for each row (R,)."""
-        with attend_to(self.base, {site: layers for site, layers in self.prefix.items() if site != "encoder"}):
+        with attend_to(self.base, *self.past.of("self", "cross")):
             hidden = self.base.get_decoder()(
                 input_ids=tokens.unsqueeze(1),
                 encoder_hidden_states=self.encoded,
@@ -161,7 +201,7 @@ def decode_batch(
     input_ids: Tensor,
     attention_mask: Tensor,
     rule: DecodingRule,
-    prefix: Mapping[str, Layers],
+    past: Past,
     strategy: str = "beam",
     seeds: Sequence[int] | None = None,
     head: Head | None = None,
@@ -170,7 +210,7 @@ def decode_batch(
 
     seeds: one for each source (strategy "nucleus").
     """
-    steps = make_steps(base, input_ids, attention_mask, prefix, head)
+    steps = make_steps(base, input_ids, attention_mask, past, head)
     starts = start_tokens(base, len(input_ids))
     if strategy == "beam":
         return beam_search(steps, starts, rule)
@@ -198,6 +238,7 @@ def decode(
     rule: DecodingRule,
     *,
     prefix: Mapping[str, Layers] | None = None,
+    past: Callable[[Sequence[int]], Past] | None = None,
     strategy: str = "beam",
     count: int = 1,
     seed: int = 42,
@@ -206,12 +247,22 @@ def decode(
 ) -> list[list[Hypothesis]]:
     """The `count` best hypotheses of every source (token ids), or as many samples, in the order of the sources.
 
-    Batches are made of sources of similar length; results do not depend on `batch_size`. A sample (strategy "nucleus")
-    is drawn from its own seed: seed, seed + 1, ... in the order of the results.
+    prefix: the one that all sources share. past: gives the prefixes of the sources with the numbers that it is called
+    with, where each has its own. Batches are made of sources of similar length; results do not depend on
+    `batch_size`. A sample (strategy "nucleus") is drawn from its own seed: seed, seed + 1, ... in the order of the
+    results.
     """
     if strategy == "nucleus" and count > 1:
         repeated = [source for source in sources for _ in range(count)]
-        how = {"prefix": prefix, "strategy": strategy, "seed": seed, "batch_size": batch_size, "progress": progress}
+        own = (lambda members: past([n // count for n in members])) if past else None
+        how = {
+            "prefix": prefix,
+            "past": own,
+            "strategy": strategy,
+            "seed": seed,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
         samples = [one for (one,) in decode(base, repeated, rule, **how)]
         return [samples[start : start + count] for start in range(0, len(samples), count)]
     order = sorted(range(len(sources)), key=lambda n: -len(sources[n]))  # longest first: memory trouble shows at once
@@ -221,8 +272,8 @@ def decode(
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
             input_ids, mask = pad_sources(base, [sources[n] for n in members])
-            seeds = [seed + n for n in members]
-            found = decode_batch(base, input_ids, mask, rule, prefix or {}, strategy, seeds, head)
+            seeds, own = [seed + n for n in members], past(members) if past else Past(prefix or {})
+            found = decode_batch(base, input_ids, mask, rule, own, strategy, seeds, head)
             for n, hypotheses in zip(members, found, strict=True):
                 results[n] = hypotheses[:count]
             bar.update(len(members))
@@ -276,10 +327,12 @@ def decoding_rule(
     first = getattr(config, "bos_token_id", None) if force_bos else None
     if force_bos and first is None:
         raise UserError(f"--force_bos yes: a {config.model_type} model has no token that begins a text")
-    if not 0 < top_p <= 1 or temperature < 0 or top_k < 0:
-        raise UserError(f"top_p {top_p}, top_k {top_k}, temperature {temperature}: not negative; top_p above 0 to 1")
+    if top_p > 1:
+        raise UserError(f"top_p {top_p}: must be at most 1")
+    if top_k < 0:
+        raise UserError(f"top_k {top_k}: must be at least 0")
     try:
-        return DecodingRule(
+        rule = DecodingRule(
             eos_token_id=end_token(config),
             max_new_tokens=max_length - 1,
             num_beams=row.num_beams if num_beams is None else num_beams,
@@ -296,3 +349,8 @@ def decoding_rule(
         )
     except ValueError as error:
         raise UserError(f"decoding settings: {error}") from error
+    for name, bounds in SEARCH_BOUNDS.items():
+        wanted = out_of_bounds(getattr(rule, name), **bounds)
+        if wanted:
+            raise UserError(f"{name} {getattr(rule, name)}: must be {wanted}")
+    return rule

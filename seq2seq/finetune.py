@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, original, record, tables
+from prefixlib import checkpoint, files, original, processes, record, schedule, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.settings import Parser, explicit_flags
 from prefixlib.tables import Chat, Columns, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, find_task, is_there, without
-from seq2seq.callbacks import RESUME, Checkpoints, LogLines
+from seq2seq.callbacks import Checkpoints, LogLines
 from seq2seq.decoding import decoding_rule, stops, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
@@ -47,12 +47,13 @@ class TrainResult:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    processes.end_with_parent()
     settings, given = parse_args(sys.argv[1:] if argv is None else argv)
     record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
     output = _output_dir(settings)
     if not settings.do_train:
         decode(settings, given)
-    elif settings.resume and is_finished(output):
+    elif settings.resume and is_finished(settings, output):
         logger.info("the run in %s has finished: nothing is left to train", output)
     else:
         train(settings)
@@ -84,9 +85,12 @@ def _quiet_libraries() -> None:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-def is_finished(output: Path) -> bool:
-    """True where `output` holds a run that was trained to its end."""
-    return not (output / RESUME).exists() and "training" in record.read_results(output)
+def is_finished(settings: Settings, output: Path) -> bool:
+    """True where `output` holds a run that was trained to its end, as far as the settings say."""
+    results = record.read_results(output)
+    wanted = {name: getattr(settings, name) for name in schedule.LENGTH}
+    ran = {**wanted, **results.get("run", {})}  # earlier versions did not record all of them
+    return "training" in results and all(ran[name] == value for name, value in wanted.items())
 
 
 def train(settings: Settings) -> TrainResult:
@@ -104,15 +108,22 @@ def train(settings: Settings) -> TrainResult:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
-    if settings.resume and is_finished(output):
-        return _finished(settings, output)
-    record.set_aside_damaged(output)
-    resume_from = find_resume(settings, output)
+    with files.lock(output):
+        if settings.resume and is_finished(settings, output):
+            return _finished(settings, output)
+        record.set_aside_damaged(output)
+        return _train(settings, output)
+
+
+def _train(settings: Settings, output: Path) -> TrainResult:
+    resumption = find_resume(settings, output)
     started = time.perf_counter()
     to_decode = decoded_after_training(settings)
     examples = read_examples(settings, with_test=bool(settings.test_file) or "test" in to_decode)
     record.seed_everything(settings.seed)
-    model = new_model(settings, examples, resuming=resume_from is not None)
+    model = new_model(settings, examples, resuming=resumption is not None)
+    if resumption and resumption.earlier:
+        model.task[schedule.EARLIER] = resumption.earlier
     config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
@@ -125,7 +136,7 @@ def train(settings: Settings) -> TrainResult:
     numbers = parameters["trainable"], sum(p.numel() for p in model.lm.parameters()), len(examples["train"]), steps
     words = "%s: %d of %d parameters are trained; %d training examples, %d steps"
     logger.info(words, settings.tuning_mode, *numbers)
-    trainer = generic_train(module, settings, output, loaders, [log, keep], resume_from)
+    trainer = generic_train(module, settings, output, loaders, [log, keep], resumption)
     if trainer.is_global_zero:
         model.save(output, module.validation_result)
         trained = record.training_results(
@@ -137,8 +148,7 @@ def train(settings: Settings) -> TrainResult:
             best=keep.best,
             last=module.validation_result,
         )
-        write_results(settings, model, output, trained)
-        (output / RESUME).unlink(missing_ok=True)  # it has done its work
+        write_results(settings, model, output, trained, module.earlier)
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
@@ -200,18 +210,21 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     return TrainResult(model, trained.get("last", {}), history, output, decoded)
 
 
-def write_results(settings: Settings, model: Model, output: Path, trained: dict[str, Any]) -> None:
-    """Put the run and its training into results.json, and draw the curves."""
+def write_results(
+    settings: Settings, model: Model, output: Path, trained: dict[str, Any], earlier: Sequence[dict[str, Any]]
+) -> None:
+    """Draw the curves, and put the run and its training into results.json, which says that the run has finished."""
     run = {
         "command": shlex.join(sys.argv),
         **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
         "base_model": model.base_record["name"],
         "device": record.device_name(),
         **record.versions(),
+        **({schedule.EARLIER: earlier} if earlier else {}),
     }
-    record.update_results(output, {"run": run, "training": trained})
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
+    record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
     best = trained["best"]
     best_score = f"best {settings.val_metric}: {best[settings.val_metric]:.4g}" if best else "not validated"
     logger.info("trained in %.0f s -> %s (%s)", trained["seconds"], output, best_score)
@@ -228,6 +241,11 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
+    with files.lock(output):
+        return _decode(settings, output, given)
+
+
+def _decode(settings: Settings, output: Path, given: Collection[str]) -> dict[str, Any]:
     columns = None
     if settings.mode in OWN_DATA:
         columns = Columns.of(saved_settings(settings.checkpoint), settings.source_column, settings.target_column)

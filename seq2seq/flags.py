@@ -13,6 +13,7 @@ from prefixlib.errors import UserError
 from prefixlib.settings import (
     METHOD,
     RECORDS,
+    SEARCH_BOUNDS,
     TABLE_RULES,
     TASK,
     TRAINING,
@@ -89,19 +90,27 @@ class Settings(Training):
         DECODING,
         choices=STRATEGIES,
     )
-    num_beams: int | None = flag(None, "beams", DECODING, above=0, names=("--eval_beams",))
+    num_beams: int | None = flag(None, "beams", DECODING, **SEARCH_BOUNDS["num_beams"], names=("--eval_beams",))
     min_length: int | None = flag(None, "fewest tokens", DECODING, low=0)
     max_length: int | None = flag(None, "most tokens", DECODING, above=0, names=("--eval_max_gen_length",))
     max_new_tokens: int | None = flag(None, "--max_length without the start token", DECODING, above=0)
     stop: tuple[str, ...] = flag(
         (), r"an output ends before this text (\n: a line break); may be given several times", DECODING
     )
-    top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, above=0)
+    top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, **SEARCH_BOUNDS["top_p"])
     top_k: int = flag(0, "only the N likeliest tokens (strategy nucleus; 0: all)", DECODING, low=0)
-    temperature: float = flag(1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0)
+    temperature: float = flag(
+        1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0, below=1001
+    )
     no_repeat_ngram_size: int | None = flag(None, "no n-gram of this size occurs twice (0: no rule)", DECODING, low=0)
     early_stopping: bool | None = flag(None, "stop a search at its first full set of outputs", DECODING)
-    length_pen: float | None = flag(None, "above 1 favours long outputs", DECODING, names=("--length_penalty",))
+    length_pen: float | None = flag(
+        None,
+        "above 1 favours long outputs",
+        DECODING,
+        **SEARCH_BOUNDS["length_penalty"],
+        names=("--length_penalty",),
+    )
     force_bos: bool = flag(False, "make <s> the first token by force; training teaches it anyway", DECODING)
     allow_other_base: bool = flag(
         False, "decode with a base model of the same shape that is not the one trained on", DECODING

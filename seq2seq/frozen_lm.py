@@ -146,12 +146,18 @@ def hidden_states(
 
 
 @contextlib.contextmanager
-def attend_to(base: nn.Module, prefix: Mapping[str, Layers]) -> Iterator[None]:
-    """While open, the base model attends to the prefix of each site in `prefix`."""
-    sites = attention_sites(base) if prefix else {}
+def attend_to(
+    base: nn.Module, prefix: Mapping[str, Layers], visible: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
+    """While open, the base model attends to the prefix of each site in `prefix`.
+
+    visible: site -> bool (B, P), False where a row's own prefix is padded.
+    """
+    sites, seen = attention_sites(base) if prefix else {}, visible or {}
     prefixes = {}
     for site, layers in prefix.items():
-        prefixes.update(zip(sites[site], layers, strict=True))
+        for module, layer in zip(sites[site], layers, strict=True):
+            prefixes[module] = attention.Prefix(*layer, seen.get(site))
     with attention.prefix_attention(prefixes):
         yield
 

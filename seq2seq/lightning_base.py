@@ -2,7 +2,10 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,11 +16,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from transformers import get_scheduler
 
-from prefixlib import files, schema
+from prefixlib import files, schedule, schema
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
-from prefixlib.checkpoint import clear_run, earlier_run
-from prefixlib.errors import UserError, first_line
+from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
+from prefixlib.errors import Terminated, UserError, first_line
 from prefixlib.metrics import rouge
 from prefixlib.settings import spelled
 from seq2seq import decoding
@@ -69,6 +72,8 @@ class BaseModule(LightningModule):
     def __init__(self, lm: PrefixLM, settings: Settings, total_steps: int):
         super().__init__()
         self.lm, self.settings, self.total_steps = lm, settings, total_steps
+        self.earlier: list[dict[str, Any]] = []  # the schedules before this one, see prefixlib/schedule.py
+        self.on_sigterm = signal.getsignal(signal.SIGTERM)
         self.validated_step = -1  # the optimiser step after which the last validation came
         self.validation_result: dict[str, float] = {}
         accumulates = lm.prefix is not None and settings.gradient_accumulation_steps > 1
@@ -109,6 +114,11 @@ class BaseModule(LightningModule):
         # dropout, which the original had on, would silently be off.
         self.train()
 
+    def on_train_start(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.on_sigterm)  # Lightning's own waits for the other processes
+        schedule.set_rates(self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler)
+
     def on_fit_end(self) -> None:
         if self.once_per_step is not None:
             OncePerStep.remove(self.lm.prefix)
@@ -146,6 +156,7 @@ class BaseModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["position"] = self.trainer.train_dataloader.state_dict()
         checkpoint["validated"] = {"step": self.validated_step, "result": self.validation_result}
+        checkpoint[schedule.EARLIER] = self.earlier
         checkpoint["settings"] = {name: spelled(getattr(self.settings, name)) for name in TRAINING_SETTINGS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -179,7 +190,9 @@ class SummarizationModule(BaseModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         total, count = self.lm.loss(*(batch[name] for name in INPUTS))
-        found = decoding.decode_batch(self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, self.prefix)
+        found = decoding.decode_batch(
+            self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, decoding.Past(self.prefix)
+        )
         self.sums[:2] += torch.tensor([total.item(), count.item()])
         for references, hypotheses in zip(batch["references"], found, strict=True):
             if references is not None:  # None: a filler
@@ -202,13 +215,23 @@ class SummarizationModule(BaseModule):
         return values
 
 
-def find_resume(settings: Settings, output: Path) -> Path | None:
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run goes on."""
+
+    path: Path
+    state: Mapping[str, Any]  # the checkpoint's content
+    earlier: list[dict[str, Any]]  # the schedules that were followed to their end before, see prefixlib/schedule.py
+
+
+def find_resume(settings: Settings, output: Path) -> Resumption | None:
     """The resumable checkpoint to go on from; None without --resume, or where there is none yet.
 
-    Raises UserError if it is damaged or was made with other settings; or if, without --resume, the folder holds an
-    earlier result.
+    Raises UserError if it is damaged or was made with other settings, but for those that prolong a finished run; or
+    if, without --resume, the folder holds an earlier result.
     """
     path = output / RESUME
+    earlier = [name for name in (RESUME, CONFIG, "config.json", "model") if (output / name).exists()]
     if not settings.resume:
         earlier = earlier_run(output, OUTPUTS)
         if earlier and not settings.overwrite_output_dir:
@@ -218,20 +241,36 @@ def find_resume(settings: Settings, output: Path) -> Path | None:
             )
         return None
     if not path.is_file():
+        if earlier:
+            raise UserError(f"{output} holds {earlier[0]} but no {RESUME}, so its run cannot go on: train anew")
         logger.info("nothing to resume in %s: starting from the beginning", output)
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        wrong = schema.misfit(saved, Resumable)
+        state = unpickled(path)
+        wrong = schema.misfit(state, Resumable)
     except Exception as error:  # torch.load raises many kinds for a damaged file
         wrong = first_line(error)
     if wrong:
         raise UserError(f"{path} is damaged ({wrong}); train anew")
-    for name, value in saved["settings"].items():
+    saved, earlier = state["settings"], state.get(schedule.EARLIER, [])
+    changed = {name: value for name, value in saved.items() if spelled(getattr(settings, name, None)) != value}
+    if changed and changed.keys() <= set(schedule.LENGTH) and _goes_beyond(settings, saved, state):
+        wanted = {name: getattr(settings, name) for name in schedule.LENGTH}
+        return Resumption(path, state, schedule.prolong(output, earlier, saved, wanted, state["global_step"]))
+    for name, value in changed.items():
         wanted = spelled(getattr(settings, name, None))
-        if wanted != value:
-            raise UserError(f"--{name} {wanted} contradicts {path}, which was made with {value}")
-    return path
+        raise UserError(f"--{name} {wanted} contradicts {path}, which was made with {value}")
+    return Resumption(path, state, earlier)
+
+
+def _goes_beyond(settings: Settings, saved: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+    """Whether `settings` train on where a run with the settings `saved` has come to its end."""
+    epochs, step = state["position"]["epoch"], state["global_step"]
+
+    def is_over(epoch: int, max_steps: int) -> bool:
+        return epochs >= epoch or 0 < max_steps <= step
+
+    return is_over(saved["epoch"], saved["max_steps"]) and not is_over(settings.epoch, settings.max_steps)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -252,25 +291,26 @@ def generic_train(
     output: Path,
     loaders: tuple[ResumableLoader, ResumableLoader],
     callbacks: Sequence[Callback],
-    resume_from: Path | None,
+    resumption: Resumption | None,
 ) -> Trainer:
     """Fit `module`; one process, or those that torchrun started. Returns the trainer, with the module at its end."""
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    step = resumption.state["global_step"] if resumption else 0
     trainer = Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=local,
         num_nodes=world // local,
         strategy="ddp" if world > 1 else "auto",
         precision="16-mixed" if settings.fp16 else "bf16-mixed" if settings.bf16 else "32-true",
-        max_epochs=settings.epoch,
-        max_steps=settings.max_steps,
+        max_epochs=settings.epoch,  # Checkpoints heeds --max_steps: Lightning's own is resumed wrongly between epochs
         accumulate_grad_batches=settings.gradient_accumulation_steps,
         gradient_clip_val=settings.max_grad_norm or None,
         val_check_interval=settings.eval_steps * settings.gradient_accumulation_steps or None,
         check_val_every_n_epoch=None if settings.eval_steps else 1,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # EpochBatches gives every process its part
-        logger=TensorBoardLogger(output, name="tensorboard", version=""),
+        # what a killed run logged after its checkpoint is hidden by what is logged anew
+        logger=TensorBoardLogger(output, name="tensorboard", version="", purge_step=step + 1),
         log_every_n_steps=settings.logging_steps,
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],
@@ -279,18 +319,17 @@ def generic_train(
         enable_progress_bar=not settings.disable_tqdm,
         default_root_dir=output,
     )
-    if resume_from is not None:  # Lightning hands a loader its state in the middle of an epoch only
-        loaders[0].load_state_dict(torch.load(resume_from, map_location="cpu", weights_only=True)["position"])
+    if resumption is not None:  # Lightning hands a loader its state in the middle of an epoch only
+        loaders[0].load_state_dict(resumption.state["position"])
+        module.earlier = resumption.earlier
     elif settings.overwrite_output_dir and trainer.is_global_zero:
         clear_run(output, (*OUTPUTS, "tensorboard"))
     try:
-        trainer.fit(module, *loaders, ckpt_path=resume_from)
-        if module.validated_step != trainer.global_step:  # --max_steps in the middle of an epoch
-            trainer.validate(module, loaders[1], verbose=False)
+        trainer.fit(module, *loaders, ckpt_path=resumption and resumption.path)
     except SystemExit as end:  # what Lightning makes of Ctrl-C
         if not trainer.interrupted:
             raise
         last = f"--resume yes goes on from {output / RESUME}" if (output / RESUME).is_file() else "nothing to resume"
         logger.warning("interrupted; %s", last)
-        raise KeyboardInterrupt from end
+        raise (Terminated if isinstance(end.__context__, Terminated) else KeyboardInterrupt) from end
     return trainer

@@ -180,7 +180,7 @@ class Model:
         self.lm.eval()
         with torch.no_grad():
             prefix = self.lm.layers()
-        steps = decoding.make_steps(self.base, *decoding.pad_sources(self.base, inputs), prefix)
+        steps = decoding.make_steps(self.base, *decoding.pad_sources(self.base, inputs), decoding.Past(prefix))
         (start,) = decoding.start_tokens(self.base, 1)
         tokens = stream(steps, start, rule, seed if strategy == "nucleus" else None)
         return text_pieces(tokens, self.to_text(stop), stop, self._verbatim)
@@ -439,7 +439,7 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
         config = checkpoint.rebuild(PrefixConfig, read.prefix, directory)
-        with torch.device("meta"):  # shapes alone
+        with checkpoint.odd_settings_refused(directory), torch.device("meta"):  # shapes alone
             prefix = PrefixTuning(config)
         network = {name: tensor.shape for name, tensor in prefix.state_dict().items()}
         checkpoint.check_tensors(read.network, network, directory / checkpoint.NETWORK)

@@ -94,8 +94,8 @@ def ending(steps: type, work: Work, eos: int, prompts_of: Callable[..., Sequence
     end_of = work.end_of()
 
     class Ending(steps):
-        def __init__(self, *args):
-            super().__init__(*args)
+        def __init__(self, *args, **how):
+            super().__init__(*args, **how)
             self.end = torch.tensor([end_of[tuple(prompt)] for prompt in prompts_of(*args)])
             self.generated = 0
 

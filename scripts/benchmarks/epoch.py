@@ -32,10 +32,10 @@ from benchmarks.models import (
 )
 from benchmarks.steps import in_turn, now, timed
 from gpt2 import decoding, run_language_modeling
+from gpt2.callbacks import TensorBoard
 from gpt2.dataset import Encoded, collate
 from gpt2.flags import Settings
 from gpt2.model import Model
-from gpt2.trainer_prefix import TensorBoard
 from prefixlib.errors import UserError
 from seq2seq.utils import EpochBatches
 

@@ -42,7 +42,10 @@ def write(directory: Path, prefix: KeysValues) -> None:
         for number, (keys, values) in enumerate(layers):
             arrays[f"{site}.layer_{number}.key"] = keys.contiguous()
             arrays[f"{site}.layer_{number}.value"] = values.contiguous()
-        heads, length, size = layers[0][0].shape
+        all_shapes = [keys.shape for keys, _ in layers]
+        heads, length, size = all_shapes[0]
+        if any(shape != all_shapes[0] for shape in all_shapes):  # Gemma 4: each layer has its own
+            heads, size = ([shape[n] for shape in all_shapes] for n in (0, 2))
         shapes[site] = {"layers": len(layers), "heads": heads, "positions": length, "head_size": size}
     save_file(arrays, directory / ARRAYS, metadata={"format": "pt"})
     described = {

@@ -14,7 +14,7 @@ from prefixlib.errors import UserError
 from prefixlib.tables import Wording, as_chat
 from prefixlib.tasks import as_group, training_text
 from tests.conftest import ROOT
-from tests.llama_tiny import make_llama
+from tests.llama2_tiny import make_llama
 
 MODEL = ROOT / "data" / "demo" / "gpt2"
 PAIRS = [

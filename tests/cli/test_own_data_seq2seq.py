@@ -9,7 +9,7 @@ from prefixlib.errors import UserError
 from seq2seq import finetune, train_bart
 from seq2seq.finetune import parse_args
 from tests.cli.test_own_data import PAIRS, USER, read, write
-from tests.llama_tiny import TEMPLATE
+from tests.llama2_tiny import TEMPLATE
 from tests.seq2seq_tiny import make_bart
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import BartConfig, BartForConditionalGeneration
 
 from prefixlib.beam_search import DecodingRule, beam_search
-from seq2seq.decoding import Seq2SeqSteps, decode
+from seq2seq.decoding import Past, Seq2SeqSteps, decode
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
 
@@ -128,7 +128,7 @@ def test_generation(model, golden, case):
     input_ids, attention_mask, _ = batch(golden)
     prefix = model.prefix(1)
     with torch.no_grad():
-        steps = Seq2SeqSteps(model.base, input_ids, attention_mask, prefix)
+        steps = Seq2SeqSteps(model.base, input_ids, attention_mask, Past(prefix))
         found = beam_search(steps, [[2]] * 3, rule_of(case))
     for hypotheses, output, expected in zip(found, case["output"], case["hyps"], strict=True):
         assert [2, *hypotheses[0].tokens, 2] == [token for token in output if token != 1]

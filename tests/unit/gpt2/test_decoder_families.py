@@ -1,9 +1,11 @@
 """Decoder-only models beyond GPT-2: grouped key/value heads, rotary positions, position offsets, sliding windows."""
 
 import copy
+import itertools
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -14,7 +16,10 @@ from transformers import (
     FalconConfig,
     FalconH1Config,
     Gemma2Config,
+    Gemma3Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTJConfig,
@@ -34,20 +39,27 @@ from transformers import (
     SmolLM3Config,
 )
 
+import gpt2
+from gpt2 import run_generation
 from gpt2.dataset import IGNORED, Encoded, collate, pad_sources
 from gpt2.decoding import decode, decode_several
 from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_positions
-from gpt2.model import Model, start_from_text
+from gpt2.model import Model, load, start_from_text
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, join_layers, make_prefix, split_layers
+from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
+from scripts import export
+from tests import llama_tiny
 from tests.conftest import SETTINGS, close
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64}
 GROUPED = {**SIZES, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 SPECIAL = {"bos_token_id": 48, "eos_token_id": 49, "pad_token_id": 0}  # these classes' own lie outside the vocabulary
 MIXED = {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]}
+FOUR = {**GROUPED, "num_hidden_layers": 4, "sliding_window": 40, "layer_types": MIXED["layer_types"] * 2}
+FOUR |= {"vocab_size_per_layer_input": 50, "hidden_size_per_layer_input": 4}
 GRANITE = {"logits_scaling": 8.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3}
 OPT = {**SIZES, "num_attention_heads": 2, "ffn_dim": 32, "dropout": 0.0}
 FAMILIES = {
@@ -68,6 +80,25 @@ FAMILIES = {
     ),
     "gemma2": Gemma2Config(**GROUPED, **MIXED, head_dim=4, query_pre_attn_scalar=4, final_logit_softcapping=2.0),
     "gemma3": Gemma3TextConfig(**GROUPED, **MIXED, head_dim=4),
+    "gemma3 with eyes": Gemma3Config(
+        text_config={**GROUPED, **MIXED, "head_dim": 4},
+        vision_config={
+            **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+            **{"image_size": 14, "patch_size": 14},
+        },
+        mm_tokens_per_image=1, image_token_index=45, boi_token_index=46, eoi_token_index=47,
+    ),
+    "gemma3n": Gemma3nTextConfig(
+        **{**FOUR, "intermediate_size": [32] * 4}, head_dim=4, num_kv_shared_layers=2, laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4, altup_num_inputs=2, final_logit_softcapping=2.0,
+    ),
+    "gemma4": Gemma4TextConfig(
+        **FOUR, head_dim=4, global_head_dim=8, num_global_key_value_heads=1, num_kv_shared_layers=2,
+        attention_k_eq_v=True,
+    ),
+    "gemma4 capped": Gemma4TextConfig(
+        **GROUPED, **MIXED, head_dim=4, global_head_dim=8, hidden_size_per_layer_input=0, final_logit_softcapping=2.0
+    ),
     "phi3": Phi3Config(**GROUPED, **SPECIAL),
     "phi3 window": Phi3Config(**GROUPED, **SPECIAL, sliding_window=40),
     "olmo2": Olmo2Config(**GROUPED, **SPECIAL),
@@ -87,7 +118,15 @@ UNSHARED = {  # texts cannot share a row
     ),
     "falcon": FalconConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, alibi=True),
 }  # fmt: skip
-OWN_HEAD = {"gemma2", "granite", "cohere", "cohere2"}  # the logits are not their output layer's alone
+# The logits are not their output layer's alone.
+OWN_HEAD = {
+    "gemma2",
+    "gemma3n",
+    "gemma4 capped",
+    "granite",
+    "cohere",
+    "cohere2",
+}  # the logits are not their output layer's alone
 EXAMPLES = [
     Encoded([5, 6, 7, 49], [8, 9, 49], [5, 6, 7]),
     Encoded([10, 49], [11, 49], [10]),
@@ -126,9 +165,12 @@ def make(base, kind="cat", **more) -> PrefixLM:
 
 
 def kinds_for(base):
-    return [
-        kind for kind in KINDS if kind not in ("infix", "words") or not getattr(base.config, "sliding_window", None)
-    ]
+    """The kinds of prefix that fit the model: those that read a source need all of it in sight."""
+    text = base.config.get_text_config()
+    without = {"infix", "words"} if getattr(text, "sliding_window", None) else set()
+    if getattr(text, "hidden_size_per_layer_input", None):  # every layer reads the words' ids
+        without |= {"infix", "embedding"}
+    return [kind for kind in KINDS if kind not in without]
 
 
 def batch_for(model, examples):
@@ -184,7 +226,7 @@ def test_a_padded_row_equals_the_row_alone(base):
 
 
 def test_checkpointing_changes_neither_loss_nor_gradient(base):
-    if base.config.model_type == "gptj":
+    if base.config.model_type == "gptj" or getattr(base.config, "num_kv_shared_layers", 0):
         pytest.skip("refused with checkpointing, see the test of refusals")
     for kind in kinds_for(base):
         plain = make(base, kind)
@@ -264,7 +306,7 @@ def test_loss_and_gradient_are_those_of_the_model_s_own_logits(name, monkeypatch
         batch["labels"] = batch["input_ids"].masked_fill(batch["input_ids"].eq(7), IGNORED)
         parameters = [p for p in model.parameters() if p.requires_grad]
         nll, rows = model(**batch)
-        found = torch.autograd.grad(nll.sum(), parameters)
+        found = torch.autograd.grad(nll.sum(), parameters, allow_unused=True)  # eyes have seen nothing
         past = model.prefix.past(base, len(batch["input_ids"])).layers if prefix else []
         positions = torch.arange(batch["input_ids"].shape[1]).unsqueeze(0) + (3 if prefix else 0)
         logits = base(
@@ -274,15 +316,74 @@ def test_loss_and_gradient_are_those_of_the_model_s_own_logits(name, monkeypatch
         expected = nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")[targets.ne(IGNORED)]
         assert close(nll, expected)
         assert rows.tolist() == targets.ne(IGNORED).nonzero()[:, 0].tolist()
-        for one, other in zip(found, torch.autograd.grad(expected.sum(), parameters), strict=True):
-            assert close(one, other)
+        for one, other in zip(found, torch.autograd.grad(expected.sum(), parameters, allow_unused=True), strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or close(one, other)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma4"])
+def test_a_run_is_resumed_decoded_and_loaded(name, tmp_path, monkeypatch):
+    """Resumed equals unbroken; what the command line decodes, with beams, is what the loaded model generates."""
+    config, base, file = copy.deepcopy(FAMILIES[name]), tmp_path / "base", tmp_path / "texts.txt"
+    sizes = dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), llama_tiny.EMBEDDINGS)
+    config.update({**llama_tiny.SPECIAL, **sizes})
+    llama_tiny.save_tokenizer(base)
+    random_model(config).save_pretrained(base)
+    file.write_text("".join(f"a : {n}||{n} it is\n" for n in range(8)))
+    step, steps = PrefixTrainer.training_step, itertools.count(1)
+
+    def train(out):
+        settings = {
+            "train_file": str(file),
+            "eval_file": str(file),
+            "output_dir": str(tmp_path / out),
+            "resume": out == "cut",
+        }
+        settings |= {"preseqlen": 3, "mid_dim": 8, "max_steps": 3, "save_steps": 1, "bsz": 4, "skip_decode": True}
+        settings["resume"] = (tmp_path / out).exists()
+        gpt2.train(gpt2.Settings(mode="data2text", model_name_or_path=str(base), **settings))
+        return load_file(tmp_path / out / "prefix_model.safetensors")
+
+    def interrupted(self, *args, **kwargs):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    whole = train("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train("cut")
+    again = train("cut")
+    assert all(torch.equal(array, again[key]) for key, array in whole.items())
+    how = [
+        "--mode=data2text",
+        "--split=test",
+        f"--checkpoint={tmp_path / 'whole'}",
+        f"--data_file={file}",
+        "--length=8",
+    ]
+    run_generation.main([*how, "--num_beams=3", "--disable_tqdm=yes"])
+    written = (tmp_path / "whole" / "whole_test_beam").read_text().split("\n")[:-1]
+    model = load(tmp_path / "whole")
+    assert model.generate([f"a : {n}" for n in range(8)], num_beams=3, max_new_tokens=8) == written
+    export.main([str(tmp_path / "whole"), "--to", "kv", "--output_dir", str(tmp_path / "kv")])
+    arrays = load_file(tmp_path / "kv" / "keys_values.safetensors")
+    for n, (keys, values) in enumerate(model.past([]).layers):
+        assert torch.equal(arrays[f"decoder.self.layer_{n}.key"], keys[0])
+        assert torch.equal(arrays[f"decoder.self.layer_{n}.value"], values[0])
+    assert n == 1
+    if name == "gemma4":  # layers of their own shapes
+        with pytest.raises(UserError, match="--to peft cannot hold .*: its layers differ in their heads; use --to kv"):
+            export.main([str(tmp_path / "whole"), "--to", "peft"])
 
 
 def test_a_text_start_through_an_mlp_comes_near(base):
     losses = start_from_text((model := make(base)).prefix, base, [3, 1, 4])
     assert len(losses) == 500
     assert losses[-1] < losses[0]
-    assert model.prefix.config.n_head * model.prefix.config.head_dim * 4 == model.prefix.flat().shape[1]
+    states = [states for layer in key_values(base, input_ids=torch.tensor([[3, 1, 4]])) for states in layer]
+    assert sum(one.shape[1] * one.shape[3] for one in states) == model.prefix.flat().shape[1]
 
 
 def test_the_window_of_attention_is_the_limit_of_positions():
@@ -313,5 +414,11 @@ def test_models_without_keys_and_values_are_refused():
     model = make(random_model(FAMILIES["gptj"]))
     with pytest.raises(UserError, match="--gradient_checkpointing yes with a prefix: not for a gptj model"):
         PrefixLM(model.base, model.prefix, checkpointing=True)
+    model = make(random_model(FAMILIES["gemma4"]))
+    with pytest.raises(UserError, match="--gradient_checkpointing yes with a prefix: not for a gemma4_text model"):
+        PrefixLM(model.base, model.prefix, checkpointing=True)
+    model = make(model.base, "embedding")
+    with pytest.raises(UserError, match="a gemma4_text model reads the words' ids in every layer: --prefix_mode emb"):
+        model(torch.tensor([[5, 6]]))
     with pytest.raises(UserError, match="a bloom model does not say how many positions it has"):
         max_positions(BloomConfig(n_layer=1, hidden_size=8, n_head=2))

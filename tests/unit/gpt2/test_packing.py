@@ -57,7 +57,7 @@ def with_prefix(base, checkpointing=False, **settings) -> PrefixLM:
         (name, checkpointing)
         for name in MODELS
         for checkpointing in (False, True)
-        if (name, checkpointing) != ("gptj", True)
+        if not (checkpointing and name in ("gptj", "gemma3n", "gemma4"))
     ],
 )
 def test_losses_and_gradients_equal_those_of_the_padded_batch(name, checkpointing):

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import gpt2
 from gpt2.dataset import TableToTextDataset
@@ -17,28 +15,9 @@ from prefixlib.base_model import load_model
 from prefixlib.tasks import read_records
 from scripts import export
 from tests.conftest import ROOT
+from tests.llama_tiny import save_llama
 
 DATA = ROOT / "data" / "demo"
-ENTRIES, EMBEDDINGS = 259, 280  # the vocabulary was resized: some embeddings have no word
-
-
-def save_llama(folder):
-    """A tiny Llama: a byte vocabulary, <s> in front of every text, no padding token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: n for n, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None, "vocab_size": EMBEDDINGS}
-    LlamaForCausalLM(
-        LlamaConfig(**sizes, **special, intermediate_size=32, max_position_embeddings=512, initializer_range=0.3)
-    ).save_pretrained(folder, max_shard_size="20KB")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -146,7 +146,7 @@ def test_best_checkpoint_is_the_one_with_the_lowest_dev_loss(tiny_lm, tmp_path):
 
 
 def test_evaluation_takes_no_random_numbers(tiny_lm, tmp_path):
-    """A checkpoint is written before the evaluation of its step, and a run resumed there does not evaluate again."""
+    """A checkpoint is written after the evaluation of its step, with the random state that evaluation left."""
     trainer = make_trainer(tiny_lm, tmp_path)
     before = torch.get_rng_state()
     trainer.evaluate()

@@ -30,7 +30,7 @@ def test_explicit_flags_tell_given_from_default():
 
 def test_several_processes_go_through_torchrun():
     command = child_command(ROOT / "x.py", ["--a", "1"], num_processes=2)
-    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    assert command[1:5] == ["-m", "prefixlib.processes", "--standalone", "--nproc_per_node"]
     assert command[5:] == ["2", str(ROOT / "x.py"), "--a", "1"]
     with pytest.raises(UserError, match="--num_processes 0"):
         child_command(ROOT / "x.py", [], num_processes=0)

@@ -11,8 +11,8 @@ from prefixlib import quantization
 from prefixlib.base_model import load_model
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, gpt2_settings
+from tests.llama_tiny import save_llama
 from tests.seq2seq_tiny import make_bart, make_summaries
-from tests.unit.gpt2.test_special_tokens import save_llama
 
 DATA = ROOT / "data" / "demo"
 NEEDS_TORCHAO = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")

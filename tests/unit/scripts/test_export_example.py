@@ -16,7 +16,7 @@ from scripts import export
 from tests.cli.test_own_data import USER, settings, write
 from tests.cli.test_own_data_seq2seq import settings as seq2seq_settings
 from tests.conftest import ROOT, run_command
-from tests.llama_tiny import make_llama
+from tests.llama2_tiny import make_llama
 from tests.seq2seq_tiny import make_bart
 
 DEMO = ROOT / "data" / "demo"

@@ -1,6 +1,7 @@
 """Encoder-decoders beyond BART: relative positions, rotary ones, capped scores, positions that the model counts."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -8,17 +9,28 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from prefixlib import attention
+from prefixlib import attention, baselines
 from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
 from scripts import export
 from seq2seq import finetune
 from seq2seq.callbacks import Checkpoints
-from seq2seq.decoding import CopyingSteps, Seq2SeqSteps, decode, decoding_rule, make_steps, pad_sources, start_tokens
+from seq2seq.decoding import (
+    CopyingSteps,
+    Past,
+    Seq2SeqSteps,
+    decode,
+    decoding_rule,
+    make_steps,
+    pad_sources,
+    side_by_side,
+    start_tokens,
+)
 from seq2seq.frozen_lm import attend_to, attention_sites, hidden_states, shares_rows
 from seq2seq.model import load, start_from_text
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
+from seq2seq.utils import Collator, Example
 from tests.conftest import close
 from tests.seq2seq_tiny import make_bart, make_summaries, training_flags
 
@@ -269,6 +281,29 @@ class WithoutCache:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("strategy", ["beam", "nucleus"])
+def test_every_source_can_have_its_own_prefix(name, strategy):
+    """Of other lengths, and one without the encoder's part: each source's outputs are those that it has alone."""
+    base = make(name).base
+    rule = DecodingRule(2, max_new_tokens=6, num_beams=3, banned_token_ids=(base.config.pad_token_id,), min_length=3)
+    kinds = ({"preseqlen": 2}, {"preseqlen": 6}, {"preseqlen": 4, "use_encoder_prefix": False})
+    prefixes = []
+    for number, settings in enumerate(kinds):
+        torch.manual_seed(10 + number)
+        config = PrefixConfig.for_model(base.config, **{**SETTINGS, "init_shallow": True, **settings})
+        prefixes.append(PrefixTuning(config).eval()(1))
+    sources = [tokens(1, size, size)[0].tolist() for size in (7, 4, 9)]
+    how = {"count": 2, "strategy": strategy, "progress": False}
+    mixed = decode(base, sources, rule, past=lambda rows: side_by_side([prefixes[n] for n in rows]), **how)
+    for n, source in enumerate(sources):
+        (alone,) = decode(base, [source], rule, prefix=prefixes[n], seed=42 + 2 * n, **how)
+        assert [h.tokens for h in mixed[n]] == [h.tokens for h in alone]
+        assert close(torch.tensor([h.score for h in mixed[n]]), torch.tensor([h.score for h in alone]))
+    other = decode(base, sources, rule, prefix=prefixes[0], **how)
+    assert [[h.tokens for h in one] for one in other] != [[h.tokens for h in one] for one in mixed]
+
+
+@torch.no_grad()
 def test_beams_equal_those_of_a_model_without_a_cache(name):
     model = make(name)
     padding = model.base.config.pad_token_id
@@ -283,7 +318,7 @@ def test_beams_equal_those_of_a_model_without_a_cache(name):
         decode(model.base, [source], rule, prefix=model.layers(), count=3, progress=False)[0] for source in sources
     ]
     assert [[h.tokens for h in one] for one in found] == [[h.tokens for h in one] for one in single]
-    steps = make_steps(model.base, *pad_sources(model.base, sources), model.layers())
+    steps = make_steps(model.base, *pad_sources(model.base, sources), Past(model.layers()))
     assert isinstance(steps, CopyingSteps if name in COPYING else Seq2SeqSteps)
     assert shares_rows(model.base) == (name not in COPYING)
 
@@ -330,6 +365,55 @@ def test_a_run_is_resumed_decoded_and_loaded(kind, tmp_path, monkeypatch):
             assert torch.equal(arrays[f"{site}.layer_{n}.key"], keys[0])
             assert torch.equal(arrays[f"{site}.layer_{n}.value"], values[0])
     assert "```" not in (tmp_path / "kv" / "README.md").read_text()  # the example for BART would not do
+
+
+@pytest.mark.parametrize("kind", ["M2M100", "Marian"])
+def test_sentencepiece_tokenizers(kind, tmp_path):
+    """Special tokens of training and decoding agree: a language's in front of source and target (M2M100), or none."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder, data = tmp_path / "base", make_summaries(tmp_path / "data")
+    folder.mkdir()
+    (tmp_path / "corpus.txt").write_text((data / "train.source").read_text() * 9)
+    pieces = {"input": tmp_path / "corpus.txt", "vocab_size": 40, "model_type": "unigram", "hard_vocab_limit": False}
+    sentencepiece.SentencePieceTrainer.train(model_prefix=str(tmp_path / "spm"), minloglevel=2, **pieces)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    words = [model.id_to_piece(n) for n in range(model.get_piece_size())]
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *(word for word in words if word not in ("<s>", "</s>", "<unk>"))]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(vocabulary)}))
+    spm, vocab = str(tmp_path / "spm.model"), str(tmp_path / "vocab.json")
+    if kind == "M2M100":
+        tokenizer = transformers.M2M100Tokenizer(vocab_file=vocab, spm_file=spm)
+    else:
+        tokenizer = transformers.MarianTokenizer(source_spm=spm, target_spm=spm, vocab=vocab)
+    tokenizer.save_pretrained(folder)
+    config = FAMILIES[kind]()
+    start, more = (2, 108) if kind == "M2M100" else (1, 0)  # 100 languages, 8 unused
+    config.update({"vocab_size": len(vocabulary) + more, "pad_token_id": 1, "decoder_start_token_id": start})
+    transformers.AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    finetune.main(training_flags(folder, data, tmp_path / "run", epoch=1, max_steps=2))
+    trained = load(tmp_path / "run")
+    batch = Collator(trained.tokenizer, 1, 2, 64, 16)([Example("the cat sat.", ("cat sat",))])
+    language = [len(vocabulary) + 18] if kind == "M2M100" else []  # English is the 19th of its languages
+    for key, text in (("input_ids", "the cat sat."), ("labels", "cat sat")):
+        pieces = model.encode(text, out_type=str)
+        assert batch[key][0].tolist() == [*language, *map(vocabulary.index, pieces), 2], key
+    assert trained.encode(["the cat sat."], 64)[0] == batch["input_ids"].tolist()
+    assert len(trained.generate(["the cat sat."], num_beams=2, max_new_tokens=6, min_length=2)) == 1
+
+
+def test_adapters_and_top_layers_find_their_places(name):
+    ids, out, model = tokens(2, 7), tokens(2, 5, 1), random_model(name)
+    before = run(model, ids, out)
+    baselines.insert(model, 1, 3)
+    layers = len(attention_sites(model)["encoder"]) + len(attention_sites(model)["self"])
+    assert sum(key.endswith("adapter_block.up.weight") for key, _ in model.named_parameters()) == layers
+    trained = baselines.train_only_adapters(model)
+    run(model, ids, out).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for key, p in model.named_parameters() if key in trained and "norm" not in key)
+    assert not torch.equal(run(model, ids, out), before)
+    trained = baselines.train_top(random_model(name), 1, embeddings=False)
+    assert any("EncDecAttention" in key or "cross" in key or "encoder_attn" in key for key in trained)
+    assert not any("encoder." in key for key in trained)
 
 
 def test_a_text_start_is_that_text_s_keys_and_values(name):

@@ -9,7 +9,7 @@ from transformers import BartForConditionalGeneration
 from prefixlib import attention, checkpoint
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
-from seq2seq.decoding import Seq2SeqSteps, decode
+from seq2seq.decoding import Past, Seq2SeqSteps, decode
 from seq2seq.frozen_lm import attend_to, attention_sites, key_values_of_text
 from seq2seq.model import load_prefix, save_prefix, start_from_text
 from seq2seq.prefix_lm import PrefixLM
@@ -151,7 +151,7 @@ def test_beams_on_one_row_of_the_cache_equal_each_output_read_alone(family):
     lm = PrefixLM(model, make_prefix(model)).eval()
     ids, mask = tokens(3, 9) % 90, torch.ones(3, 9, dtype=torch.long)
     mask[1, 6:], ids[1, 6:] = 0, model.config.pad_token_id
-    steps = Seq2SeqSteps(model, ids, mask, lm.prefix(1))
+    steps = Seq2SeqSteps(model, ids, mask, Past(lm.prefix(1)))
     found, outputs, sources = steps.prefill(), [[2]] * 3, [0, 1, 2]
     moves = [[0, 0, 0, 1, 1, 1, 2, 2, 2], [1, 0, 1, 5, 5, 3, 6, 7, 8], [3, 4, 4, 8, 6, 6], [2, 1, 0, 3, 3, 3]]
     for step, rows in enumerate([*moves, None]):
@@ -169,7 +169,7 @@ def test_under_autocast_the_cache_holds_what_the_model_computes_in(bart):
     """Validation of a bfloat16 run: a prefix in float32 would make the whole cache so, converted anew at every step."""
     ids = tokens(2, 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        steps = Seq2SeqSteps(bart, ids, torch.ones_like(ids), make_prefix(bart)(1))
+        steps = Seq2SeqSteps(bart, ids, torch.ones_like(ids), Past(make_prefix(bart)(1)))
         steps.prefill()
         steps.advance(torch.tensor([0, 0, 1, 1]), torch.tensor([5, 6, 7, 8]))
     layers = [*steps.cache.self_attention_cache.layers, *steps.cache.cross_attention_cache.layers]

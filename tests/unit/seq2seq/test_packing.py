@@ -10,7 +10,7 @@ from prefixlib import attention
 from prefixlib.beam_search import DecodingRule
 from prefixlib.packing import width_of
 from seq2seq import prefix_lm
-from seq2seq.decoding import decode_batch
+from seq2seq.decoding import Past, decode_batch
 from seq2seq.prefix_lm import PrefixLM, best_layout, encoder_mask, pack
 from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
 from tests.seq2seq_tiny import random_model
@@ -138,8 +138,8 @@ def test_decoding_packs_the_sources_and_says_the_same(family):
     batch, prefix, seen = make_batch(), lm.prefix(1), rows_seen(lm)
     rule = DecodingRule(eos_token_id=2, max_new_tokens=8, num_beams=3)
     ids, masks = batch["input_ids"], batch["attention_mask"]
-    together = [best for best, *_ in decode_batch(lm.base, ids, masks, rule, prefix)]
-    alone = [decode_batch(lm.base, ids[n : n + 1], masks[n : n + 1], rule, prefix)[0][0] for n in range(len(ids))]
+    together = [best for best, *_ in decode_batch(lm.base, ids, masks, rule, Past(prefix))]
+    alone = [decode_batch(lm.base, ids[n : n + 1], masks[n : n + 1], rule, Past(prefix))[0][0] for n in range(len(ids))]
     assert seen == [2, 1, 1, 1, 1, 1]
     assert [found.tokens for found in together] == [found.tokens for found in alone]
     assert [found.score for found in together] == pytest.approx([found.score for found in alone], abs=1e-5)

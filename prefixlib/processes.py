@@ -1,0 +1,122 @@
+"""Several processes: torchrun with one line where it prints tracebacks, and workers that end with it.
+
+python -m prefixlib.processes --standalone --nproc_per_node 2 gpt2/run_language_modeling.py --mode webnlg ...
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+PARENT = "PREFIX_TUNING_LAUNCHER"  # the pid of the process below, in its workers' environment
+RESUME = "--resume yes goes on from the newest checkpoint, if one was written"
+
+
+# ---- the workers -------------------------------------------------------------------------------------------------
+
+
+def is_worker() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def end_with_parent() -> None:
+    """In a worker: see to it that no `kill -9` of the process that started it leaves it training alone."""
+    if not is_worker():
+        return
+    parent = int(os.environ.get(PARENT, os.getppid()))
+    if sys.platform == "linux":
+        import ctypes  # here: the launchers, which import this file, do without
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it was killed before this line
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def report(line: str) -> None:
+    """Say a last line on stderr; a worker leaves it to the process below, or each of them would say it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if PARENT not in os.environ or not path:
+        print(line, file=sys.stderr)
+        return
+    with open(path, "w", encoding="utf-8") as file:  # in the form that torchrun reads
+        json.dump({"message": {"message": line, "extraInfo": {"timestamp": int(time.time())}}}, file)
+
+
+# ---- the process that starts them --------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    """Run torchrun; returns the exit code: 130 after Ctrl-C, 143 after SIGTERM, else that of the worker that failed."""
+    import logging
+
+    _on_signals(lambda number, frame: os._exit(_stopped(number, "nothing was started")))
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    received = []
+
+    def stop(number, frame):
+        received.append(number)
+        raise SignalException("", signal.SIGTERM)  # it is sent on: a worker ends in silence, whatever it is doing
+
+    _on_signals(stop)
+    os.environ[PARENT] = str(os.getpid())
+    logging.disable()  # of torchrun, which tells what is told below
+    args = run.parse_args(["--signals-to-handle", "SIGHUP,SIGQUIT", *argv])
+    try:
+        run.run(args)
+    except SignalException as end:
+        ranks = f"ranks 0 to {int(args.nproc_per_node) - 1} were stopped; {RESUME}"
+        return _stopped(received[0] if received else end.sigval, ranks)
+    except ChildFailedError as error:
+        line, code = _cause(error.failures)
+        print(line, file=sys.stderr)
+        return code
+    return 0
+
+
+def _on_signals(handler) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _stopped(number: int, what: str) -> int:
+    """Say which signal came and what it stopped; returns the exit code."""
+    print(f"{'interrupted' if number == signal.SIGINT else 'terminated'}: {what}", file=sys.stderr, flush=True)
+    return 128 + number
+
+
+def _cause(failures) -> tuple[str, int]:
+    """The line and the exit code for what ended the workers (rank -> ProcessFailure): who was not ended by another."""
+
+    def order(rank: int) -> tuple:
+        code = failures[rank].exitcode
+        lost_another = "another process of this training" in str(failures[rank].message)
+        return code == -signal.SIGTERM, lost_another, code > 0, rank
+
+    rank = min(failures, key=order)
+    failure = failures[rank]
+    if failure.exitcode < 0:
+        memory = " (out of memory?)" if failure.exitcode == -signal.SIGKILL else ""
+        line = f"error: rank {rank} was ended by {failure.signal_name()}{memory}, the others were stopped; {RESUME}"
+        return line, 1
+    written = failure.error_file_data.get("message")
+    if isinstance(written, dict):
+        return written["message"], failure.exitcode
+    return f"error: rank {rank} failed, its traceback is above; the others were stopped; {RESUME}", failure.exitcode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
