@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,14 @@ from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.settings import Parser, explicit_flags
 from prefixlib.tables import Chat, Columns, warn_of_lost_characters
-from prefixlib.tasks import OWN_DATA, find_task, is_there, without
+from prefixlib.tasks import OWN_DATA, find_task, is_there
 from seq2seq.callbacks import Checkpoints, LogLines
 from seq2seq.decoding import decoding_rule, stops, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
 from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
 from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
-from seq2seq.utils import Example, build_loaders, load_examples
+from seq2seq.utils import Example, build_loaders, check_texts, load_examples, read_examples
 
 logger = logging.getLogger("seq2seq.finetune")
 
@@ -180,24 +180,6 @@ def new_model(settings: Settings, examples: Mapping[str, Sequence[Example]], res
         check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
         warn_of_lost_characters(model.tokenizer, texts)
     return model
-
-
-def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:
-    """The examples of training and dev file. A misspelt name of the test file shows now, not when it is decoded."""
-
-    def read(split: str, first: int = -1) -> Sequence[Example]:
-        return load_examples(settings.mode, split, settings.file(split), first, settings.columns)
-
-    if with_test:
-        read("test")
-    return {split: read(split, settings.first(split)) for split in ("train", "valid")}
-
-
-def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
-    """Raise UserError for a text that holds the tokenizer's end of text: it would end there."""
-    for example in examples:
-        for text in (example.source, *example.references):
-            without(tokenizer.eos_token, text)
 
 
 def _finished(settings: Settings, output: Path) -> TrainResult:
