@@ -6,7 +6,7 @@ Legend: B batch, S source tokens, T target tokens.
 import itertools
 import os
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from prefixlib.errors import UserError
 from prefixlib.tables import PLAIN, Columns, Wording
-from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get
+from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get, without
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions, start_token
 
@@ -201,6 +201,31 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.batch_sampler.epoch, self.batch_sampler.skip = state["epoch"], state["batches"]
+
+
+def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:
+    """The examples of training and dev file. A misspelt name of the test file shows now, not when it is decoded."""
+
+    def read(split: str, first: int = -1) -> Sequence[Example]:
+        return load_examples(settings.mode, split, settings.file(split), first, settings.columns)
+
+    if with_test:
+        read("test")
+    return {split: read(split, settings.first(split)) for split in ("train", "valid")}
+
+
+def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
+    """Raise UserError for a text that holds the tokenizer's end of text: it would end there."""
+    for example in examples:
+        for text in (example.source, *example.references):
+            without(tokenizer.eos_token, text)
+
+
+def examples_of(settings: Settings, split: str, columns: Columns | None) -> list[Example]:
+    """What is decoded of a split's file."""
+    first = settings.n_test if settings.n_test > 0 else settings.first(split)
+    found = load_examples(settings.mode, split, settings.file(split), first, columns)
+    return [found[n] for n in range(len(found))]
 
 
 def build_loaders(
