@@ -107,12 +107,7 @@ def train(settings: Settings) -> TrainResult:
     record.set_aside_damaged(output)
     resume_from = find_resume(settings, output)
     started = time.perf_counter()
-    examples = {
-        split: load_examples(settings.mode, split, settings.file(split), settings.first(split))
-        for split in ("train", "valid")
-    }
-    if settings.test_file:  # a misspelt name shows now, not when the test set is decoded
-        load_examples(settings.mode, "test", settings.file("test"))
+    examples = _read_examples(settings)
     record.seed_everything(settings.seed)
     first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
     texts = [text for example in first for text in (example.source, *example.references)]
@@ -152,6 +147,12 @@ def train(settings: Settings) -> TrainResult:
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
     return TrainResult(model, module.validation_result, log.curves, output)
+
+
+def _read_examples(settings: Settings) -> dict[str, Sequence[Example]]:
+    """The training and the dev set. Raises UserError for a bad file, the test file included if it is given."""
+    splits = ("train", "valid", *(("test",) if settings.test_file else ()))
+    return {split: load_examples(settings.mode, split, settings.file(split), settings.first(split)) for split in splits}
 
 
 def _finished(settings: Settings, output: Path) -> TrainResult:
