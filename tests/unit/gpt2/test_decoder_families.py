@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -418,6 +419,10 @@ def test_models_without_keys_and_values_are_refused():
     for config, why in UNSTEERED:
         with pytest.raises(UserError, match=f"a {config.model_type} model takes no prefix of keys and values: .*{why}"):
             PrefixConfig.for_model(config, preseqlen=3, mid_dim=8, **SETTINGS)
+        with pytest.raises(
+            UserError, match=f"a {config.model_type} model is not supported: .*{why}"
+        ):  # to be tuned itself
+            check_rows(SimpleNamespace(config=config))
     assert max_positions(UNSHARED["gpt_neo"]) == 40
     for kind, config in UNSHARED.items():
         with pytest.raises(UserError, match=f"a {kind} model is not supported: texts cannot share a row in it"):
