@@ -125,7 +125,7 @@ class Settings(Training):
         False, "distill_context: the first position keeps the keys and values it starts from", OBJECTIVE
     )
     use_custom_teacher_dropout: bool = flag(False, "finetune: --dropout is the model's own residual dropout", OBJECTIVE)
-    learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0, below=1000)
+    learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0)
     eval_batch_size: int = flag(0, "dev texts evaluated together; changes the speed only (0: --bsz)", RECORDS, low=0)
     early_stopping_patience: int = flag(
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1

@@ -25,14 +25,7 @@ def shape_of(config: PreTrainedConfig) -> dict[str, Any]:
     Raises UserError for a model with layers that keep a state of their own instead of keys and values (Mamba, hybrids).
     """
     text = config.get_text_config(decoder=True)
-    others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
-    if others:
-        raise UserError(
-            f"a {config.model_type} model takes no prefix of keys and values: it has layers of the kind "
-            f"{', '.join(others)}"
-        )
-    if not hasattr(text, "num_attention_heads"):
-        raise UserError(f"a {config.model_type} model takes no prefix of keys and values: it has no attention")
+    _check_layers(config, "takes no prefix of keys and values")
     count = text.num_hidden_layers - _sharing_layers(config)
     layers = (getattr(text, "per_layer_config", None) or [text] * count)[:count]
     shapes = [
@@ -49,6 +42,15 @@ def shape_of(config: PreTrainedConfig) -> dict[str, Any]:
         "n_embd": getattr(text, "word_embed_proj_dim", None) or text.hidden_size,  # OPT's can be narrower
         "head_shapes": None if all(shape == shapes[0] for shape in shapes) else shapes,
     }
+
+
+def _check_layers(config: PreTrainedConfig, verdict: str) -> None:
+    """Raise UserError for layers that keep a state of their own instead of keys and values, which decoding needs."""
+    text = config.get_text_config(decoder=True)
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    why = f"it has layers of the kind {', '.join(others)}" if others else "it has no attention"
+    if others or not hasattr(text, "num_attention_heads"):
+        raise UserError(f"a {config.model_type} model {verdict}: {why}")
 
 
 def _sharing_layers(config: PreTrainedConfig) -> int:
@@ -108,6 +110,7 @@ def check_rows(base: nn.Module) -> None:
 
     Decoding lays the beams of a sentence on one row, and training the texts of a batch.
     """
+    _check_layers(base.config, "is not supported")
     refusal = UserError(f"a {base.config.model_type} model is not supported: texts cannot share a row in it")
     if "local" in (getattr(base.config, "attention_layers", None) or ()):  # GPT-Neo's window counts columns
         raise refusal

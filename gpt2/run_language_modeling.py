@@ -5,6 +5,7 @@ python gpt2/run_language_modeling.py --mode webnlg --model_name_or_path gpt2-med
 
 import functools
 import logging
+import math
 import os
 import shlex
 import sys
@@ -23,6 +24,7 @@ from gpt2.callbacks import TensorBoard
 from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
+from gpt2.train_control import FAMILY
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, load_teacher
 from prefixlib import checkpoint, files, processes, record, schedule
 from prefixlib.errors import UserError, one_line_errors
@@ -260,6 +262,8 @@ def run_training(
         earlier = record.read_results(output).get("training")
         if earlier is not None and earlier.get("steps") == step:  # else of the run that this one prolongs
             return earlier
+    if trainer.is_world_process_zero():
+        log_start(settings, trainer, trained, output)
     started = time.perf_counter()
     try:
         if not ended:
@@ -282,7 +286,7 @@ def run_training(
     if trainer.is_world_process_zero():
         title = f"{settings.mode}, {settings.tuning_mode}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
-    return record.training_results(
+    training = record.training_results(
         seconds=seconds,
         steps=trainer.state.global_step,
         examples=len(trainer.train_dataset),
@@ -292,6 +296,28 @@ def run_training(
         tokens_seen=trainer.state.num_input_tokens_seen,
         tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
     )
+    if trainer.is_world_process_zero():
+        record.log_end(training, output, checkpoint.decode_command(FAMILY, settings.mode, output))
+    return training
+
+
+def log_start(settings: Settings, trainer: PrefixTrainer, trained: model.Model, output: Path) -> None:
+    """Say what is about to be trained."""
+    record.log_start(
+        *(trained.base_record["name"], settings.tuning_mode, trained.count_parameters()),
+        {"train": trainer.train_dataset, "valid": trainer.eval_dataset},
+        size=trained.base.num_parameters(),
+        steps=steps_of(settings, len(trainer.train_dataset)),
+        batch=settings.bsz * settings.gradient_accumulation_steps,
+        output=output,
+    )
+
+
+def steps_of(settings: Settings, examples: int) -> int:
+    """Optimiser steps of the run, as the loop counts them."""
+    batches = math.ceil(examples / settings.bsz)
+    steps = math.ceil(settings.epoch * math.ceil(batches / settings.gradient_accumulation_steps))
+    return settings.max_steps if settings.max_steps > 0 else steps
 
 
 if __name__ == "__main__":

@@ -353,18 +353,22 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def decode_command(family: str, mode: str, directory: Path | str, *, tuned: bool = False) -> str:
+    """The command that decodes the task's test file with a checkpoint; `tuned`: a model without a prefix."""
+    if family == "decoder-only":
+        return f"python gpt2/gen.py {mode} yes test {directory} no"
+    flag = "finetune_model_path" if tuned else "prefix_model_path"
+    return f"python seq2seq/train_bart.py --mode {mode} --do_train no --{flag} {directory}"
+
+
 def _model_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
     """A README for whoever is handed the directory alone: its paths are relative to the directory."""
 
     def relative(value: Any) -> Any:
         return os.path.relpath(value, directory) if isinstance(value, str) and os.path.isabs(value) else value
 
-    tree = "gpt2" if config["family"] == "decoder-only" else "seq2seq"
     mode = config["task"].get("mode", "MODE")
-    decode = {
-        "gpt2": f"python gpt2/gen.py {mode} yes test THIS_DIRECTORY no",
-        "seq2seq": f"python seq2seq/train_bart.py --mode {mode} --do_train no --prefix_model_path THIS_DIRECTORY",
-    }[tree]
+    decode = decode_command(config["family"], mode, "THIS_DIRECTORY")
     settings = {**config["prefix"], **config["task"]}
     rows = "\n".join(f"| {name} | {relative(value)} |" for name, value in settings.items())
     scored = "\n".join(f"| {name} | {shown(value)} |" for name, value in scores.items()) or "| not scored | |"

@@ -99,6 +99,49 @@ def peak_memory_bytes() -> dict[str, int]:
     return peak
 
 
+def log_start(
+    base: str,
+    tuning_mode: str,
+    parameters: Mapping[str, int | None],
+    texts: Mapping[str, Sequence[Any]],
+    *,
+    size: int,
+    steps: int,
+    batch: int,
+    output: Path,
+) -> None:
+    """Say what is about to be trained. parameters: as in `training_results`; size: numbers of the base model."""
+    trained, stored = parameters["trainable"], parameters["stored"]
+    _log_block(
+        "training",
+        {
+            "model": f"{base}, {size:,} numbers",
+            "trained": f"{tuning_mode}: {trained:,} numbers ({trained / size:.2%} of the model's); stored: {stored:,}",
+            "texts": ", ".join(f"{len(found):,} {split}" for split, found in texts.items()),
+            "steps": f"{steps:,} of {batch} texts",
+            "device": device_name(),
+            "output": output,
+        },
+    )
+
+
+def log_end(training: Mapping[str, Any], output: Path, decode: str) -> None:
+    """Say what was trained: the `training` entry of results.json, the folder, and the command that decodes."""
+    dev = training["curves"]["dev"]
+    step, lowest = min(dev, key=lambda point: point[1]) if dev else (None, None)
+    loss = f", dev loss {dev[-1][1]:.4g} (lowest: {lowest:.4g}, step {step})" if dev else ""
+    _log_block(
+        "trained",
+        {"steps": f"{training['steps']:,} in {training['seconds']:.0f} s{loss}", "output": output, "decode": decode},
+    )
+
+
+def _log_block(title: str, rows: Mapping[str, Any]) -> None:
+    logger.info("%s", title)
+    for name, value in rows.items():
+        logger.info("  %-8s %s", name, value)
+
+
 def training_results(
     *,
     seconds: float,

@@ -391,7 +391,7 @@ class Training(Flags):
     )
     epoch: float = flag(5, "passes over the training set", TRAINING, above=0, below=2**31)
     max_steps: int = flag(-1, "stop after this many steps (-1: --epoch decides)", TRAINING, low=-1)
-    learning_rate: float = flag(5e-5, "peak rate", TRAINING, above=0, below=1000)
+    learning_rate: float = flag(5e-5, "peak rate", TRAINING, above=0)
     warmup_steps: int = flag(0, "steps of linear warm-up; the original uses none", TRAINING, low=0)
     weight_decay: float = flag(0.0, "AdamW weight decay", TRAINING, low=0, below=1000)
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm (0: they are not)", TRAINING, low=0)

@@ -274,7 +274,7 @@ def parse_args(argv=None):
     add_number(model, "--steps", above=0, help="optimiser steps (default: 2500 for gpt2, 2000 for bart)")
     add_number(model, "--batch", above=0, default=16, help="rows a step")
     add_number(model, "--length", above=0, help="tokens a row (default: 128 for gpt2, at most 160 for bart)")
-    add_number(model, "--learning_rate", float, above=0, below=1000, default=3e-3, help="peak, after 5 %% of the steps")
+    add_number(model, "--learning_rate", float, above=0, default=3e-3, help="peak, after 5 %% of the steps")
     add_number(model, "--threads", above=0, below=1025, default=2, help="the weights depend on it in their last bits")
     args = parser.parse_args(argv)
     if args.width % HEAD or args.width < 4 * HEAD:

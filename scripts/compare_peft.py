@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_number(parser, "--bsz", above=0, default=10, help="texts per step")
     add_number(parser, "--preseqlen", above=0, default=5, help="prefix length P")
     add_number(parser, "--mid_dim", above=0, default=512, help="hidden width of the network")
-    add_number(parser, "--learning_rate", float, above=0, below=1000, default=1e-3, help="constant")
+    add_number(parser, "--learning_rate", float, above=0, default=1e-3, help="constant")
     add_number(parser, "--seed", low=0, default=101, help="of the network's weights and the order of the texts")
     parser.add_argument("--output", type=Path, help="STEM: writes STEM.json and STEM.md (default: print only)")
     parser.add_argument("--only", choices=LIBRARIES, help=argparse.SUPPRESS)  # a child's part

@@ -30,7 +30,8 @@ from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
 from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
 from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
-from seq2seq.utils import Example, build_loaders, check_texts, load_examples, read_examples
+from seq2seq.prefixTuning import FAMILY
+from seq2seq.utils import Example, build_loaders, check_texts, examples_of, read_examples
 
 logger = logging.getLogger("seq2seq.finetune")
 
@@ -133,9 +134,9 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     log = LogLines(settings.logging_steps)
     keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
     parameters = model.count_parameters()
-    numbers = parameters["trainable"], sum(p.numel() for p in model.lm.parameters()), len(examples["train"]), steps
-    words = "%s: %d of %d parameters are trained; %d training examples, %d steps"
-    logger.info(words, settings.tuning_mode, *numbers)
+    sizes = {"size": model.base.num_parameters(), "steps": steps, "output": output}
+    sizes["batch"] = settings.bsz * settings.gradient_accumulation_steps
+    record.log_start(model.base_record["name"], settings.tuning_mode, parameters, examples, **sizes)
     trainer = generic_train(module, settings, output, loaders, [log, keep], resumption)
     if trainer.is_global_zero:
         model.save(output, module.validation_result)
@@ -207,9 +208,10 @@ def write_results(
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
     record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
-    best = trained["best"]
-    best_score = f"best {settings.val_metric}: {best[settings.val_metric]:.4g}" if best else "not validated"
-    logger.info("trained in %.0f s -> %s (%s)", trained["seconds"], output, best_score)
+    if trained["best"]:
+        logger.info("best %s: %.4g, in %s", settings.val_metric, trained["best"][settings.val_metric], output / "best")
+    decode = checkpoint.decode_command(FAMILY, settings.mode, output, tuned=not settings.has_prefix)
+    record.log_end(trained, output, decode)
 
 
 # ---- decoding ----------------------------------------------------------------------------------------------------
@@ -238,13 +240,6 @@ def _decode(settings: Settings, output: Path, given: Collection[str]) -> dict[st
     record.set_aside_damaged(output)
     seed = settings.seed if "seed" in given else SEED
     return {split: decode_split(settings, model, split, examples[split], output, seed) for split in splits}
-
-
-def examples_of(settings: Settings, split: str, columns: Columns | None) -> list[Example]:
-    """What is decoded of a split's file."""
-    first = settings.n_test if settings.n_test > 0 else settings.first(split)
-    found = load_examples(settings.mode, split, settings.file(split), first, columns)
-    return [found[n] for n in range(len(found))]
 
 
 def decode_split(

@@ -121,24 +121,6 @@ def load_examples(
     return examples if first < 0 else examples[:first]
 
 
-def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:
-    """The examples of training and dev file. A misspelt name of the test file shows now, not when it is decoded."""
-
-    def read(split: str, first: int = -1) -> Sequence[Example]:
-        return load_examples(settings.mode, split, settings.file(split), first, settings.columns)
-
-    if with_test:
-        read("test")
-    return {split: read(split, settings.first(split)) for split in ("train", "valid")}
-
-
-def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
-    """Raise UserError for a text that holds the tokenizer's end of text: it would end there."""
-    for example in examples:
-        for text in (example.source, *example.references):
-            without(tokenizer.eos_token, text)
-
-
 def source_lengths(examples: Sequence[Example]) -> list[int]:
     """How long each source is, in bytes or characters: good enough to tell which have about as many tokens."""
     if isinstance(examples, Summaries):
@@ -219,6 +201,31 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.batch_sampler.epoch, self.batch_sampler.skip = state["epoch"], state["batches"]
+
+
+def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:
+    """The examples of training and dev file. A misspelt name of the test file shows now, not when it is decoded."""
+
+    def read(split: str, first: int = -1) -> Sequence[Example]:
+        return load_examples(settings.mode, split, settings.file(split), first, settings.columns)
+
+    if with_test:
+        read("test")
+    return {split: read(split, settings.first(split)) for split in ("train", "valid")}
+
+
+def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
+    """Raise UserError for a text that holds the tokenizer's end of text: it would end there."""
+    for example in examples:
+        for text in (example.source, *example.references):
+            without(tokenizer.eos_token, text)
+
+
+def examples_of(settings: Settings, split: str, columns: Columns | None) -> list[Example]:
+    """What is decoded of a split's file."""
+    first = settings.n_test if settings.n_test > 0 else settings.first(split)
+    found = load_examples(settings.mode, split, settings.file(split), first, columns)
+    return [found[n] for n in range(len(found))]
 
 
 def build_loaders(

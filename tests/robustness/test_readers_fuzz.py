@@ -51,10 +51,27 @@ KEYS = (
     *("tripleset", "annotations", "text", "category"),
 )
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=6),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
     max_leaves=12,
 )
+
+
+any_text = st.text(st.sampled_from("ab |:\ud83d\udc00\u2028\n"), max_size=4)  # half characters, too
+webnlg = st.fixed_dictionaries(
+    {
+        "modifiedtripleset": st.lists(
+            st.fixed_dictionaries(dict.fromkeys(("subject", "property", "object"), any_text)), max_size=2
+        ),
+        "lexicalisations": st.lists(st.fixed_dictionaries({"lex": any_text, "comment": any_text}), max_size=2),
+    }
+).map(lambda entry: {"entries": [{"1": entry}]})
+dart = st.fixed_dictionaries(
+    {
+        "tripleset": st.lists(st.lists(any_text, min_size=3, max_size=3), max_size=2),
+        "annotations": st.lists(st.fixed_dictionaries({"text": any_text}), max_size=2),
+    }
+).map(lambda entry: [entry])
 
 
 def one_line(read):
@@ -91,13 +108,15 @@ def test_any_bytes_in_any_data_file(source, target, mode, folder):
 
 
 @fuzz
-@given(value=values, mode=st.sampled_from(("webnlg", "triples")))
-def test_any_json_in_a_data_file(value, mode, folder):
+@given(case=st.tuples(st.just("webnlg"), values | webnlg) | st.tuples(st.just("triples"), values | dart))
+def test_any_json_in_a_data_file(case, folder):
+    mode, value = case
     path = folder / "x.json"
     path.write_text(json.dumps(value), encoding="utf-8")
     for read in (read_records, lambda *where: read_groups(*where, blind=True)):
         for found in one_line(lambda read=read: read(mode, path)) or ():
-            found.source.encode()  # no half characters, which would fail when outputs are written
+            texts = [found.target] if read is read_records else found.references
+            "".join((found.source, *texts)).encode()  # no half characters, which would fail when outputs are written
 
 
 @fuzz

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ from gpt2.model import Model, load, start_from_text
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, join_layers, make_prefix, split_layers
 from gpt2.trainer_prefix import PrefixTrainer
+from prefixlib import baselines
 from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
 from scripts import export
@@ -378,6 +380,18 @@ def test_a_run_is_resumed_decoded_and_loaded(name, tmp_path, monkeypatch):
             export.main([str(tmp_path / "whole"), "--to", "peft"])
 
 
+def test_adapters_and_top_layers_are_those_of_the_model_that_writes(base):
+    ids, layers = torch.tensor([[5, 6, 7, 8]]), base.config.get_text_config().num_hidden_layers
+    before = base(ids).logits
+    trained = baselines.train_top(base, 1, embeddings=False)
+    base(ids).logits.sum().backward()
+    moved = {name for name, parameter in base.named_parameters() if parameter.grad is not None}
+    assert moved == set(trained)
+    baselines.insert(base, 1, 3)
+    assert sum(name.endswith("adapter_block.up.weight") for name, _ in base.named_parameters()) == layers
+    assert not torch.equal(base(ids).logits, before)
+
+
 def test_a_text_start_through_an_mlp_comes_near(base):
     losses = start_from_text((model := make(base)).prefix, base, [3, 1, 4])
     assert len(losses) == 500
@@ -405,6 +419,10 @@ def test_models_without_keys_and_values_are_refused():
     for config, why in UNSTEERED:
         with pytest.raises(UserError, match=f"a {config.model_type} model takes no prefix of keys and values: .*{why}"):
             PrefixConfig.for_model(config, preseqlen=3, mid_dim=8, **SETTINGS)
+        with pytest.raises(
+            UserError, match=f"a {config.model_type} model is not supported: .*{why}"
+        ):  # to be tuned itself
+            check_rows(SimpleNamespace(config=config))
     assert max_positions(UNSHARED["gpt_neo"]) == 40
     for kind, config in UNSHARED.items():
         with pytest.raises(UserError, match=f"a {kind} model is not supported: texts cannot share a row in it"):

@@ -184,7 +184,7 @@ def check_everything(model, name, tmp_path, monkeypatch):
     one, other = (checkpoint.load(out, "decoder-only") for out in (whole, parts))
     folder = resolve_model_name(str(model))
     assert one.base == other.base
-    assert one.base["fingerprint"].keys() == {"weights", "tokenizer"}
+    assert one.base["fingerprint"].keys() == {"model", "tokenizer"}
     known = {key: value for key, value in one.base.items() if key != "fingerprint"}
     assert known == {"name": name, "revision": None, "gguf": gguf_base.origin(folder)}
     assert one.network.keys() == other.network.keys()
