@@ -49,6 +49,7 @@ from prefixlib.base_model import (
 )
 from prefixlib.beam_search import Hypothesis, as_stop, as_texts, check_count, stream, text_pieces
 from prefixlib.errors import UserError
+from prefixlib.mixed import Prepared
 from prefixlib.readers import Group, Record
 from prefixlib.tables import Wording
 from prefixlib.tasks import as_group, find_task
@@ -148,6 +149,14 @@ class Model:
         check_count(num_return_sequences, chosen, num_beams)
         found = self.decode(self.encode(sources, settings), settings, num_return_sequences)
         return as_texts(found, self.to_text(settings), several=num_return_sequences > 1, scores=return_scores)
+
+    def prepare(self, sources: Sequence[Any], count: int, *, max_new_tokens: int = 100, **how: Any) -> Prepared:
+        """Sources ready to be decoded in a batch with other prefixes' (`mixed`); `how`: as in `generate`."""
+        settings = Decoding(length=max_new_tokens, **{**how, "stop": as_stop(how.get("stop", ()))})
+        strategy, _ = settings.strategy_for(self._task().name)
+        check_count(count, strategy, settings.num_beams)
+        rule = decoding.decoding_rule(settings, self.tokenizer, self._task().verbatim)
+        return Prepared(self.encode(sources, settings), strategy, rule, self.to_text(settings))
 
     def stream(
         self,

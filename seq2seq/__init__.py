@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from seq2seq.finetune import TrainResult, train
     from seq2seq.flags import Settings
+    from seq2seq.mixed import MixedPrefixes, load_mixed
     from seq2seq.model import Model, load
 
-__all__ = ["Model", "Settings", "TrainResult", "load", "train"]
+__all__ = ["MixedPrefixes", "Model", "Settings", "TrainResult", "load", "load_mixed", "train"]
 _HOMES = {
+    "MixedPrefixes": "seq2seq.mixed",
     "Model": "seq2seq.model",
     "Settings": "seq2seq.flags",
     "TrainResult": "seq2seq.finetune",
     "load": "seq2seq.model",
+    "load_mixed": "seq2seq.mixed",
     "train": "seq2seq.finetune",
 }
 

@@ -34,6 +34,7 @@ from prefixlib.base_model import (
 )
 from prefixlib.beam_search import DecodingRule, Hypothesis, as_stop, as_texts, check_count, stream, text_pieces
 from prefixlib.errors import UserError
+from prefixlib.mixed import Prepared
 from prefixlib.settings import choose_strategy, spelled
 from prefixlib.tables import Wording
 from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
@@ -139,17 +140,38 @@ class Model:
         """
         if isinstance(sources, str):
             raise UserError("generate() takes a list of sources, not one text")
+        given = {"num_beams": num_beams, "min_length": min_length, "length_penalty": length_penalty, "stop": stop}
+        given |= {"top_p": top_p, "top_k": top_k, "temperature": temperature, "max_new_tokens": max_new_tokens}
+        ready = self.prepare(sources, num_return_sequences, strategy=strategy, **given)
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: must be above 0")
+        how = {"strategy": ready.strategy, "seed": seed, "batch_size": batch_size, "progress": progress}
+        found = self.decode(ready.inputs, ready.rule, count=num_return_sequences, **how)
+        return as_texts(found, ready.to_text, several=num_return_sequences > 1, scores=return_scores)
+
+    def prepare(
+        self,
+        sources: Sequence[Any],
+        count: int,
+        *,
+        strategy: str | None = None,
+        num_beams: int | None = None,
+        min_length: int | None = None,
+        max_new_tokens: int | None = None,
+        length_penalty: float | None = None,
+        top_p: float = TOP_P,
+        top_k: int = 0,
+        temperature: float = TEMPERATURE,
+        stop: str | Sequence[str] = (),
+    ) -> Prepared:
+        """Sources ready to be decoded, alone or in a batch with other prefixes' (`mixed`); see `generate`."""
         given = {"num_beams": num_beams, "length_pen": length_penalty}
         given |= {"top_p": top_p, "top_k": top_k, "temperature": temperature}
         stop, strategy = as_stop(stop), self._strategy(strategy, top_p, top_k, temperature)
         rule = self._rule(strategy, min_length, max_new_tokens, stop, **given)
-        check_count(num_return_sequences, strategy, rule.num_beams)
-        if batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: must be above 0")
+        check_count(count, strategy, rule.num_beams)
         inputs, _ = self.encode(self._texts(sources), self.source_limit)
-        how = {"strategy": strategy, "seed": seed, "batch_size": batch_size, "progress": progress}
-        found = self.decode(inputs, rule, count=num_return_sequences, **how)
-        return as_texts(found, self.to_text(stop), several=num_return_sequences > 1, scores=return_scores)
+        return Prepared(inputs, strategy, rule, self.to_text(stop))
 
     def stream(
         self,
@@ -509,14 +531,44 @@ def load(
     if tuned is not None:
         return _load_tuned(tuned, mode, model_name_or_path, **hub)
     saved = load_prefix(directory)
-    task = _task_of(saved.task, mode, directory)
-    name, revision = choose_base(saved.base, model_name_or_path, directory)
+    of_base = {"revision": model_revision, "quantization": quantization, **hub}
+    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, **of_base)
+    return attach(saved, base, tokenizer, name, directory, mode=mode, allow_other_base=allow_other_base)
+
+
+def load_base_of(
+    saved: SavedPrefix,
+    directory: Path | str,
+    name: str | None,
+    *,
+    revision: str | None = None,
+    quantization: str | None = None,
+    **hub: Any,
+) -> tuple[nn.Module, Any, str]:
+    """The base model that `saved` was trained on, or `name` in its place, on a GPU if there is one; tokenizer; name."""
+    name, of_checkpoint = choose_base(saved.base, name, directory)
     bits = quantization or saved.base.get("quantization")
-    base, tokenizer = _load_base(name, model_revision or revision, **hub, quantization=bits)
+    base, tokenizer = _load_base(name, revision or of_checkpoint, **hub, quantization=bits)
+    return on_device(base), tokenizer, name
+
+
+def attach(
+    saved: SavedPrefix,
+    base: nn.Module,
+    tokenizer: Any,
+    name: str,
+    directory: Path | str,
+    *,
+    mode: str | None = None,
+    allow_other_base: bool = False,
+) -> Model:
+    """A saved prefix in front of the base model `name`. Raises UserError if it was not trained for this one."""
+    task = _task_of(saved.task, mode, directory)
     check_fits(saved.config, base.config, directory, name)
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
-    return Model(on_device(PrefixLM(base, saved.for_decoding())), tokenizer, task, dict(saved.base))
+    lm = PrefixLM(base, saved.for_decoding().to(base.device))
+    return Model(lm.eval(), tokenizer, task, dict(saved.base))
 
 
 def check_fits(config: PrefixConfig, base: PreTrainedConfig, directory: Path | str, name: str) -> None:
@@ -556,6 +608,6 @@ def _task_of(saved: Mapping[str, Any], mode: str | None, directory: Path) -> dic
     return {**saved, "mode": known or mode}
 
 
-def on_device(lm: PrefixLM) -> PrefixLM:
+def on_device(lm: nn.Module) -> nn.Module:
     """The model on a GPU if there is one, in eval mode."""
     return lm.to("cuda" if torch.cuda.is_available() else "cpu").eval()
