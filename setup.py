@@ -31,6 +31,13 @@ setup(
         "quantization": ["torchao>=0.16", "bitsandbytes>=0.46"],  # frozen models in fewer bits; the latter needs a GPU
         "sentencepiece": ["sentencepiece>=0.2"],  # the tokenizers of M2M100 and Marian
         "meteor": ["pycocoevalcap>=1.2"],  # the official METEOR 1.5 tables (and its jar)
-        "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.8", "gguf>=0.10", "hypothesis>=6.100"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
+            "ruff>=0.8",
+            "gguf>=0.10",
+            "hypothesis>=6.100",
+        ],
     },
 )

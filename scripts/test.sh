@@ -6,4 +6,4 @@ source scripts/environment.sh
 environment
 ruff format --check .
 ruff check .
-python -m pytest -q "$@"
+python -m pytest -q -n auto --dist loadfile "$@" # a process per core, a file in one of them
