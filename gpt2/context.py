@@ -11,7 +11,6 @@ import logging
 import math
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,18 +18,15 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from gpt2 import decoding
-from gpt2.dataset import Encoded, collate, encode
+from gpt2.dataset import Encoded, collate
 from gpt2.frozen_lm import evaluating, key_values, max_positions
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import Past
-from prefixlib import readers
 from prefixlib.beam_search import DecodingRule
-from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 OPENING, LENGTH, TOP_P = 16, 64, 0.95  # of sampled texts: tokens of the text they go on from; most behind; sampling
-SHORTEST = 64  # positions that have to be left for what stands behind the text
 
 
 class TextInFront(nn.Module):
@@ -61,20 +57,6 @@ class _Fixed(nn.Module):
 
     def past(self, base: nn.Module, batch_size: int, source=None, source_mask=None) -> Past:
         return Past([tuple(t.to(base.device).expand(batch_size, -1, -1, -1) for t in layer) for layer in self.layers])
-
-
-def read_context(path: Path, tokenizer: Any, base: nn.Module) -> list[int]:
-    """The tokens of the text in `path`. Raises UserError for an empty text, or one longer than the model allows."""
-    if not path.is_file():
-        raise UserError(f"--distill_context {path}: no such file")
-    ids = encode(tokenizer, [readers.read_text(path)])[0]
-    limit = max_positions(base.config) - SHORTEST
-    if not 1 <= len(ids) <= limit:
-        raise UserError(
-            f"--distill_context {path} has {len(ids)} tokens; the model takes 1 to {limit}, "
-            f"as {SHORTEST} of its {max_positions(base.config)} positions are for what stands behind the text"
-        )
-    return ids
 
 
 def sample_sets(

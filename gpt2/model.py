@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from gpt2 import decoding
-from gpt2.context import read_context
 from gpt2.dataset import (
     Encoded,
     Format,
@@ -50,7 +49,7 @@ from prefixlib.base_model import (
 from prefixlib.beam_search import Hypothesis, as_stop, as_texts, check_count, stream, text_pieces
 from prefixlib.errors import UserError
 from prefixlib.mixed import Prepared
-from prefixlib.readers import Group, Record
+from prefixlib.readers import Group, Record, read_text
 from prefixlib.tables import Wording
 from prefixlib.tasks import as_group, find_task
 
@@ -437,10 +436,20 @@ def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bo
     return prefix
 
 
+LEAST_BEHIND = 64  # positions that --distill_context has to leave for what stands behind its text
+
+
 def context_ids(settings: Settings, base: nn.Module, tokenizer: Any) -> list[int]:
     """The tokens of --distill_context. Raises UserError unless they are more than the prefix, and fit the model."""
     path = Path(settings.distill_context).expanduser()
-    ids = read_context(path, tokenizer, base)
+    if not path.is_file():
+        raise UserError(f"--distill_context {path}: no such file")
+    ids, positions = encode(tokenizer, [read_text(path)])[0], max_positions(base.config)
+    if not 1 <= len(ids) <= positions - LEAST_BEHIND:
+        raise UserError(
+            f"--distill_context {path} has {len(ids)} tokens; the model takes 1 to {positions - LEAST_BEHIND}, "
+            f"as {LEAST_BEHIND} of its {positions} positions are for what stands behind the text"
+        )
     if len(ids) <= settings.preseqlen:
         raise UserError(
             f"--preseqlen {settings.preseqlen}: {path} has {len(ids)} tokens, and the prefix stands for more"
