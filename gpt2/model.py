@@ -309,6 +309,7 @@ class Model:
             tuned = load_model(str(directory / checkpoint.OWN_MODEL), FAMILY, dtype=torch.float32)
             self.base.load_state_dict(tuned.state_dict())
 
+    @torch.no_grad()  # or what the prefix's network made here would be taken for the next step's
     def count_parameters(self) -> dict[str, int | None]:
         """Numbers that are trained; those of the model behind the prefix; those that decoding needs stored."""
         trainable = sum(p.numel() for p in self.lm.parameters() if p.requires_grad)
@@ -565,6 +566,7 @@ class SavedPrefix:
         return prefix.eval().requires_grad_(False)
 
 
+@torch.no_grad()
 def save_prefix(
     directory: Path,
     prefix: nn.Module,

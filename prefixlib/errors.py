@@ -68,7 +68,8 @@ def refused_by_system(error: Exception) -> str | None:
     said = str(error)
     if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
         return f"there is not enough memory ({first_line(error)}): a smaller --bsz or --batch_size takes less"
-    number = re.search(r"\(os error (\d+)\)", said)  # safetensors and tokenizers, written in Rust
+    # safetensors and tokenizers, written in Rust; torch, whose file names may stand between
+    number = re.search(r"\(os error (\d+)\)", said) or re.search(r"unable to open file <.*> .*\((\d+)\)", said)
     if number:
         return os.strerror(int(number[1]))
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
