@@ -151,9 +151,11 @@ def _choose(
     """The next K (beam, token, log-probability) of one sentence, or None when it is done. Stores what ended in eos."""
     chosen = []
     for rank, (log_probability, beam, token) in enumerate(zip(scores, beams, tokens, strict=True)):
-        ended = sentence.beams[beam] if token == rule.eos_token_id else [*sentence.beams[beam], token]
-        if token == rule.eos_token_id or (rule.stop and rule.stop(ended)):
-            # an end that would not have been in the beam is dropped, and one that another token was forced for
+        ended, ends = sentence.beams[beam], token == rule.eos_token_id
+        if rule.stop and not ends:
+            ended = [*ended, token]
+            ends = rule.stop(ended)
+        if ends:  # dropped where it is outside the K best, or another token was forced in its place
             if rank < rule.num_beams and log_probability > float("-inf"):
                 sentence.keep(rule, ended, log_probability, finished=True)
         else:
