@@ -297,7 +297,7 @@ def run_training(
         tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
     )
     if trainer.is_world_process_zero():
-        record.log_end(training, output, checkpoint.decode_command(FAMILY, settings.mode, output))
+        record.log_end(training, output, "" if settings.context_samples else settings.decode_command(FAMILY, output))
     return training
 
 

@@ -125,7 +125,10 @@ def load_model(
     config = load_config(name, revision=revision, cache_dir=cache_dir)
     if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"
-        raise UserError(f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed")
+        raise UserError(
+            f"{name} is {kind} model ({config.model_type}); one of the kind {family} is needed, "
+            f"or the other tree, {'seq2seq/' if config.is_encoder_decoder else 'gpt2/'}"
+        )
     for part in _parts(config):
         for key in config_overrides.keys() & part.to_dict().keys():
             setattr(part, key, config_overrides[key])

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from prefixlib import files, schema
 from prefixlib.errors import UserError, first_line
 from prefixlib.metrics import shown
-from prefixlib.settings import Flags, spelled
+from prefixlib.settings import Flags, decode_command, spelled
 
 logger = logging.getLogger(__name__)
 
@@ -351,14 +351,6 @@ def _read_verified(path: Path, described: Mapping[str, Any] | None) -> dict[str,
 def _sha256(path: Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def decode_command(family: str, mode: str, directory: Path | str, *, tuned: bool = False) -> str:
-    """The command that decodes the task's test file with a checkpoint; `tuned`: a model without a prefix."""
-    if family == "decoder-only":
-        return f"python gpt2/gen.py {mode} yes test {directory} no"
-    flag = "finetune_model_path" if tuned else "prefix_model_path"
-    return f"python seq2seq/train_bart.py --mode {mode} --do_train no --{flag} {directory}"
 
 
 def _model_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> str:

@@ -116,24 +116,23 @@ def log_start(
         "training",
         {
             "model": f"{base}, {size:,} numbers",
-            "trained": f"{tuning_mode}: {trained:,} numbers ({trained / size:.2%} of the model's); stored: {stored:,}",
+            "trained": f"{tuning_mode}: {trained:,} numbers, as many as {trained / size:.2%} of the model's",
+            "stored": f"{stored:,} numbers, for decoding",
             "texts": ", ".join(f"{len(found):,} {split}" for split, found in texts.items()),
-            "steps": f"{steps:,} of {batch} texts",
+            "steps": f"{steps:,}, each of {batch} texts",
             "device": device_name(),
             "output": output,
         },
     )
 
 
-def log_end(training: Mapping[str, Any], output: Path, decode: str) -> None:
-    """Say what was trained: the `training` entry of results.json, the folder, and the command that decodes."""
+def log_end(training: Mapping[str, Any], output: Path, decode: str = "") -> None:
+    """Say what was trained: the `training` entry of results.json, the folder, and the command that decodes, if any."""
     dev = training["curves"]["dev"]
     step, lowest = min(dev, key=lambda point: point[1]) if dev else (None, None)
     loss = f", dev loss {dev[-1][1]:.4g} (lowest: {lowest:.4g}, step {step})" if dev else ""
-    _log_block(
-        "trained",
-        {"steps": f"{training['steps']:,} in {training['seconds']:.0f} s{loss}", "output": output, "decode": decode},
-    )
+    rows = {"steps": f"{training['steps']:,} in {training['seconds']:.0f} s{loss}", "output": output}
+    _log_block("trained", rows | ({"decode": decode} if decode else {}))
 
 
 def _log_block(title: str, rows: Mapping[str, Any]) -> None:

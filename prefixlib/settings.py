@@ -66,6 +66,13 @@ def flag(
     return dataclasses.field(default=default, metadata={**metadata, "low": low, "above": above, "below": below})
 
 
+def _guesses(word: str, known: Sequence[str]) -> list[str]:
+    """The flag that an unknown one may stand for: one it begins, one of its initials, or one spelled nearly so."""
+    begun = [flag for flag in known if flag.startswith(f"{word}_")]
+    initials = [flag for flag in known if "--" + "".join(part[0] for part in flag[2:].split("_") if part) == word]
+    return (begun or initials or difflib.get_close_matches(word, known, 1))[:1]
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are one line with exit code 2, and which accepts no shortened flags."""
 
@@ -87,7 +94,7 @@ class Parser(argparse.ArgumentParser):
             return ""
         unknown = [word.split("=")[0] for word in message.split() if word.startswith("--")]
         known = list(self._option_string_actions)
-        guesses = [guess for word in unknown for guess in difflib.get_close_matches(word, known, 1)]
+        guesses = [guess for word in unknown for guess in _guesses(word, known)]
         return f"; did you mean {', '.join(guesses)}?" if guesses else ""
 
 
@@ -301,6 +308,29 @@ def strategy_of(settings: Flags, mode: str, usual: str, beams: Sequence[str]) ->
     return strategy
 
 
+def decode_command(
+    family: str,
+    mode: str,
+    directory: Path | str,
+    *,
+    tuned: bool = False,
+    data_dir: str | None = None,
+    test_file: str | None = None,
+) -> str:
+    """The command that decodes the task's test file, or `test_file`, with a checkpoint.
+
+    tuned: a model without a prefix. data_dir: where the task's files are, if not in the default folder.
+    """
+    if family == "decoder-only":
+        command, flag = f"python gpt2/gen.py {mode} yes test {directory} no", "data_file"
+    else:
+        model = "finetune_model_path" if tuned else "prefix_model_path"
+        command, flag = f"python seq2seq/train_bart.py --mode {mode} --do_train no --{model} {directory}", "test_file"
+    if test_file:
+        return f"{command} --{flag} {test_file}"
+    return f"{command} --data_dir {data_dir}" if data_dir else command
+
+
 # The settings of one tuning mode alone: its checkpoints hold them, and a resumed run must repeat them.
 TUNING_SETTINGS: Mapping[str, tuple[str, ...]] = {
     "finetune-top": ("top_layers", "top_embeddings"),
@@ -468,6 +498,12 @@ class Training(Flags):
         if self.init_shallow:
             return None if self.init_shallow_word == "no" else self.init_shallow_word
         return self.lowdata_token if self.use_lowdata_token else None
+
+    def decode_command(self, family: str, output: Path) -> str:
+        """The command that decodes with the run's result; a test file of the user's own where the run has one."""
+        test_file = self.test_file or ("YOUR_FILE" if self.train_file else None)
+        how = {"tuned": not self.has_prefix, "data_dir": self.data_dir, "test_file": test_file}
+        return decode_command(family, self.mode, output, **how)
 
     def tuning_settings(self) -> dict[str, Any]:
         """The settings of this run's tuning mode alone, in their flags' spelling."""

@@ -293,6 +293,8 @@ def _separated(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 continue
             if head is None:
                 head = cells
+                if len(head) == 1 and ";" in head[0]:
+                    raise UserError(f'{path}: columns seem to be separated by ";"; a {path.suffix} file has ","')
                 continue
             number += 1
             if len(cells) != len(head):

@@ -82,10 +82,28 @@ class Outputs:
         return {"count": len(self.hypotheses), "empty": empty, "without_references": bare}
 
 
+def read_objects(path: str, names: Sequence[str]) -> list:
+    """The first of the values `names` in every line of a .jsonl file, as mode text writes and reads them."""
+    rows = []
+    with open(path, encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                rows.append(next(row[name] for name in names if name in row))
+            except (ValueError, TypeError, StopIteration):
+                raise UserError(f"{path}:{number}: expected an object with {' or '.join(names)}") from None
+    return rows
+
+
 def read_gold(args: argparse.Namespace, hypotheses: int) -> tuple[list[list[str]], list[str] | None]:
     """References of each hypothesis, and the categories where they are known."""
     from prefixlib.metrics.files import read_lines, read_references
 
+    if args.references and args.references[0].endswith(".jsonl"):
+        if len(args.references) > 1:
+            raise UserError("--references: one .jsonl file holds all references of an input, as a list")
+        found = read_objects(args.references[0], ("references", "target"))
+        return [texts if isinstance(texts, list) else [texts] for texts in found], None
     if args.references:
         categories = read_lines(args.categories, "--categories") if args.categories else None
         return read_references(args.references, hypotheses), categories
@@ -101,7 +119,8 @@ def read_outputs(args: argparse.Namespace, path: str) -> Outputs:
     """A file of outputs and what belongs to it. Raises UserError where the numbers of lines differ."""
     from prefixlib.metrics.files import blank_end, read_lines
 
-    hypotheses = read_lines(path, "--hypotheses" if args.hypotheses else "--compare")
+    flag = "--hypotheses" if args.hypotheses else "--compare"
+    hypotheses = read_objects(path, ("output",)) if path.endswith(".jsonl") else read_lines(path, flag)
     references, categories = read_gold(args, len(hypotheses))
     if len(hypotheses) != len(references):
         gold = " ".join(args.references) if args.references else f"--split {args.split}"

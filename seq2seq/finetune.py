@@ -154,6 +154,8 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
     decoded = {}
+    if to_decode and trainer.is_global_zero:
+        logger.info("decoding with the last weights; those of the best validation are in %s", output / "best")
     for split in to_decode if trainer.is_global_zero else ():
         found = examples_of(settings, split, settings.columns)
         decoded[split] = decode_split(settings, model, split, found, output, SEED)
@@ -210,8 +212,7 @@ def write_results(
     record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
     if trained["best"]:
         logger.info("best %s: %.4g, in %s", settings.val_metric, trained["best"][settings.val_metric], output / "best")
-    decode = checkpoint.decode_command(FAMILY, settings.mode, output, tuned=not settings.has_prefix)
-    record.log_end(trained, output, decode)
+    record.log_end(trained, output, settings.decode_command(FAMILY, output))
 
 
 # ---- decoding ----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
 from prefixlib.errors import Terminated, UserError, first_line
 from prefixlib.metrics import rouge
 from prefixlib.settings import spelled
+from prefixlib.tasks import OWN_DATA
 from seq2seq import decoding
 from seq2seq.callbacks import RESUME
 from seq2seq.flags import Settings
@@ -187,6 +188,7 @@ class SummarizationModule(BaseModule):
         with torch.no_grad():
             self.prefix = self.lm.layers()  # one run of the network for all batches
         self.sums = torch.zeros(7, dtype=torch.float64)
+        self.any_language = self.settings.mode in OWN_DATA
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         total, count = self.lm.loss(*(batch[name] for name in INPUTS))
@@ -197,7 +199,7 @@ class SummarizationModule(BaseModule):
         for references, hypotheses in zip(batch["references"], found, strict=True):
             if references is not None:  # None: a filler
                 tokens = hypotheses[0].tokens
-                scores = rouge.sentence_scores(decoding.to_text(self.tokenizer, tokens), references)
+                scores = rouge.sentence_scores(decoding.to_text(self.tokenizer, tokens), references, self.any_language)
                 self.sums[2:] += torch.tensor([*scores.values(), len(tokens), 1])
 
     def on_validation_epoch_end(self) -> None:

@@ -1,5 +1,6 @@
 """What every metric is made of: statistics per segment, and a rule that turns their sum into the score."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,6 +46,17 @@ def progress(items: Sequence, label: str) -> Iterator:
 def mteval_tokens(text: str) -> list[str]:
     """The words that mteval-v13a compares: its tokenisation, A-Z lower-cased ("É" stays: it knows ASCII only)."""
     return _tokenizer_13a()(ascii_lower(text)).split()
+
+
+def apart(text: str) -> str:
+    """The text with spaces around every letter of a script that is written without them."""
+    return _WITHOUT_SPACES.sub(r" \g<0> ", text)
+
+
+# Thai, Lao, Burmese, Khmer; kana; Chinese characters
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 def words_13a(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """BLEU (Papineni et al. 2002) as two official scorers and sacrebleu itself compute it, counted by sacrebleu.
 
-`SACREBLEU`: sacrebleu's default, for texts of one's own: 13a tokenisation, case kept, mteval's smoothing.
+`SACREBLEU`: sacrebleu's default, for the user's own texts: 13a tokenisation, case kept, mteval's smoothing; in scripts
+without spaces (Chinese, Japanese, Thai, ...) letters are counted.
 `MTEVAL`: mteval-v13a as the E2E scorer adapted it (its tokenisation, A-Z lower-cased). An order without a match counts
 as half a match, the next such order as a quarter, and so on.
 `MULTI`: multi-bleu.perl -lc, the WebNLG and DART scorers' (split at spaces, lower-cased). An order without a match
@@ -13,7 +14,7 @@ Both take the reference length nearest to the hypothesis's, the shorter of two e
 from collections.abc import Callable
 from functools import partial
 
-from prefixlib.metrics.base import Metric, mteval_tokens, progress, words_13a
+from prefixlib.metrics.base import Metric, apart, mteval_tokens, progress, words_13a
 
 ORDER = 4  # longest n-gram
 
@@ -79,6 +80,11 @@ def combine_sacrebleu(sums):
     return np.where((matches > 0).any(axis=-1) & (total > 0).all(axis=-1), combine_smoothed(sums), 0.0)
 
 
-SACREBLEU = Metric("BLEU", partial(statistics, words=words_13a), combine_sacrebleu, span="0-100")
+def words_of_any_script(text: str) -> list[str]:
+    """sacrebleu's default words; in scripts that are written without spaces every letter is one."""
+    return words_13a(apart(text))
+
+
+SACREBLEU = Metric("BLEU", partial(statistics, words=words_of_any_script), combine_sacrebleu, span="0-100")
 MTEVAL = Metric("BLEU", partial(statistics, words=mteval_tokens), combine_smoothed, span="0-100")
 MULTI = Metric("BLEU", partial(statistics, words=lower_words), combine, span="0-100")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from prefixlib.metrics.base import Metric, mean, progress
+from prefixlib.metrics.base import Metric, apart, mean, progress
 
 KINDS = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 DISTANCE = "rouge-score with stemming; ROUGE-1.5.5, which the paper used, reads 0.02-0.43 points higher"
@@ -31,10 +31,13 @@ def _statistics(kind: str):
 
 
 class _Words:
-    """Runs of letters and digits of any script, lower-cased: on English what rouge-score compares without stemming."""
+    """Runs of letters and digits of any script, lower-cased: on English what rouge-score compares without stemming.
+
+    In scripts that are written without spaces every letter is a word.
+    """
 
     def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"[^\W_]+", text.lower())
+        return re.findall(r"[^\W_]+", apart(text.lower()))
 
 
 def _any_language(hypotheses: list[str], references: list[list[str]]):
@@ -56,16 +59,20 @@ METRICS = tuple(Metric(name, _statistics(kind), mean, scale=100, span="0-100") f
 # ---- one text at a time, while training; and the original's own figures --------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def _scorer():
+@lru_cache(maxsize=2)
+def _scorer(any_language: bool = False):
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer([*KINDS.values(), "rougeLsum"], use_stemmer=True)
+    kinds = [*KINDS.values(), "rougeLsum"]
+    return RougeScorer(kinds, tokenizer=_Words()) if any_language else RougeScorer(kinds, use_stemmer=True)
 
 
-def sentence_scores(hypothesis: str, references: Sequence[str]) -> dict[str, float]:
-    """F1 x 100 of one output, the best over its references: rouge1, rouge2, rougeL."""
-    scores = _scorer().score_multi(list(references) or [""], hypothesis)
+def sentence_scores(hypothesis: str, references: Sequence[str], any_language: bool = False) -> dict[str, float]:
+    """F1 x 100 of one output, the best over its references: rouge1, rouge2, rougeL.
+
+    any_language: over words of any script, without stemming.
+    """
+    scores = _scorer(any_language).score_multi(list(references) or [""], hypothesis)
     return {kind: 100 * scores[kind].fmeasure for kind in KINDS.values()}
 
 

@@ -202,3 +202,20 @@ def test_runs_from_both_folders(files, folder):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: --hypotheses")
     assert done.stderr.count("\n") == 1
+
+
+def test_outputs_of_mode_text_are_read_as_objects(tmp_path):
+    """The lines of a .jsonl are no texts: its `output` is scored against `references`, or `target`."""
+    rows = [{"source": f"s{n}", "output": "a b\nc d e", "references": ["a b\nc d e"], "score": -1.0} for n in range(3)]
+    rows[1]["output"] = "x y z w"
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "gold.jsonl").write_text("".join(json.dumps({"target": "a b\nc d e"}) + "\n" for _ in rows))
+    for gold in ("out.jsonl", "gold.jsonl"):
+        words = ["text", "--hypotheses", str(tmp_path / "out.jsonl"), "--references", str(tmp_path / gold)]
+        outputs = score.read_outputs(score.parse_args(words), words[2])
+        assert outputs.hypotheses == ["a b\nc d e", "x y z w", "a b\nc d e"]
+        assert outputs.references == [["a b\nc d e"]] * 3
+    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n')
+    words[2] = str(tmp_path / "bad.jsonl")
+    with pytest.raises(UserError, match=r"bad.jsonl:1: expected an object with output"):
+        score.read_outputs(score.parse_args(words), words[2])

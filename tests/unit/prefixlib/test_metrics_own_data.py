@@ -4,7 +4,7 @@ import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
-from prefixlib.metrics import score_task
+from prefixlib.metrics import rouge, score_task
 from prefixlib.metrics.tasks import measure
 
 HYPOTHESES = [
@@ -70,3 +70,21 @@ def test_exact_match_is_for_answers():
     long = [["yes"], ["a text that is longer than what one would call an answer"]]
     assert list(score_task("text", ["yes", "a"], long)) == ["BLEU", "ROUGE-L", "chrF"]
     assert [figure.name for figure in measure("text", ["yes"], [["yes"]], metrics=["exact match"])] == ["exact match"]
+
+
+CHINESE = ["你的订单已经发货。", "请在五天内付款，谢谢"]
+
+
+def test_texts_without_spaces_are_counted_by_letters():
+    """Equal texts have the full score, and BLEU is sacrebleu's own for Chinese."""
+    worse = ["你的订单没有发货。", "请在五天内付款"]
+    references = [[text] for text in CHINESE]
+    assert score_task("text", CHINESE, references)["BLEU"] == pytest.approx(100)
+    found = score_task("text", worse, references)
+    assert found["BLEU"] == pytest.approx(sacrebleu.corpus_bleu(worse, [CHINESE], tokenize="zh").score, abs=1e-6)
+    assert 50 < found["ROUGE-L"] < 100
+
+
+@pytest.mark.parametrize("text", ["Ваш заказ номер пять отправлен", CHINESE[0], "your order has been sent"])
+def test_validation_sees_any_script(text):
+    assert rouge.sentence_scores(text, [text], any_language=True)["rouge2"] == pytest.approx(100)
