@@ -4,7 +4,8 @@ python scripts/reproduce.py rates --size smollm2 --test_sources 100       # lear
 python scripts/reproduce.py lowdata --size smollm2 --test_sources 100     # then the others, with those rates
 
 The paper's numbers are for GPT-2 and stand in none of these tables. Its hyper-parameters hold where they do not depend
-on the model; learning rates do, so they are searched: three per method, on the dev set of 100 E2E examples.
+on the model; learning rates do, so they are searched: three per method, by dev loss with 100 and with 500
+E2E examples.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +31,8 @@ RATES = {  # method -> learning rates that are tried
     "adapter-3": (3e-4, 1e-3, 3e-3),
     "adapter-0.1": (3e-4, 1e-3, 3e-3),
 }
-RATE_SIZE = 100  # E2E examples that the rates are searched on; its winners are runs of the low-data table as well
+RATE_SIZES = (100, 500)  # E2E examples that rates are searched with; the winners are runs of the low-data table as well
+SMALL, LARGE = RATE_SIZES
 BUDGETS = {"unseen": 1000, "length": 500, "placement": 500}  # training examples where --budget_examples says nothing
 LENGTHS = (1, 5, 10, 20, 40)
 EVALUATIONS, PATIENCE = 10, 3  # of a run, and how many of them may bring no better dev loss before it stops
@@ -46,16 +48,24 @@ class Base:
     shape: tuple[int, int, int]  # layers, width, parameters: adapters are sized by them
     budget: int | None = None  # --budget_examples
     test_sources: int | None = None
-    rates: Mapping[str, float] = field(default_factory=dict)  # method -> the rate that won
+    rates: Mapping[str, float] = field(default_factory=dict)  # "method@examples" -> the rate that won there
 
-    def rate(self, method: str) -> float:
-        """The rate to train with. Raises UserError where the search has not been run."""
-        if method not in self.rates:
-            raise UserError(f"no learning rate is chosen for {method} yet: run the experiment `rates` for it first")
-        return self.rates[method]
+    def rate(self, method: str, size: int) -> float:
+        """The rate that won at the searched size nearest to `size` (by their ratio).
+
+        Raises UserError where that search has not been run.
+        """
+        searched = min(RATE_SIZES, key=lambda examples: max(examples / size, size / examples))
+        if (name := f"{method}@{searched}") not in self.rates:
+            raise UserError(f"no learning rate is chosen for {name} examples yet: run the experiment `rates` first")
+        return self.rates[name]
 
     def decode(self) -> dict[str, object]:
-        return {"reference_loss": "yes", "bf16": "yes", "decode_limit": self.test_sources}
+        """Scores are divided by the output's own length: the first implementation's rule, which adds the prompt's,
+        makes an empty output the best one for a model that is not sure of itself.
+        """
+        rule = {"length_normalization": "output"}
+        return {"reference_loss": "yes", "bf16": "yes", "decode_limit": self.test_sources, **rule}
 
 
 def shown(name: str) -> str:
@@ -119,22 +129,24 @@ def _steps(method: str, size: int) -> int:
     return table[size]
 
 
-def _rate_row(base: Base, method: str, rate: float, **more) -> Row:
-    """A run at RATE_SIZE examples: of the search, and of the low-data table where its rate won."""
-    flags = _train(rate, _steps(method, RATE_SIZE), method_flags(method, base))
-    key, name = f"e2e-{RATE_SIZE}-{method}-lr{rate:g}", f"{NAMES[method]}, rate {rate:g}"
-    return _row(key, name, base, RATE_SIZE, flags, **more)
+def _rate_row(base: Base, method: str, rate: float, size: int, **more) -> Row:
+    """A run at a searched size: of the search, and of the low-data table where its rate won."""
+    flags = _train(rate, _steps(method, size), method_flags(method, base))
+    key, name = f"e2e-{size}-{method}-lr{rate:g}", f"{NAMES[method]}, {size} examples, rate {rate:g}"
+    return _row(key, name, base, size, flags, **more)
 
 
 def rates(base: Base) -> Experiment:
+    searches = [(method, size) for size in RATE_SIZES for method in STEPS]
+    searches += [(method, LARGE) for method in RATES if method not in STEPS]  # those of WebNLG alone
     rows = [
-        _rate_row(base, method, rate, decoded=False, on_request=method not in STEPS)
-        for method, tried in RATES.items()
-        for rate in tried
+        _rate_row(base, method, rate, size, decoded=False, on_request=method not in STEPS)
+        for method, size in searches
+        for rate in RATES[method]
     ]
     return Experiment(
         "rates",
-        f"Learning rates for {base.name}: dev loss with {RATE_SIZE} E2E examples",
+        f"Learning rates for {base.name}: dev loss on E2E",
         {"E2E": (Column("dev loss", "dev loss", 3),)},
         tuple(rows),
         note="The lowest dev loss of a method chooses its rate. A prefix's loss is a sum per text, the others' a mean "
@@ -149,11 +161,12 @@ def lowdata(base: Base) -> Experiment:
     for size in recipes.SIZES:
         for method in ("prefix", "finetune"):
             curve = (NAMES[method], size)
-            if size == RATE_SIZE:
-                row = _rate_row(base, method, base.rate(method), home="rates", curve=curve)
+            rate = base.rate(method, size)
+            if size in RATE_SIZES:
+                row = _rate_row(base, method, rate, size, home="rates", curve=curve)
                 rows.append(_renamed(row, f"{NAMES[method]}, {size} examples ({base.name})"))
                 continue
-            flags = _train(base.rate(method), _steps(method, size), method_flags(method, base))
+            flags = _train(rate, _steps(method, size), method_flags(method, base))
             name = f"{NAMES[method]}, {size} examples"
             rows.append(_row(f"e2e-{size}-{method}", name, base, size, flags, curve=curve))
     return Experiment(
@@ -185,22 +198,22 @@ def unseen(base: Base) -> Experiment:
             flags.pop(name, None)
         if method == "prefix":
             flags |= {"preseqlen": 5}
-        train = _train(base.rate(method), steps, flags)
+        train = _train(base.rate(method, size), steps, flags)
         rows.append(_row(f"webnlg-{size}-{method}", NAMES[method], base, size, train, "webnlg"))
     return Experiment(
         "unseen",
         f"Categories seen and unseen in training: WebNLG with {base.name}, {size} training examples",
         {"WebNLG": WEBNLG + LOSS},
         tuple(rows),
-        note="Learning rates are those that `rates` chose on E2E.",
+        note=f"Learning rates are those that `rates` chose on E2E with {LARGE} examples.",
         seeds=1,
         samples=1,
     )
 
 
 def init(base: Base) -> Experiment:
-    """Section 7.4: what the prefix starts from, at RATE_SIZE examples."""
-    rate, steps = base.rate("prefix"), _steps("prefix", RATE_SIZE)
+    """Section 7.4: what the prefix starts from, with few examples."""
+    rate, steps = base.rate("prefix", SMALL), _steps("prefix", SMALL)
     starts: dict[str, tuple[str, dict[str, object]]] = {
         "random": ("random, uniform (0, 1)", {"preseqlen": 6, "mid_dim": 512, "init_random": "uniform"}),
         "elephant": ("random word, “elephant”", {"init_text": "elephant", "mid_dim": 512}),
@@ -209,14 +222,14 @@ def init(base: Base) -> Experiment:
         "exact": (f"keys and values of “{TOKEN}”, no MLP", {"init_text": TOKEN, "init_shallow": "yes"}),
     }
     rows = [
-        _row(f"e2e-{RATE_SIZE}-init-{key}", name, base, RATE_SIZE, _train(rate, steps, flags))
+        _row(f"e2e-{SMALL}-init-{key}", name, base, SMALL, _train(rate, steps, flags))
         for key, (name, flags) in starts.items()
     ]
-    shared = _rate_row(base, "prefix", rate, home="rates")
+    shared = _rate_row(base, "prefix", rate, SMALL, home="rates")
     rows.insert(4, _renamed(shared, f"task's words, “{TOKEN}” ({base.name})"))
     return Experiment(
         "init",
-        f"Initialisation of the prefix with {RATE_SIZE} examples: E2E with {base.name}",
+        f"Initialisation of the prefix with {SMALL} examples: E2E with {base.name}",
         {"E2E": E2E + LOSS},
         tuple(rows),
         note="A prefix that starts from a text is as long as the text has tokens.",
@@ -231,7 +244,7 @@ def length(base: Base) -> Experiment:
     rows = [
         _row(
             *(f"e2e-{size}-p{p}", f"P {p}", base, size),
-            _train(base.rate("prefix"), _budget_steps(size), {"preseqlen": p, "mid_dim": 512}),
+            _train(base.rate("prefix", size), _budget_steps(size), {"preseqlen": p, "mid_dim": 512}),
             curve=("prefix", p),
         )
         for p in LENGTHS
@@ -252,7 +265,7 @@ def placement(base: Base) -> Experiment:
     rows = [
         _row(
             *(f"e2e-{size}-{kind}", f"{kind}, P 10", base, size),
-            _train(base.rate("prefix"), _budget_steps(size), {"preseqlen": 10, "mid_dim": 512, **flags}),
+            _train(base.rate("prefix", size), _budget_steps(size), {"preseqlen": 10, "mid_dim": 512, **flags}),
         )
         for kind, flags in kinds.items()
     ]
@@ -286,13 +299,14 @@ def rebuild(name: str, own: Mapping[str, Any]) -> Experiment:
 
 
 def chosen_rates(entries: Mapping[str, Mapping]) -> dict[str, float]:
-    """method -> the rate with the lowest dev loss among the entries of `rates`."""
+    """ "method@examples" -> the rate with the lowest dev loss among the entries of `rates`."""
     found: dict[str, tuple[float, float]] = {}
     for entry in entries.values():
-        method, rate = entry["row"].removeprefix(f"e2e-{RATE_SIZE}-").rsplit("-lr", 1)
+        run, rate = entry["row"].removeprefix("e2e-").rsplit("-lr", 1)
+        size, method = run.split("-", 1)
         candidate = (entry["scores"]["dev loss"], float(rate))
-        found[method] = min(found.get(method, candidate), candidate)
-    return {method: rate for method, (_, rate) in found.items()}
+        found[f"{method}@{size}"] = min(found.get(f"{method}@{size}", candidate), candidate)
+    return {name: rate for name, (_, rate) in found.items()}
 
 
 def caption(base: Base) -> str:
@@ -301,4 +315,5 @@ def caption(base: Base) -> str:
     if cut:
         cut += " (WebNLG: half of them from unseen categories)."
     settings = "not the paper's settings: nothing here compares with its numbers."
-    return f"Base model: {base.name}, in bfloat16. These are {settings}{cut}"
+    beams = " Beams are compared by their score per generated token."
+    return f"Base model: {base.name}, in bfloat16. These are {settings}{beams}{cut}"

@@ -12,9 +12,10 @@ from prefixlib.errors import UserError
 from prefixlib.settings import spelled
 from tests.unit.scripts.test_experiments import check_words
 
-RATES = {"prefix": 1e-3, "finetune": 3e-5, "top2": 1e-4, "adapter-3": 1e-3, "adapter-0.1": 3e-3}
+RATES = {"prefix@100": 1e-3, "finetune@100": 3e-5, "prefix@500": 3e-4, "finetune@500": 1e-5}
+RATES |= {"top2@500": 1e-4, "adapter-3@500": 1e-3, "adapter-0.1@500": 3e-3}
 BASE = Base("smollm2-135m", real_model.SHAPES["smollm2-135m"], test_sources=20, rates=RATES)
-ROWS = {"rates": 15, "lowdata": 8, "unseen": 5, "init": 6, "length": 5, "placement": 3}
+ROWS = {"rates": 21, "lowdata": 8, "unseen": 5, "init": 6, "length": 5, "placement": 3}
 
 
 def runs(name, folder, base=BASE):
@@ -43,6 +44,7 @@ def test_the_launchers_take_every_command(name, tmp_path):
         assert train.train_file.startswith(str(tmp_path / "drawn_data"))  # the user's data folder is left as it is
         if run.row.decoded:
             assert (parsed[2].decode_limit, parsed[2].reference_loss, parsed[2].bf16) == (20, "yes", "yes")
+            assert parsed[2].length_normalization == "output"
     assert len(made) == 2 * ROWS[name]
     assert counted == len(made) * (2 if name == "rates" else 3)
 
@@ -63,7 +65,7 @@ def test_a_shared_run_is_the_same_run(tmp_path):
     """The low-data table and that of the starts take the search's winner, which is trained once."""
     search = {run.folder: run.recipe() for run in runs("rates", tmp_path)}
     shared = [run for name in ("lowdata", "init") for run in runs(name, tmp_path) if run.row.home]
-    assert len(shared) == 2 * (2 + 1)
+    assert len(shared) == 2 * (4 + 1)
     for run in shared:
         assert search[run.folder] == run.recipe()
     folders = [run.folder for name in ROWS for run in runs(name, tmp_path) if not run.row.home]
@@ -78,12 +80,19 @@ def test_the_steps_are_the_papers():
     assert budgets == {200}  # one budget for every method
 
 
-def test_the_lowest_dev_loss_chooses_the_rate(tmp_path):
-    losses = {"prefix-lr0.001": 49.5, "prefix-lr0.0003": 49.6, "prefix-lr0.003": 60.0, "adapter-0.1-lr1e-05": 1.0}
-    entries = {key: {"row": f"e2e-100-{key}", "scores": {"dev loss": loss}} for key, loss in losses.items()}
-    assert chosen_rates(entries) == {"prefix": 1e-3, "adapter-0.1": 1e-5}
-    with pytest.raises(UserError, match="no learning rate is chosen for finetune yet: run the experiment `rates`"):
-        build("lowdata", Base("x", (2, 32, 1000), rates={"prefix": 1e-3}))
+def test_the_lowest_dev_loss_chooses_the_rate_at_each_size():
+    losses = {"100-prefix-lr0.001": 49.5, "100-prefix-lr0.0003": 49.6, "100-prefix-lr0.003": 60.0}
+    losses |= {"500-prefix-lr0.001": 189.0, "500-prefix-lr0.0003": 42.0, "500-adapter-0.1-lr1e-05": 1.0}
+    entries = {key: {"row": f"e2e-{key}", "scores": {"dev loss": loss}} for key, loss in losses.items()}
+    assert chosen_rates(entries) == {"prefix@100": 1e-3, "prefix@500": 3e-4, "adapter-0.1@500": 1e-5}
+    with pytest.raises(UserError, match="no learning rate is chosen for finetune@100 examples yet: run"):
+        build("lowdata", Base("x", (2, 32, 1000), rates={"prefix@100": 1e-3}))
+
+
+def test_a_size_takes_the_rate_of_the_nearest_searched_size():
+    rates = {row.size: row.train["learning_rate"] for row in build("lowdata", BASE).rows if "prefix" in row.name}
+    assert rates == {50: 1e-3, 100: 1e-3, 200: 1e-3, 500: 3e-4}
+    assert {row.train["learning_rate"] for row in build("length", BASE).rows} == {3e-4}
 
 
 @pytest.mark.parametrize(
