@@ -7,6 +7,7 @@ bundled restaurants.
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def decoded(directory: Path, name: str) -> dict:
     return {
         "scores": read(directory)["decoding"]["test"]["scores"],
         "outputs": lines(directory / f"{name}_test_beam"),
-        "sources": [text.replace("<|endoftext|>", "").strip() for text in prompts],
+        "sources": [re.sub(r"<\|\w+\|>", "", text).strip() for text in prompts],
     }
 
 
