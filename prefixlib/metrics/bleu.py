@@ -1,6 +1,6 @@
 """BLEU (Papineni et al. 2002) as two official scorers and sacrebleu itself compute it, counted by sacrebleu.
 
-`SACREBLEU`: sacrebleu's default, for texts of one's own: 13a tokenisation, case kept, mteval's smoothing.
+`SACREBLEU`: sacrebleu's default, for user data: 13a tokenisation, case kept, mteval's smoothing.
 `MTEVAL`: mteval-v13a as the E2E scorer adapted it (its tokenisation, A-Z lower-cased). An order without a match counts
 as half a match, the next such order as a quarter, and so on.
 `MULTI`: multi-bleu.perl -lc, the WebNLG and DART scorers' (split at spaces, lower-cased). An order without a match
