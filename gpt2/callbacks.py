@@ -1,4 +1,4 @@
-"""Callbacks of training: what makes a resumed run equal the whole one, log lines, curves in TensorBoard."""
+"""Callbacks of training: exact resuming, log lines, curves in TensorBoard."""
 
 import logging
 import math
@@ -17,8 +17,8 @@ from prefixlib.schedule import set_rates
 logger = logging.getLogger(__name__)
 
 
-class GoingOn(TrainerCallback):
-    """What makes a run that was killed and resumed equal the whole one, in its curves and its evaluations too."""
+class ExactResume(TrainerCallback):
+    """Makes a resumed run identical to an uninterrupted one, its curves and evaluations included."""
 
     def __init__(self, trainer: Any):
         self.trainer = trainer  # a PrefixTrainer
@@ -42,7 +42,7 @@ class GoingOn(TrainerCallback):
 
 
 class TensorBoard(TensorBoardCallback):
-    """Trainer's logs in `directory`; what a killed run logged after the checkpoint is hidden by what is logged anew."""
+    """Trainer's logs in `directory`; a resumed run hides what was logged after the checkpoint it starts from."""
 
     def __init__(self, directory: Path):
         super().__init__()
@@ -55,7 +55,7 @@ class TensorBoard(TensorBoardCallback):
 
 
 class LogLines(ProgressCallback):
-    """Trainer's progress bar with one readable line per logging step; stops the run on a loss that is no number."""
+    """Trainer's progress bar with one readable line per logging step; stops the run on a NaN or infinite loss."""
 
     def __init__(self, bar: bool = True):
         super().__init__()

@@ -49,7 +49,7 @@ class TextInFront(nn.Module):
 
 
 class _Fixed(nn.Module):
-    """Keys and values that nothing trains, in the place of a prefix."""
+    """Constant keys and values used instead of a trained prefix."""
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]):
         super().__init__()
@@ -86,7 +86,7 @@ def sample_sets(
 
 
 def what_is_kept(lm: PrefixLM, teacher: TextInFront, texts: Sequence[Encoded]) -> dict[str, dict[str, float]]:
-    """Perplexity of the continuations of `texts` behind nothing, the prefix and the whole text; positions in front."""
+    """Perplexity of the continuations of `texts` after nothing, the prefix and the whole text; their positions."""
     models = {"nothing": PrefixLM(lm.base, None), "prefix": lm, "whole text": teacher.lm}
     perplexity = {name: math.exp(mean_loss(model, texts)) for name, model in models.items()}
     positions = {"nothing": 0, "prefix": lm.prefix.config.preseqlen, "whole text": len(teacher.ids)}
@@ -97,12 +97,12 @@ def what_is_kept(lm: PrefixLM, teacher: TextInFront, texts: Sequence[Encoded]) -
 
 @torch.no_grad()
 def mean_loss(lm: PrefixLM, texts: Sequence[Encoded], batch_size: int = 8) -> float:
-    """Mean negative log-likelihood per token of the continuations, in nats, behind whatever `lm` has in front."""
+    """Mean negative log-likelihood per token of the continuations, in nats, given the prefix of `lm`."""
     total, count = 0.0, 0
     with evaluating(lm):
         for start in range(0, len(texts), batch_size):
             members = [texts[n] for n in range(start, min(start + batch_size, len(texts)))]
-            batch = collate(members, pad_token_id=0)  # padding is behind the text: it is seen by nothing
+            batch = collate(members, pad_token_id=0)  # padding follows the text: causal attention hides it
             nll, _ = lm(batch["input_ids"].to(lm.base.device), batch["labels"].to(lm.base.device))
             total, count = total + nll.sum().item(), count + len(nll)
     return total / count

@@ -28,7 +28,7 @@ class Format:
     name: str = "cat"  # --format_mode
     optim_prefix: bool = True  # False: the prefix is made of words of the source
     word: str = ""  # put before every source (the original's low-data fine-tuning)
-    wording: Wording = PLAIN  # one's own pairs: a template around the source, or a conversation
+    wording: Wording = PLAIN  # user data: a template around the source, or a conversation
 
     def source_text(self, source: str) -> str:
         return f"{self.word} {source}" if self.word else source

@@ -171,7 +171,7 @@ class Settings(Training):
             }
             for name, given in starts.items():
                 if given:
-                    refuse_together(f"--{name}", f"--init_random {self.init_random}", "a prefix starts once")
+                    refuse_together(f"--{name}", f"--init_random {self.init_random}", "a prefix is initialised once")
         if self.dropout > 0 and not self.has_prefix and not self.use_custom_teacher_dropout:
             refuse_together(f"--tuning_mode {self.tuning_mode}", "--dropout", "it changes prefixes only")
         if not self.optim_prefix and self.format_mode == "infix" and self.has_prefix:

@@ -1,4 +1,4 @@
-"""All that is asked of a bare transformers model: its shape, keys and values, positions, masks, attention modules.
+"""What this tree uses of a plain transformers model: its shape, keys and values, positions, masks, attention modules.
 
 Legend: B batch, S inputs, Q queries, W keys of a row, L layers, H key/value heads, D head size, E embedding width.
 """
@@ -76,7 +76,7 @@ def max_positions(config: PreTrainedConfig) -> int:
 
 
 def count_positions(visible: Tensor) -> Tensor:
-    """Positions (B, S) of what is visible, bool (B, S), counted in each row: padding and other rows shift nothing."""
+    """Positions (B, S), counted in each row over what is `visible`, bool (B, S): padding takes no position."""
     return (visible.long().cumsum(dim=1) - 1).clamp(min=0)
 
 

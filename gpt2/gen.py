@@ -32,7 +32,7 @@ def make_parser() -> Parser:
 
 
 def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Own arguments, and the rest for the child. Raises UserError for what cannot be meant."""
+    """The launcher's own arguments, and the rest for the child. Raises UserError for invalid ones."""
     args, rest = make_parser().parse_known_args(argv)
     if rest and not rest[0].startswith("-"):
         raise UserError(f"{rest[0]!r}: too many arguments; expected MODE yes SPLIT CHECKPOINT no")

@@ -119,7 +119,7 @@ class Model:
 
         Args:
             sources: inputs as the task linearises them, or as data: for WebNLG and DART a list of (subject, relation,
-                object) triples, for E2E a mapping of slots to values, for one's own pairs (mode text) the text alone,
+                object) triples, for E2E a mapping of slots to values, for user data (mode text) the text alone,
                 which is put into the template of the training, or a conversation as a list of messages.
             strategy: "beam", "greedy" or "nucleus"; default: the task's.
             num_beams, length_penalty: of beam search. top_p, top_k, temperature, seed: of nucleus sampling; temperature
@@ -396,7 +396,7 @@ def check_same_prefix(settings: Settings, earlier: PrefixConfig, directory: Path
     """Raise UserError naming both values if the flags ask for another prefix than the checkpoint in `directory` has."""
     given, known = prefix_settings(settings), earlier.as_dict()
     text, started = given.pop("init_text"), known.pop("init_text")
-    if not settings.prefix_model_path and text != started:  # a prefix taken over from another run has started long ago
+    if not settings.prefix_model_path and text != started:  # initialisation does not apply to a loaded prefix
         how = "did not start from a text" if started is None else f"started from the text {started!r}"
         raise UserError(f"{directory} {how}: --init_text (--init_shallow_word, --lowdata_token) says otherwise")
     if text is not None:

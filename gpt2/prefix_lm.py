@@ -79,9 +79,8 @@ class PrefixLM(nn.Module):
         """Without labels: logits (B, T, V) at every position. With labels (B, T): the negative log-likelihood (S,) of
         the S scored tokens, and the rows (S,) they stand in.
 
-        Logits are made at scored positions only: source and padding, half of a table-to-text batch, never meet the
-        head. `attention_mask` (B, T), 0 at padding, allows for packing. `source` and `source_mask`, both (B, S), serve
-        prefixes that depend on the source.
+        No logits are computed for source and padding, half of a table-to-text batch. `attention_mask` (B, T), 0 at
+        padding, allows for packing. `source` and `source_mask`, both (B, S), serve prefixes that depend on the source.
         """
         if labels is None:
             return self.head(self.hidden_states(input_ids, source, source_mask))
@@ -127,7 +126,7 @@ class PrefixLM(nn.Module):
         return self.base.base_model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state
 
     def _past(self, rows: int, source: Tensor | None, source_mask: Tensor | None) -> Past:
-        """What the texts find in front of them, in the precision that the base model computes in."""
+        """The prefix's keys and values, in the precision that the base model computes in."""
         if self.prefix is None:
             return Past([])
         weight = self.base.get_input_embeddings().weight
@@ -137,7 +136,7 @@ class PrefixLM(nn.Module):
         return Past([(keys.to(dtype), values.to(dtype)) for keys, values in past.layers], past.visible)
 
     def _pack(self, input_ids: Tensor, attention_mask: Tensor | None) -> Packed | None:
-        """The batch packed, where that pays and all texts have one prefix, not one by their source or by dropout."""
+        """The packed batch; None where that does not pay, or where source or dropout give each text its own prefix."""
         if attention_mask is None or self.prefix is None or self.prefix.config.needs_source:
             return None
         if self.prefix.training and self.prefix.dropout.p > 0:

@@ -1,4 +1,4 @@
-"""Where a run goes on: the checkpoint in its folder, read and held to the settings; what a run leaves there."""
+"""Where a run goes on: the checkpoint in its folder, read and checked against the settings; what a run leaves there."""
 
 import glob
 import logging
@@ -40,7 +40,7 @@ class Resumption:
 
     directory: Path  # the checkpoint
     state: TrainerState
-    ended: bool  # it is that of the run's last step: killed in what comes after training, or nothing is left
+    ended: bool  # training is complete; only the steps after it may be missing
     earlier: list[dict[str, Any]]  # the schedules that were followed to their end before, see prefixlib/schedule.py
 
 

@@ -51,7 +51,7 @@ def read_sources(
 ) -> tuple[list[Group], Sequence[str]]:
     """The inputs of a data file, or (sentiment, topic) its labels, and the openings that these are combined with.
 
-    task: what the checkpoint says of its training, for the columns of one's own pairs.
+    task: what the checkpoint says of its training, for the columns of user data.
     Raises UserError for a bad file, naming it and the line.
     """
     openings = read_openings(Path(settings.openings)) if settings.openings else find_task(mode).gpt2.openings
@@ -100,7 +100,7 @@ def first_groups(groups: list[Group], limit: int | None, seen: Collection[str]) 
 
 
 def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding) -> dict[str, Any]:
-    """Decode every prompt of `path`; write STEM_{STRATEGY,gold,src}, of one's own pairs also STEM_STRATEGY.jsonl.
+    """Decode every prompt of `path`; write STEM_{STRATEGY,gold,src}, for user data also STEM_STRATEGY.jsonl.
 
     Returns scores and counts.
 
@@ -225,7 +225,7 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     settings, mode, split = Decoding.from_args(args), args.mode, args.split
-    settings.strategy_for(mode)  # raises its objections before a model is loaded
+    settings.strategy_for(mode)  # raises UserError before a model is loaded
     record.set_up_logging()
     directory = Path(args.checkpoint).expanduser().resolve()  # resolved: a trailing slash changes no name
     if not settings.output_dir and is_plain_model(directory):

@@ -93,7 +93,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         if not any(row.trainable and row.target.strip() for row in rows):
             raise UserError(f"{paths[split]}: no text to train on")
     if records and paths["test"] and (settings.test_file or "test" in to_decode):
-        # a misspelt name or a bad line shows now, not after the training
+        # fails early on a wrong file name or a bad line
         read_groups(settings.mode, paths["test"], blind=True, columns=columns)
     task = settings.training_settings()
     if records and isinstance(records["train"][0].source, Chat):
@@ -148,7 +148,7 @@ def find_file(settings: Settings, split: str) -> Path | None:
     if given:
         return given_file(settings.mode, given, split)
     if split == "test" and settings.train_file:
-        return None  # the standard test set does not belong to one's own training file
+        return None  # the standard test set does not belong to the user's own training file
     path = data_file(settings.mode, split, settings.data_dir)
     return path if split != "test" or path.is_file() else None
 
@@ -218,7 +218,7 @@ def make_trainer(
         save_steps=settings.save_steps or 500,
         save_total_limit=1,
         logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        logging_nan_inf_filter=False,  # a NaN or infinite loss must be seen
         include_num_input_tokens_seen="non_padding",
         prediction_loss_only=True,
         remove_unused_columns=False,
@@ -258,7 +258,7 @@ def run_training(
     if ended:
         step = resumption.state.global_step
         logger.info("the run in %s was trained to its end, step %d: nothing is left to train", output, step)
-        mean_loss = trainer.stand_at_end(resumption.directory, resumption.state)
+        mean_loss = trainer.restore_end(resumption.directory, resumption.state)
         earlier = record.read_results(output).get("training")
         if earlier is not None and earlier.get("steps") == step:  # else of the run that this one prolongs
             return earlier

@@ -69,7 +69,7 @@ class PrefixConfig:
 
 @dataclass(frozen=True)
 class Past:
-    """What a text finds in front of it: keys and values of S positions, of which padding is invisible."""
+    """Keys and values that precede the text, at S positions, of which padding is invisible."""
 
     layers: Layers  # (B, H, S, D), or one row for all
     visible: Tensor | None = None  # bool (B, S); None if all positions count

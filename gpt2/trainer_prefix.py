@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from gpt2.callbacks import GoingOn, LogLines, diverged
+from gpt2.callbacks import ExactResume, LogLines, diverged
 from gpt2.dataset import IGNORED
 from gpt2.frozen_lm import max_positions
 from gpt2.train_control import FAMILY
@@ -185,7 +185,7 @@ class PrefixTrainer(Trainer):
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(LogLines(bar=not self.args.disable_tqdm))
-        self.add_callback(GoingOn(self))
+        self.add_callback(ExactResume(self))
         self.resumed_from: Path | None = None
 
     def training_step(self, model, *args, **kwargs):
@@ -219,7 +219,7 @@ class PrefixTrainer(Trainer):
     def evaluate(self, *args, **kwargs):
         """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""
         earlier = [row["eval_loss"] for row in self.state.log_history if "eval_loss" in row]  # of a resumed run too
-        with torch.random.fork_rng(devices=[]):  # what dropout draws next must not depend on it, or resuming would
+        with torch.random.fork_rng(devices=[]):  # evaluating must not change later dropout: resumed runs would differ
             metrics = super().evaluate(*args, **kwargs)
         is_best = metrics["eval_loss"] < min(earlier, default=math.inf)
         if self.keep_best and is_best and self.args.should_save:
@@ -238,7 +238,7 @@ class PrefixTrainer(Trainer):
         self.load_model_from(self.resumed_from)
 
     def load_loss_sums(self) -> None:
-        """Go on with the sums of the checkpoint that training goes on from: of all steps, and since the last log."""
+        """Restore the loss sums of the checkpoint that is resumed: over all steps, and since the last log."""
         path = self.resumed_from and self.resumed_from / SUMS
         if path and path.is_file():  # earlier versions wrote none
             sums = json.loads(path.read_text(encoding="utf-8"))
@@ -246,8 +246,8 @@ class PrefixTrainer(Trainer):
             if len(sums["since"]) == self.args.world_size:
                 self._tr_loss = self._tr_loss + sums["since"][self.args.process_index]
 
-    def stand_at_end(self, directory: Path, state: TrainerState) -> float | None:
-        """Be where the loop was after its last step, with that step's checkpoint; returns the mean training loss."""
+    def restore_end(self, directory: Path, state: TrainerState) -> float | None:
+        """Restore the state after the last step from that step's checkpoint; returns the mean training loss."""
         self._load_from_checkpoint(str(directory))
         self.state, self._tr_loss, self._total_loss_scalar = state, torch.zeros((), device=self.args.device), 0.0
         self.load_loss_sums()
@@ -257,7 +257,7 @@ class PrefixTrainer(Trainer):
         return mean if (directory / SUMS).is_file() else None
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Trainer's; the mean loss of the training, its last entry, is that of all steps, of a resumed run too."""
+        """As Trainer does, but the final mean training loss is that of all steps, in a resumed run too."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)

@@ -24,7 +24,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 NAME = "prefix_sdpa"
 CAPPED = "prefix_capped"  # for models that cap the attention's scores, which no kernel of torch does (Gemma 2)
-_PREFIX, _RECORD = "_prefix_key_values", "_recorded_key_values"  # where a module carries what the function reads
+_PREFIX, _RECORD = "_prefix_key_values", "_recorded_key_values"  # the attributes of a module that `prefix_sdpa` reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def record_key_values(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, 
 
 
 def enable_checkpointing(model: nn.Module) -> None:
-    """Activation checkpointing for `model` that meets the same prefix again when a layer is recomputed.
+    """Enable activation checkpointing for `model` so that a recomputed layer attends to the same prefix again.
 
     Backward runs after `prefix_attention` has closed; each checkpointed layer therefore remembers from its forward
     what the modules carried, and carries it once more while it is recomputed. The layers must be in train mode.
@@ -212,7 +212,7 @@ def _widen_mask(mask: Tensor | None, prefix: Prefix, query: Tensor, own: int, ca
 
 
 class _Carrying:
-    """Each module carries its value in `slot` while open, and what it carried before, or nothing, afterwards.
+    """Sets an attribute on modules and restores it on exit.
 
     A class, not a generator: a layer recomputed twice (a second backward) enters the same context twice.
     """

@@ -101,7 +101,7 @@ def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | N
     tokenizer = _fetch(AutoTokenizer.from_pretrained, name, revision=revision, cache_dir=cache_dir)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-sequence token, which separates source and target here")
-    if getattr(tokenizer, "tgt_lang", "") is None:  # M2M100's would fail at the first target
+    if getattr(tokenizer, "tgt_lang", "") is None:  # M2M100: targets need a language; take the source's
         tokenizer.tgt_lang = tokenizer.src_lang
     return tokenizer
 
@@ -225,7 +225,7 @@ def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Se
 
 
 def avoid_cudnn_attention() -> None:
-    """Keep torch from cuDNN's attention (half precision on new GPUs): it plans anew for every shape, for tens of ms.
+    """Disable cuDNN's attention (half precision on new GPUs): planning takes it tens of ms for every new shape.
 
     Packed batches and growing caches have another shape at nearly every call.
     """
@@ -261,19 +261,19 @@ def _fetch(load, name: str, **kwargs):
     arguments = {key: value for key, value in kwargs.items() if value is not None}
     arguments["trust_remote_code"] = False  # a folder's own code is never run, nor is the user asked whether to
     for path in (Path(name) / file for file in ("config.json", "tokenizer.json", "tokenizer_config.json")):
-        if path.is_file():  # else what transformers says of it names neither the file nor the fault
+        if path.is_file():  # transformers' own error names neither the file nor the fault
             schema.read(path, dict[str, Any], "use another model")
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report of what did not load is ours to give: see `check_loaded`
+    transformers_logging.set_verbosity_error()  # we report missing weights ourselves: see `check_loaded`
     try:
         if os.path.isdir(name):
             return load(name, **arguments)
         try:
             return load(name, local_files_only=True, **arguments)
         except (OSError, ValueError):
-            _knock_at_hub()
+            _check_hub_reachable()
             return load(name, **arguments)
-    except Exception as error:  # transformers raises many kinds for damaged files
+    except Exception as error:  # transformers raises several exception types for damaged files
         if refused_by_system(error):
             raise
         if os.path.isdir(name):
@@ -286,7 +286,7 @@ def _fetch(load, name: str, **kwargs):
         transformers_logging.set_verbosity(verbosity)
 
 
-def _knock_at_hub() -> None:
+def _check_hub_reachable() -> None:
     """Raise OSError at once where the hub cannot be reached: its own client would retry for half a minute a file."""
     if is_offline_mode():
         raise OSError("offline mode is on and the files are not in the cache")

@@ -127,7 +127,7 @@ def find_stacks(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
     """
     if model.config.is_encoder_decoder:
         return [_find_stack(model.get_encoder()), _find_stack(model.get_decoder())]
-    # of several models under one roof (Gemma 3 with its eyes) the one that writes
+    # of a multimodal model (Gemma 3), the language model
     return [_find_stack(model.get_decoder() if model.config.sub_configs else model.base_model)]
 
 

@@ -247,7 +247,7 @@ def stop_rule(stop: Sequence[str], to_text: Callable[[Sequence[int]], str]) -> C
     """Whether one of the strings `stop` stands at the end of generated tokens; None without strings."""
     if not stop:
         return None
-    longest = max(len(text.encode()) for text in stop) + 8  # a token is a byte at least; some show only in company
+    longest = max(len(text.encode()) for text in stop) + 8  # a token is at least a byte; some decode only with others
     return lambda tokens: any(text in to_text(tokens[-longest:]) for text in stop)
 
 

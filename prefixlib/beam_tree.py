@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 
 class BeamTree:
-    """Who descends from what. `visible`, bool (N, S), marks the positions of the prompts that are not padding."""
+    """Ancestry mask of the beams. `visible`, bool (N, S), marks the positions of the prompts that are not padding."""
 
     def __init__(self, visible: Tensor):
         self.visible = visible.bool().unsqueeze(1)  # (N, K, W); a prompt is one beam

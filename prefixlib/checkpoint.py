@@ -35,7 +35,7 @@ TASK = "task_config.json"
 # What a checkpoint of --tuning_mode bothtune names as its base: the tuned model in a folder of its own, inside it.
 OWN_MODEL = "./model"
 SCORES = "| score | value |\n|---|---|\n"  # heads the last part of a model card
-# Begins the model card's text, so that a README.md that a user wrote is known from one.
+# First words of a model card's text: they tell it from a README.md that a user wrote.
 CARD_MARK = "A trained prefix (Li & Liang 2021, arXiv 2101.00190) for "
 OTHER_CARD = "MODEL_CARD.md"  # where README.md is the user's own
 RESULTS = "results.json"
@@ -52,7 +52,7 @@ REMEDY = "use another checkpoint"
 
 
 class Base(TypedDict, total=False):
-    """What is recorded of a base model."""
+    """Record of the base model."""
 
     name: str | None  # hub id or absolute folder
     revision: str | None
@@ -240,7 +240,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 
 
 def _misfit_of_task(task: Mapping[str, Any]) -> str | None:
-    """What of a checkpoint's task its types do not tell."""
+    """What is wrong with a checkpoint's task beyond the types of its values; None if nothing is."""
     limit = task.get("max_source_length")
     return f"max_source_length is {limit}" if limit is not None and limit < 1 else None
 
@@ -280,8 +280,8 @@ def odd_settings_refused(directory: Path | str) -> Iterator[None]:
 
 
 def unpickled(path: Path | str) -> Any:
-    """What torch.save put into a file, without running any code from it; it raises many kinds for a bad file."""
-    with warnings.catch_warnings(action="ignore"):  # what torch thinks of a file that is not its own is no news here
+    """What torch.save put into a file, without running any code from it; a bad file raises several exception types."""
+    with warnings.catch_warnings(action="ignore"):  # ignore torch's warnings about foreign files
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -293,7 +293,7 @@ def check_arrays(found: Any, path: Path | str) -> None:
 
 
 def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Sequence[int]], path: Path | str) -> None:
-    """Raise UserError unless a file's tensors have the names and shapes that the checkpoint's settings promise."""
+    """Raise UserError unless a file's tensors have the names and shapes implied by the checkpoint's settings."""
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     wanted = {name: tuple(shape) for name, shape in expected.items()}
     for name in sorted(shapes.keys() | wanted.keys()):

@@ -1,4 +1,4 @@
-"""The one error a user can mend, and the wrapper that shows it as one line (standard library only)."""
+"""An error the user can fix, and the wrapper that shows it as one line (standard library only)."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import threading
 
 from prefixlib import processes
 
-# How libraries put it that there is no memory left, on the processor or a GPU, none of them as a MemoryError.
+# Library messages that mean out of memory, on the processor or a GPU; none comes as a MemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread", "unable to mmap")
 
 
@@ -33,11 +33,11 @@ def _terminate(*_):
 
 @contextlib.contextmanager
 def one_line_errors():
-    """Turn what a user can mend into one line on stderr and a non-zero exit; anything else keeps its traceback.
+    """Turn errors the user can fix into one line on stderr and a non-zero exit; anything else keeps its traceback.
 
-    Exit codes: 2 wrong input, 1 the machine said no (disk full, no permission, broken pipe), 130 Ctrl-C, 143 SIGTERM.
+    Exit code: 2 wrong input, 1 operating-system error (disk full, no permission, broken pipe), 130 Ctrl-C, 143 SIGTERM.
     """
-    # one of several processes ends at once: the process that started it says the rest
+    # a worker ends at once: the process that started it reports the signal
     if threading.current_thread() is threading.main_thread() and not processes.is_worker():
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -78,6 +78,6 @@ def refused_by_system(error: Exception) -> str | None:
         return "a path with a NUL character in it cannot be opened"
     if isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)):  # gloo, NCCL
         return "another process of this training has ended"
-    if "PytorchStreamWriter failed writing file" in str(error):  # torch.save keeps the reason to itself
+    if "PytorchStreamWriter failed writing file" in str(error):  # torch.save does not report the reason
         return "a file could not be written; is the disk full?"
     return None

@@ -129,7 +129,7 @@ def _locked_file(path: Path) -> Any:
     import fcntl  # here: it is not on every system
 
     while True:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  its being open is the lock
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  the lock is held while the file is open
         try:
             # of the process, not of the open file: a worker process that outlives this one does not keep it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -116,7 +116,7 @@ def _convert(path: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         logger.info("%s: dequantising its weights", path.name)
         model, loading = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # transformers and gguf raise many kinds for what they do not know
+    except Exception as error:  # transformers and gguf raise several exception types
         first_line = str(error).strip().split("\n")[0]
         raise UserError(
             f"--model_name_or_path {path}: transformers cannot read this GGUF file ({first_line}); pass the folder of "

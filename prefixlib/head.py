@@ -1,4 +1,4 @@
-"""From last hidden states to logits as the model itself does it, and the negative log-likelihood without keeping them.
+"""From last hidden states to logits as the model computes them; negative log-likelihood without storing all logits.
 
 Legend: S scored tokens, E hidden size, V vocabulary.
 """
@@ -66,7 +66,7 @@ def own_logits(base: nn.Module, hidden: Tensor) -> Tensor:
     parent, name = next(found, (None, ""))
     if parent is None:
         raise LookupError("its layers are no module of their own")
-    answer = _Answer(flat, body.config)
+    answer = _FixedOutput(flat, body.config)
     setattr(parent, name, answer)
     try:
         logits = base(**inputs, use_cache=False).logits
@@ -85,8 +85,8 @@ class _Output(BaseModelOutputWithPastAndCrossAttentions):
             raise AttributeError(name)
 
 
-class _Answer(nn.Module):
-    """Stands where a model's layers stand and gives `hidden` as their last hidden states, whatever it is asked."""
+class _FixedOutput(nn.Module):
+    """Replaces the layers and returns `hidden` for any arguments."""
 
     def __init__(self, hidden: Tensor, config: PreTrainedConfig):
         super().__init__()
@@ -99,9 +99,9 @@ class _Answer(nn.Module):
 
 @torch.no_grad()
 def _is_plain(base: nn.Module) -> bool:
-    """Whether the logits are the linear layer's alone. Raises UserError where they are not, and cannot be had either.
+    """Whether the logits are the linear layer's alone. Raises UserError if not, and the model's own can't be had.
 
-    The hidden states are large, for a cap shows there alone; they are not drawn, so as to leave the random numbers.
+    The hidden states are large, as a cap shows only there, and not random, to leave the generators' state unchanged.
     """
     linear, bias = base.get_output_embeddings(), getattr(base, "final_logits_bias", None)
     size, like = linear.weight.shape[1], base.get_input_embeddings().weight

@@ -66,7 +66,7 @@ def is_bart(directory: Path | str) -> bool:
 
 
 def _config_text(directory: Path | str) -> str:
-    """config.json as it is, whole or damaged: who reads it in earnest says what is wrong with it."""
+    """config.json as it is, whole or damaged: the reader that parses it reports errors."""
     config = Path(directory) / "config.json"
     return config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
 
@@ -74,7 +74,7 @@ def _config_text(directory: Path | str) -> str:
 def read_gpt2(directory: Path | str) -> OriginalPrefix:
     """A GPT-2 prefix of any kind that the first implementation had. Raises UserError if it is none, or damaged."""
     saved, network = _read(Path(directory))
-    with _odd_ones_refused(directory, "GPT-2"):
+    with _shape_errors_as_user_errors(directory, "GPT-2"):
         settings = _gpt2_settings(saved, network)
         if settings["init_shallow"]:
             width = 2 * settings["n_layer"] * settings["n_embd"]
@@ -119,7 +119,7 @@ def _shallow(trained: Tensor, length: int, width: int) -> Tensor:
 def read_bart(directory: Path | str) -> OriginalPrefix:
     """A BART prefix, plain or deep, with its three branches. Raises UserError if it is none, or damaged."""
     saved, network = _read(Path(directory))
-    with _odd_ones_refused(directory, "BART"):
+    with _shape_errors_as_user_errors(directory, "BART"):
         settings = {
             "preseqlen": network["wte.weight"].shape[0],
             "mid_dim": network["control_trans.0.weight"].shape[0],
@@ -140,7 +140,7 @@ def read_bart(directory: Path | str) -> OriginalPrefix:
 
 
 @contextlib.contextmanager
-def _odd_ones_refused(directory: Path | str, kind: str) -> Iterator[None]:
+def _shape_errors_as_user_errors(directory: Path | str, kind: str) -> Iterator[None]:
     """Turn what settings and arrays of another shape lead to into a UserError."""
     try:
         yield

@@ -1,6 +1,6 @@
 """Texts of a padded batch laid one after the other on fewer rows, so that no computation is spent on padding.
 
-Which layout is the cheapest and who sees whom on a shared row depend on the model: see prefix_lm.py of each tree.
+Which layout is the cheapest and the attention mask of a packed row depend on the model: see prefix_lm.py of each tree.
 
 Legend: B texts, T tokens of the longest, N real tokens, R rows after packing, W their width.
 """
@@ -53,7 +53,7 @@ def width_of(lengths: Sequence[int], rows: Rows) -> int:
 
 
 def layouts(lengths: Sequence[int]) -> list[Rows]:
-    """One text a row; and what first fit makes of every width at which fewer rows could do."""
+    """One text a row, and the first-fit layout of every width at which fewer rows may be enough."""
     longest, total = max(lengths), sum(lengths)
     widths = sorted({max(longest, -(-total // rows)) for rows in range(1, len(lengths))})
     return [[[text] for text in range(len(lengths))], *(first_fit(lengths, width) for width in widths)]

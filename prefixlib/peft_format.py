@@ -117,7 +117,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
         raise UserError(f"{directory} has no {WEIGHTS}") from error
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error})") from error
-    except Exception as error:  # torch.load raises many kinds for a damaged or unsafe file
+    except Exception as error:  # torch.load raises several exception types for a damaged or unsafe file
         raise UserError(f"{path} cannot be read without running pickled code: {first_line(error)}") from error
 
 

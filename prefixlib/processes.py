@@ -23,7 +23,7 @@ def is_worker() -> bool:
 
 
 def end_with_parent() -> None:
-    """In a worker: see to it that no `kill -9` of the process that started it leaves it training alone."""
+    """In a worker: end when the process that started it ends, even by `kill -9`."""
     if not is_worker():
         return
     parent = int(os.environ.get(PARENT, os.getppid()))
@@ -44,7 +44,7 @@ def _watch(parent: int) -> None:
 
 
 def report(line: str) -> None:
-    """Say a last line on stderr; a worker leaves it to the process below, or each of them would say it."""
+    """Print a last line on stderr; a worker hands it to the process below, which prints one for all workers."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if PARENT not in os.environ or not path:
         print(line, file=sys.stderr)
@@ -69,11 +69,11 @@ def main(argv: list[str]) -> int:
 
     def stop(number, frame):
         received.append(number)
-        raise SignalException("", signal.SIGTERM)  # it is sent on: a worker ends in silence, whatever it is doing
+        raise SignalException("", signal.SIGTERM)  # forwarded; workers exit without output
 
     _on_signals(stop)
     os.environ[PARENT] = str(os.getpid())
-    logging.disable()  # of torchrun, which tells what is told below
+    logging.disable()  # torchrun's log repeats the message below
     args = run.parse_args(["--signals-to-handle", "SIGHUP,SIGQUIT", *argv])
     try:
         run.run(args)
@@ -99,7 +99,7 @@ def _stopped(number: int, what: str) -> int:
 
 
 def _cause(failures) -> tuple[str, int]:
-    """The line and the exit code for what ended the workers (rank -> ProcessFailure): who was not ended by another."""
+    """The line and exit code of the worker whose failure ended the others; failures: rank -> ProcessFailure."""
 
     def order(rank: int) -> tuple:
         code = failures[rank].exitcode

@@ -30,7 +30,7 @@ SAMPLING = ("top_p", "top_k", "temperature")  # how tokens are drawn
 DECODE = ("valid", "test", "both", "none")
 QUANTIZATIONS = ("no", "4bit", "8bit", "int8")
 
-# Bounds of a search, in both trees: beyond them numbers overflow, no token is left, or memory does not do.
+# Bounds of a search, in both trees: beyond them numbers overflow, no token is left, or memory runs out.
 SEARCH_BOUNDS: Mapping[str, Mapping[str, float]] = {
     "num_beams": {"above": 0, "below": 1001},
     "length_penalty": {"above": -11, "below": 11},
@@ -286,8 +286,8 @@ def explicit_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[
 def choose_strategy(mode: str, given: str | None, usual: str, temperature: float, sampled: bool) -> str:
     """The strategy that is given, else the task's `usual` one.
 
-    Temperature 0 is greedy. `sampled`: whether a flag of sampling is away from its default; then one's own pairs are
-    drawn. Raises UserError for a temperature between 0 and the least that numbers allow.
+    Temperature 0 is greedy. `sampled`: whether a flag of sampling is away from its default; then outputs for
+    user data are sampled. Raises UserError for a temperature between 0 and the least that numbers allow.
     """
     least = SEARCH_BOUNDS["temperature"]["low"]
     if 0 < temperature < least:
@@ -475,7 +475,7 @@ class Training(Flags):
                 refuse_together(f"--{name}", "a column of messages", "the model's own chat template is used")
 
     def data_settings(self) -> dict[str, str]:
-        """How one's own pairs are read, for the checkpoint: decoding follows it, a resumed run must repeat it."""
+        """How the user's own pairs are read, for the checkpoint: decoding follows it, a resumed run must repeat it."""
         if self.mode not in OWN_DATA:
             return {}
         names = ("source_column", "target_column", "source_template")
@@ -531,7 +531,7 @@ class Training(Flags):
         self._check_one_start()
 
     def _check_one_start(self) -> None:
-        """A prefix starts once: at another prefix's weights, or at one text."""
+        """Only one initialisation may be given: another prefix's weights, or one text."""
         spellings = {
             "init_text": self.init_text is not None,
             "use_lowdata_token": self.use_lowdata_token,
@@ -539,7 +539,7 @@ class Training(Flags):
         }
         given = [name for name, is_given in spellings.items() if is_given]
         if self.prefix_model_path and given:
-            refuse_together("--prefix_model_path", f"--{given[0]}", "a prefix starts once")
+            refuse_together("--prefix_model_path", f"--{given[0]}", "a prefix is initialised once")
         if self.init_text is not None and (len(given) > 1 or self.init_shallow_word != "summarize"):
             other = "use_lowdata_token" if self.use_lowdata_token else "init_shallow_word"
             refuse_together("--init_text", f"--{other}", "both name the text to start from")

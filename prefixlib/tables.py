@@ -1,4 +1,4 @@
-"""Your own pairs: rows of a file, of a saved data set or of the hub -> records, every value as it stands there.
+"""Your own pairs: rows of a file, of a saved data set or of the hub -> records, values unchanged.
 
     for record in read(Path("train.jsonl"), Columns()): ...
 
@@ -111,7 +111,7 @@ PLAIN = Wording()
 
 
 def warn_of_lost_characters(tokenizer: Any, texts: Iterable[str]) -> None:
-    """Say so where a tokenizer does not give a text back as it was: T5's, for one, has no line break."""
+    """Warn where a tokenizer does not give a text back unchanged: T5's, for example, has no line break."""
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -345,7 +345,7 @@ def _library(path: Path, load: Any) -> Any:
     datasets.disable_progress_bars()
     try:
         return load()
-    except Exception as error:  # it raises its own kinds, pyarrow's and the hub's
+    except Exception as error:  # several exception types: its own, pyarrow's and the hub's
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         wanted = "a data set of the hub, and no file of that name is here" if is_hub(path) else "a data set"
         raise UserError(f"{path}: cannot be read as {wanted}: {reason}") from error

@@ -69,7 +69,7 @@ class Task:
     read: Callable[..., Iterator[Record]]  # (path)
     files: Mapping[str, str]  # split -> path under data/, the original's file names
     blind: bool = False  # read(path, blind=True) takes files of inputs alone, all that decoding needs
-    metrics: str = ""  # its row in prefixlib/metrics/tasks.py; "" where no text is the right answer
+    metrics: str = ""  # its row in prefixlib/metrics/tasks.py; empty: no reference-based metric
     prepare: str = ""  # the data set's name for scripts/prepare_data.py, "" where it has none
     linearise: Callable[[Any], str] | None = None  # data -> source, where an input can be given as data
     fields_of: Callable[[str], tuple[str, ...]] = lambda source: ()  # source -> its category words
@@ -339,7 +339,7 @@ ROWS = (
         gpt2=InGPT2("classification_models", "greedy"),
         demo_epoch=8,
     ),
-    # one's own pairs: columns of a table
+    # user data: columns of a table
     Task(
         "text",
         tables.read,
@@ -476,7 +476,7 @@ def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path
 
 
 def given_file(mode: str, given: str, split: str) -> Path:
-    """What a flag names: a file, or where the task is one's own pairs also a saved data set or one of the hub."""
+    """What a flag names: a file, or for user data also a saved data set or one of the hub."""
     return tables.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
 
 

@@ -88,7 +88,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check_base(args: argparse.Namespace) -> None:
-    """Fill in the base model that --size stands for. Raises UserError for flags of the paper's and one's own base."""
+    """Fill in the base model that --size stands for. Raises UserError for flags that do not fit it."""
     if args.size in real_model.SIZES:
         if args.model_name_or_path:
             raise UserError(f"--size {args.size} and --model_name_or_path do not go together: both name a base model")

@@ -21,7 +21,7 @@ RESUME = "resume.ckpt"
 class LogLines(Callback):
     """One readable line per `every` steps: loss, learning rate, tokens per second; the same into TensorBoard.
 
-    Stops the run on a loss that is no number. `curves` keeps (step, loss) of training ("train") and validation ("dev").
+    Stops the run on a NaN or infinite loss. `curves` keeps (step, loss) of training ("train") and validation ("dev").
     """
 
     def __init__(self, every: int):
@@ -125,7 +125,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is due; but where a validation comes next after it, or a resumed run would skip that one."""
+        """Save if due; if a validation comes next, only after it, or a resumed run would skip that validation."""
         step = trainer.global_step
         if step == module.total_steps:
             trainer.should_stop = True  # with it comes a validation, wherever in the epoch this is

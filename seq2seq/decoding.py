@@ -318,7 +318,7 @@ def decoding_rule(
     """
     row, limit = find_task(mode).seq2seq, max_positions(config)
     min_length = row.min_length if min_length is None else min_length
-    if max_length is None:  # texts of one's own are as long as the model allows
+    if max_length is None:  # outputs for user data are as long as the model allows
         max_length = min(row.max_length, limit) if find_task(mode).verbatim else row.max_length
     if max_length > limit or max_length < max(min_length, 2):
         raise UserError(

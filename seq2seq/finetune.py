@@ -98,7 +98,7 @@ def train(settings: Settings) -> TrainResult:
     """Train, and leave in settings.output_dir the last and the best checkpoint, results.json and the curves.
 
     With settings.resume a run goes on from its newest resumable checkpoint, and one that has finished is loaded.
-    Raises UserError for settings, files or a base model that do not go together, and where the loss is no number.
+    Raises UserError for settings, files or a base model that do not go together, and where the loss is NaN or infinite.
 
     >>> settings = Settings(mode="xsum", data_dir="data", output_dir="runs/xsum")
     >>> train(settings).model.generate(["The document to summarise."])  # doctest: +SKIP
@@ -248,7 +248,7 @@ def decode_split(
 ) -> dict[str, Any]:
     """Decode the examples of a split: write SPLIT_beam_LENGTHPENALTY and results.json; returns the scores.
 
-    Another strategy gives SPLIT_STRATEGY. Of one's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
+    Another strategy gives SPLIT_STRATEGY. For the user's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
     """
     strategy = settings.strategy_now()
     limit = settings.max_source_length or model.task.get("max_source_length")

@@ -128,7 +128,7 @@ class BaseModule(LightningModule):
         self.trainer.train_dataloader.batch_sampler.epoch = self.current_epoch
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout depends on seed, batch and process alone, so a resumed run draws what the whole run drew."""
+        """Dropout depends on seed, batch and process alone, so a resumed run draws what an uninterrupted one draws."""
         number = self.current_epoch * self.trainer.num_training_batches + batch_idx
         torch.manual_seed((self.settings.seed * 1_000_003 + number * self.world + self.global_rank) % 2**63)
         self.trainer.train_dataloader.position = (self.current_epoch, batch_idx + 1)
@@ -250,7 +250,7 @@ def find_resume(settings: Settings, output: Path) -> Resumption | None:
     try:
         state = unpickled(path)
         wrong = schema.misfit(state, Resumable)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
+    except Exception as error:  # torch.load raises several exception types for a damaged file
         wrong = first_line(error)
     if wrong:
         raise UserError(f"{path} is damaged ({wrong}); train anew")
@@ -266,7 +266,7 @@ def find_resume(settings: Settings, output: Path) -> Resumption | None:
 
 
 def _goes_beyond(settings: Settings, saved: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-    """Whether `settings` train on where a run with the settings `saved` has come to its end."""
+    """Whether `settings` train on where a run with the settings `saved` has finished."""
     epochs, step = state["position"]["epoch"], state["global_step"]
 
     def is_over(epoch: int, max_steps: int) -> bool:
@@ -295,7 +295,7 @@ def generic_train(
     callbacks: Sequence[Callback],
     resumption: Resumption | None,
 ) -> Trainer:
-    """Fit `module`; one process, or those that torchrun started. Returns the trainer, with the module at its end."""
+    """Fit `module`; one process, or those that torchrun started. Returns the trainer with the trained module."""
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     step = resumption.state["global_step"] if resumption else 0
     trainer = Trainer(
@@ -311,7 +311,7 @@ def generic_train(
         check_val_every_n_epoch=None if settings.eval_steps else 1,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # EpochBatches gives every process its part
-        # what a killed run logged after its checkpoint is hidden by what is logged anew
+        # a resumed run hides what was logged after the checkpoint it starts from
         logger=TensorBoardLogger(output, name="tensorboard", version="", purge_step=step + 1),
         log_every_n_steps=settings.logging_steps,
         callbacks=list(callbacks),

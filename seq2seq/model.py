@@ -118,8 +118,8 @@ class Model:
 
         Args:
             sources: texts (documents, or tables as the task linearises them), or data: for WebNLG and DART a list of
-                (subject, relation, object) triples, for E2E a mapping of slots to values, for one's own pairs (mode
-                text) the text alone, which is put into the template of the training, or a list of messages.
+                (subject, relation, object) triples, for E2E a mapping of slots to values, for user data (mode text)
+                the text alone, which is put into the template of the training, or a list of messages.
             strategy: "beam", "greedy" or "nucleus"; default: beam.
             num_beams, length_penalty: of beam search; default: the task's.
             top_p, top_k, temperature, seed: of nucleus sampling; temperature 0 is greedy.

@@ -102,8 +102,8 @@ def load_examples(
 ) -> Sequence[Example]:
     """The first `first` examples (-1: all) of the file for split train, valid or test.
 
-    Tables: in training every pair, else every distinct input with its references. columns: which are read of one's own
-    pairs, whose texts stay as they are. Raises UserError for a bad file, naming file and line. In a test file the
+    Tables: in training every pair, else every distinct input with its references. columns: which are read of user data,
+    whose texts stay as they are. Raises UserError for a bad file, naming file and line. In a test file the
     references, or some of them, may be missing.
     """
     task = find_task(mode)
@@ -204,7 +204,7 @@ class ResumableLoader(DataLoader):
 
 
 def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:
-    """The examples of training and dev file. A misspelt name of the test file shows now, not when it is decoded."""
+    """The examples of training and dev file; fails early on a wrong test file name."""
 
     def read(split: str, first: int = -1) -> Sequence[Example]:
         return load_examples(settings.mode, split, settings.file(split), first, settings.columns)

@@ -1,4 +1,4 @@
-"""--mode text in gpt2/: one's own pairs through training and decoding, as a user runs them and from Python."""
+"""--mode text in gpt2/: the user's own pairs through training and decoding, as a user runs them and from Python."""
 
 import json
 from dataclasses import replace

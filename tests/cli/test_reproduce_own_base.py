@@ -1,4 +1,4 @@
-"""scripts/reproduce.py with a base model of one's own: rates searched, the winner shared, what was decoded tidied."""
+"""scripts/reproduce.py with the user's own base model: rates searched, the winner shared, what was decoded tidied."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What lies in a folder already is kept: results that cannot be merged, a README of one's own, an earlier command."""
+"""What lies in a folder already is kept: results that cannot be merged, the user's own README, an earlier command."""
 
 import json
 

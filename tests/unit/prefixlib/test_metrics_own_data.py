@@ -1,4 +1,4 @@
-"""The scores of one's own pairs: sacrebleu's BLEU and chrF, rouge-score's ROUGE-L, exact match of answers."""
+"""The scores of the user's own pairs: sacrebleu's BLEU and chrF, rouge-score's ROUGE-L, exact match of answers."""
 
 import pytest
 import sacrebleu

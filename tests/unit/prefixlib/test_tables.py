@@ -1,4 +1,4 @@
-"""Reading one's own pairs: values as they stand, in every kind of file; what is wrong is named by row and column."""
+"""Reading user data: values as they stand, in every kind of file; what is wrong is named by row and column."""
 
 import csv
 import json
