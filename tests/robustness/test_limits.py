@@ -93,7 +93,7 @@ def test_a_disk_that_takes_no_more(place, work):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the address space")
 @pytest.mark.parametrize("work", ["fine-tune"])
 def test_too_little_memory(place, work):
-    assert "not enough memory" in said_of(place, MEMORY, memory_in_use() + 4_000_000, work)
+    assert "not enough memory" in said_of(place, MEMORY, memory_in_use() + 1_000_000, work)
 
 
 @pytest.mark.parametrize(("work", "more"), [("train", 0), ("train", 1), ("train", 2), ("decode", -100)])

@@ -267,7 +267,7 @@ def test_the_public_names_are_documented_and_typed():
         _ = seq2seq.nothing
     public = [getattr(seq2seq, name) for name in seq2seq.__all__]
     public += [Model.generate, Model.stream, Model.save, decoding.decode]
-    assert len(public) == 9
+    assert len(public) == 11
     for thing in public:
         assert len(inspect.getdoc(thing)) > 40, thing
         if inspect.isfunction(thing):
