@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     processes.end_with_parent()
     record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
     train(parse(argv))
+    processes.leave()
     return 0
 
 

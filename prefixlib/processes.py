@@ -37,6 +37,15 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
+def leave() -> None:
+    """In a worker, at its end: close the connections to the others. Left open, their threads can abort the process."""
+    if is_worker():
+        from torch import distributed  # here: as above
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.info("the run in %s has finished: nothing is left to train", output)
     else:
         train(settings)
+        processes.leave()
     return 0
 
 
