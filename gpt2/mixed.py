@@ -9,7 +9,7 @@ position, so a text does not depend on what else is in its batch.
 Legend: N sources of a batch, P the longest of their prefixes, H key/value heads, D head size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from prefixlib.beam_search import Hypothesis
 class MixedPrefixes(mixed.MixedPrefixes):
     """Prefixes on one decoder-only model, by name: see prefixlib.mixed."""
 
-    def _read(self, directory: Path | str) -> SavedPrefix:
-        return load_prefix(directory)
+    _read = staticmethod(load_prefix)
+    _base_of = staticmethod(load_base_of)
 
     def _attach(self, saved: SavedPrefix, directory: Path | str, **how: Any) -> Model:
         return attach(saved, self.base, self.tokenizer, self.base_name, directory, **how)
@@ -62,23 +62,4 @@ class MixedPrefixes(mixed.MixedPrefixes):
         return Past([(layer.keys, layer.values) for layer in layers], layers[0].visible)
 
 
-def load_mixed(
-    directories: Mapping[str, Path | str],
-    *,
-    model_name_or_path: str | None = None,
-    cache_dir: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    allow_other_base: bool = False,
-) -> MixedPrefixes:
-    """The prefixes in `directories`, by name, on one base model, on a GPU if there is one.
-
-    model_name_or_path: the base model; by default the one that the first checkpoint names. The other arguments are as
-    in `load`. Raises UserError for an empty mapping, a folder without a prefix, or prefixes of different base models.
-
-    >>> load_mixed({"e2e": "CHECKPOINT_1", "webnlg": "CHECKPOINT_2"}).generate(["..."], "e2e")  # doctest: +SKIP
-    """
-    first = mixed.first_of(directories)
-    found = MixedPrefixes(*load_base_of(load_prefix(first), first, model_name_or_path, cache_dir, dtype))
-    for name, directory in directories.items():
-        found.add(name, directory, allow_other_base=allow_other_base)
-    return found
+load_mixed = MixedPrefixes.load

@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import nn
 
 from prefixlib.beam_search import DecodingRule, Hypothesis, as_texts
@@ -31,6 +32,33 @@ class MixedPrefixes(ABC):
     tokenizer: Any
     base_name: str
     models: dict[str, Any] = field(default_factory=dict)  # name -> the base with this prefix
+
+    @classmethod
+    def load(
+        cls,
+        directories: Mapping[str, Path | str],
+        *,
+        model_name_or_path: str | None = None,
+        cache_dir: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        allow_other_base: bool = False,
+    ) -> Self:
+        """The prefixes in `directories`, by name, on one base model, on a GPU if there is one.
+
+        model_name_or_path: the base model; by default the one that the first checkpoint names. The other arguments are
+        as in `load`. Raises UserError for an empty mapping, a folder without a prefix, or prefixes of different base
+        models.
+
+        >>> load_mixed({"e2e": "CHECKPOINT_1", "webnlg": "CHECKPOINT_2"}).generate(["..."], "e2e")  # doctest: +SKIP
+        """
+        if not directories:
+            raise UserError("load_mixed() needs at least one checkpoint: it says what the base model is")
+        first = next(iter(directories.values()))
+        hub = {"cache_dir": cache_dir, "dtype": dtype}
+        found = cls(*cls._base_of(cls._read(first), first, model_name_or_path, **hub))
+        for name, directory in directories.items():
+            found.add(name, directory, allow_other_base=allow_other_base)
+        return found
 
     def add(self, name: str, directory: Path | str, *, mode: str | None = None, allow_other_base: bool = False) -> None:
         """Read the prefix in `directory`, to be used as `name`; arguments as in `load`.
@@ -100,9 +128,15 @@ class MixedPrefixes(ABC):
             raise UserError(f"no prefix {name!r}; there are {', '.join(map(repr, self.models)) or 'none yet'}")
         return name
 
+    @staticmethod
     @abstractmethod
-    def _read(self, directory: Path | str) -> Any:
+    def _read(directory: Path | str) -> Any:
         """The prefix in a checkpoint."""
+
+    @staticmethod
+    @abstractmethod
+    def _base_of(saved: Any, directory: Path | str, name: str | None, **hub: Any) -> tuple[nn.Module, Any, str]:
+        """The base model of a saved prefix, its tokenizer and its name."""
 
     @abstractmethod
     def _attach(self, saved: Any, directory: Path | str, **how: Any) -> Any:
@@ -111,10 +145,3 @@ class MixedPrefixes(ABC):
     @abstractmethod
     def _decode(self, jobs: Sequence[tuple[str, Any]], prepared: Prepared, **how: Any) -> list[list[Hypothesis]]:
         """The hypotheses of every input, each behind the prefix that it names."""
-
-
-def first_of(directories: Mapping[str, Path | str]) -> Path | str:
-    """The checkpoint that says what the base model is. Raises UserError where there is none."""
-    if not directories:
-        raise UserError("load_mixed() needs at least one checkpoint: it says what the base model is")
-    return next(iter(directories.values()))

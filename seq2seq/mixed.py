@@ -7,7 +7,7 @@ Prefixes may differ in length, task and sites. Shorter ones are padded on the le
 masked, so a text does not depend on what else is in its batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from seq2seq.model import Model, SavedPrefix, attach, load_base_of, load_prefix
 class MixedPrefixes(mixed.MixedPrefixes):
     """Prefixes on one encoder-decoder, by name: see prefixlib.mixed."""
 
-    def _read(self, directory: Path | str) -> SavedPrefix:
-        return load_prefix(directory)
+    _read = staticmethod(load_prefix)
+    _base_of = staticmethod(load_base_of)
 
     def _attach(self, saved: SavedPrefix, directory: Path | str, **how: Any) -> Model:
         return attach(saved, self.base, self.tokenizer, self.base_name, directory, **how)
@@ -41,24 +41,4 @@ class MixedPrefixes(mixed.MixedPrefixes):
         return decoding.decode(self.base, sources, prepared.rule, past=past, strategy=prepared.strategy, **how)
 
 
-def load_mixed(
-    directories: Mapping[str, Path | str],
-    *,
-    model_name_or_path: str | None = None,
-    cache_dir: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    allow_other_base: bool = False,
-) -> MixedPrefixes:
-    """The prefixes in `directories`, by name, on one base model, on a GPU if there is one.
-
-    model_name_or_path: the base model; by default the one that the first checkpoint names. The other arguments are as
-    in `load`. Raises UserError for an empty mapping, a folder without a prefix, or prefixes of different base models.
-
-    >>> load_mixed({"news": "CHECKPOINT_1", "webnlg": "CHECKPOINT_2"}).generate(["..."], "news")  # doctest: +SKIP
-    """
-    first = mixed.first_of(directories)
-    hub = {"cache_dir": cache_dir, "dtype": dtype}
-    found = MixedPrefixes(*load_base_of(load_prefix(first), first, model_name_or_path, **hub))
-    for name, directory in directories.items():
-        found.add(name, directory, allow_other_base=allow_other_base)
-    return found
+load_mixed = MixedPrefixes.load
