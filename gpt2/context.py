@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from gpt2 import decoding
-from gpt2.dataset import Encoded, collate
+from gpt2.dataset import Encoded
 from gpt2.frozen_lm import evaluating, key_values, max_positions
-from gpt2.prefix_lm import PrefixLM
-from gpt2.train_control import Past
+from gpt2.prefix_lm import PrefixLM, mean_loss
+from gpt2.train_control import PrefixConfig, PrefixTuning, join_layers
 from prefixlib.beam_search import DecodingRule
 
 logger = logging.getLogger(__name__)
@@ -40,23 +40,16 @@ class TextInFront(nn.Module):
         with torch.no_grad(), evaluating(base):
             self.layers = key_values(base, input_ids=torch.tensor([ids], device=base.device))  # (1, H, C, D) each
         self.ids = list(ids)
-        self.lm = PrefixLM(base, _Fixed(self.layers)).eval()
+        shallow = {"preseqlen": len(ids), "mid_dim": 1, "prefix_dropout": 0.0, "init_shallow": True}
+        config = PrefixConfig.for_model(base.config, **shallow, prefix_mode="activation", format_mode="cat")
+        prefix = PrefixTuning(config).requires_grad_(False).to(base.device)
+        prefix.control_trans.copy_(join_layers(self.layers))
+        self.lm = PrefixLM(base, prefix).eval()
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> CausalLMOutput:
         with evaluating(self.lm.base):  # the student may have it in train mode
             return CausalLMOutput(logits=self.lm(input_ids))
-
-
-class _Fixed(nn.Module):
-    """Constant keys and values used instead of a trained prefix."""
-
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]):
-        super().__init__()
-        self.layers = layers
-
-    def past(self, base: nn.Module, batch_size: int, source=None, source_mask=None) -> Past:
-        return Past([tuple(t.to(base.device).expand(batch_size, -1, -1, -1) for t in layer) for layer in self.layers])
 
 
 def sample_sets(
@@ -93,16 +86,3 @@ def what_is_kept(lm: PrefixLM, teacher: TextInFront, texts: Sequence[Encoded]) -
     for name, value in perplexity.items():
         logger.info("perplexity of the dev texts behind %s (%d positions): %.2f", name, positions[name], value)
     return {"perplexity": perplexity, "positions": positions}
-
-
-@torch.no_grad()
-def mean_loss(lm: PrefixLM, texts: Sequence[Encoded], batch_size: int = 8) -> float:
-    """Mean negative log-likelihood per token of the continuations, in nats, given the prefix of `lm`."""
-    total, count = 0.0, 0
-    with evaluating(lm):
-        for start in range(0, len(texts), batch_size):
-            members = [texts[n] for n in range(start, min(start + batch_size, len(texts)))]
-            batch = collate(members, pad_token_id=0)  # padding follows the text: causal attention hides it
-            nll, _ = lm(batch["input_ids"].to(lm.base.device), batch["labels"].to(lm.base.device))
-            total, count = total + nll.sum().item(), count + len(nll)
-    return total / count

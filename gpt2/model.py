@@ -23,7 +23,6 @@ from gpt2.dataset import (
     Encoded,
     Format,
     TableToTextDataset,
-    collate,
     encode,
     encode_inputs,
     pad_sources,
@@ -31,7 +30,7 @@ from gpt2.dataset import (
 )
 from gpt2.flags import DEFAULT_MODEL, Decoding, Settings
 from gpt2.frozen_lm import check_rows, check_takes_prefix, evaluating, key_values, max_positions
-from gpt2.prefix_lm import PrefixLM
+from gpt2.prefix_lm import PrefixLM, mean_loss
 from gpt2.train_control import FAMILY, Past, PrefixConfig, join_layers, make_prefix
 from prefixlib import baselines, checkpoint, files, gguf_base, original, peft_format, record
 from prefixlib.base_model import (
@@ -257,13 +256,7 @@ class Model:
         examples = TableToTextDataset(
             mode, records, self.tokenizer, self.text_positions, form, self.source_limit
         ).examples
-        total, count = 0.0, 0
-        with evaluating(self.lm):
-            for start in range(0, len(examples), batch_size):
-                batch = collate(examples[start : start + batch_size], pad_token_id=self.tokenizer.eos_token_id)
-                nll, _ = self.lm(**{name: ids.to(self.base.device) for name, ids in batch.items()})
-                total, count = total + nll.sum().item(), count + len(nll)
-        return total / count
+        return mean_loss(self.lm, examples, self.tokenizer.eos_token_id, batch_size)
 
     def _task(self):
         mode = self.task.get("mode")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
-from gpt2.dataset import IGNORED
-from gpt2.frozen_lm import attention_modules, count_positions, position_mask
+from gpt2.dataset import IGNORED, Encoded, collate
+from gpt2.frozen_lm import attention_modules, count_positions, evaluating, position_mask
 from gpt2.train_control import Past
 from prefixlib import attention
 from prefixlib.errors import UserError
@@ -142,6 +142,19 @@ class PrefixLM(nn.Module):
         if self.prefix.training and self.prefix.dropout.p > 0:
             return None
         return pack(input_ids, attention_mask, self.config.get_text_config(decoder=True).hidden_size)
+
+
+@torch.no_grad()
+def mean_loss(lm: PrefixLM, examples: Sequence[Encoded], pad_token_id: int = 0, batch_size: int = 8) -> float:
+    """Mean negative log-likelihood per token of the examples' continuations, in nats, given the prefix of `lm`."""
+    total, count = 0.0, 0
+    with evaluating(lm):
+        for start in range(0, len(examples), batch_size):
+            members = [examples[n] for n in range(start, min(start + batch_size, len(examples)))]
+            batch = collate(members, pad_token_id)
+            nll, _ = lm(**{name: ids.to(lm.base.device) for name, ids in batch.items()})
+            total, count = total + nll.sum().item(), count + len(nll)
+    return total / count
 
 
 # ---- packing -----------------------------------------------------------------------------------------------------
