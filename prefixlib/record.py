@@ -6,6 +6,8 @@ training   see `training_results`
 decoding   split -> data_file, sentences, sources_cut, seconds, scores, and how it was decoded
 """
 
+import importlib
+import importlib.util
 import itertools
 import logging
 import os
@@ -23,7 +25,8 @@ import torch
 from transformers import logging as transformers_logging
 
 from prefixlib import files, schema
-from prefixlib.errors import UserError
+from prefixlib import settings as flags
+from prefixlib.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +100,35 @@ def peak_memory_bytes() -> dict[str, int]:
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated()
     return peak
+
+
+def set_up_reporting(report_to: str) -> None:
+    """Get --report_to's service ready before the work begins, with a project for the runs of this package.
+
+    Raises UserError where its package is not installed, or where it does not answer.
+    """
+    if report_to not in ("wandb", "mlflow"):
+        return
+    if importlib.util.find_spec(report_to) is None:
+        raise UserError(f"--report_to {report_to} needs a package: pip install {report_to}")
+    for name in ("WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
+        os.environ.setdefault(name, "prefix-tuning")
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        service = importlib.import_module(report_to)
+        if report_to == "wandb":
+            service.login()
+        else:
+            service.search_experiments(max_results=1)
+    except Exception as error:  # each service has exceptions of its own
+        raise UserError(f"--report_to {report_to}: {first_line(error)}") from error
+
+
+def write_settings(directory: Path, settings: flags.Training) -> None:
+    """Write directory/settings.json, which --config takes. The first process of a run does it."""
+    if os.environ.get("RANK", "0") == "0":
+        files.write_json(directory / "settings.json", settings.of_the_run())
 
 
 def log_start(

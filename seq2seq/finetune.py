@@ -21,7 +21,7 @@ import torch
 from prefixlib import checkpoint, files, original, processes, record, schedule, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
-from prefixlib.settings import Parser, explicit_flags
+from prefixlib.settings import USAGE, Parser, explicit_flags
 from prefixlib.tables import Chat, Columns, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, find_task, is_there
 from seq2seq.callbacks import Checkpoints, LogLines
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     """The settings, and the names of those that argv gives. Raises UserError for contradictions."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0], usage=USAGE)
     Settings.add_to(parser)
     settings = Settings.from_args(parser.parse_args(argv))
     settings.check()
@@ -110,6 +110,7 @@ def train(settings: Settings) -> TrainResult:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(fp16=settings.fp16)
+    record.set_up_reporting(settings.report_to)
     with files.lock(output):
         if settings.resume and is_finished(settings, output):
             return _finished(settings, output)
@@ -137,6 +138,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     parameters = model.count_parameters()
     sizes = {"size": model.base.num_parameters(), "steps": steps, "output": output}
     sizes["batch"] = settings.bsz * settings.gradient_accumulation_steps
+    record.write_settings(output, settings)
     record.log_start(model.base_record["name"], settings.tuning_mode, parameters, examples, **sizes)
     trainer = generic_train(module, settings, output, loaders, [log, keep], resumption)
     if trainer.is_global_zero:

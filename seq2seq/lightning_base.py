@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from transformers import get_scheduler
@@ -287,6 +287,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         files.sync_directory(path.parent)
 
 
+def make_logger(report_to: str, output: Path, step: int) -> Logger | None:
+    """Who gets the curves. In TensorBoard a run resumed at `step` hides what was logged after it."""
+    if report_to == "wandb":
+        return WandbLogger(name=output.name, save_dir=output, project=os.environ["WANDB_PROJECT"])
+    if report_to == "mlflow":
+        import mlflow  # here: it is an extra
+
+        where = mlflow.get_tracking_uri()  # Lightning would choose a folder of its own
+        return MLFlowLogger(os.environ["MLFLOW_EXPERIMENT_NAME"], run_name=output.name, tracking_uri=where)
+    if report_to == "none":
+        return None
+    return TensorBoardLogger(output, name="tensorboard", version="", purge_step=step + 1)
+
+
 def generic_train(
     module: BaseModule,
     settings: Settings,
@@ -311,8 +325,7 @@ def generic_train(
         check_val_every_n_epoch=None if settings.eval_steps else 1,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # EpochBatches gives every process its part
-        # a resumed run hides what was logged after the checkpoint it starts from
-        logger=TensorBoardLogger(output, name="tensorboard", version="", purge_step=step + 1),
+        logger=make_logger(settings.report_to, output, step) or False,
         log_every_n_steps=settings.logging_steps,
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],
