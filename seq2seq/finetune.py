@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = _output_dir(settings)
     if not settings.do_train:
         decode(settings, given)
-    elif settings.resume and is_finished(settings, output):
+    elif settings.resume and is_finished(settings, output) and not left_to_decode(settings, output):
         logger.info("the run in %s has finished: nothing is left to train", output)
     else:
         train(settings)
@@ -95,10 +95,17 @@ def is_finished(settings: Settings, output: Path) -> bool:
     return "training" in results and all(ran[name] == value for name, value in wanted.items())
 
 
+def left_to_decode(settings: Settings, output: Path) -> list[str]:
+    """What --decode asks for and the run in `output`, trained to its end, has not decoded: it was stopped before."""
+    known = record.read_results(output).get("decoding", {})
+    return [split for split in decoded_after_training(settings) if split not in known]
+
+
 def train(settings: Settings) -> TrainResult:
     """Train, and leave in settings.output_dir the last and the best checkpoint, results.json and the curves.
 
-    With settings.resume a run goes on from its newest resumable checkpoint, and one that has finished is loaded.
+    With settings.resume a run goes on from its newest resumable checkpoint; one that was trained to its end is loaded,
+    and what it had not decoded yet is decoded.
     Raises UserError for settings, files or a base model that do not go together, and where the loss is NaN or infinite.
 
     >>> settings = Settings(mode="xsum", data_dir="data", output_dir="runs/xsum")
@@ -194,6 +201,10 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     history = {name: [tuple(point) for point in points] for name, points in trained.get("curves", {}).items()}
     base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
     model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
+    if os.environ.get("RANK", "0") == "0":
+        for split in left_to_decode(settings, output):
+            logger.info("the run in %s was trained to its end; decoding its %s file", output, split)
+            decode_split(settings, model, split, examples_of(settings, split, settings.columns), output, SEED)
     decoded = {split: row["scores"] for split, row in record.read_results(output).get("decoding", {}).items()}
     return TrainResult(model, trained.get("last", {}), history, output, decoded)
 

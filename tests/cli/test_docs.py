@@ -31,7 +31,7 @@ PAGES = (
 BLOCKS = {
     "README.md": 11,
     "CONTRIBUTING.md": 2,
-    "docs/tutorial.md": 14,
+    "docs/tutorial.md": 15,
     "docs/tasks.md": 2,
     "docs/models.md": 1,
     "docs/serving.md": 4,
