@@ -247,6 +247,7 @@ RULES = (
     Only("finetuned_model_path", "distill", (True,), "it is the teacher"),
     Only("matching_top_k", "matching_objective", ("kl",), "distances of logits are over the whole vocabulary"),
     Only("freeze_first", "init_shallow", (True,), "behind an MLP every position moves with the others"),
+    Only("shard_base", "prefix_mode", ("activation",), "embeddings become keys and values in one process"),
     Only("distill_context", "tuning_mode", ("prefixtune",), "a prefix is what learns from the text"),
     Only("distill_context", "optim_prefix", (True,), "a prefix made of the source has nothing to learn"),
     Only("distill_context", "prefix_mode", ("activation",), "it starts from the text's keys and values"),

@@ -26,7 +26,7 @@ from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, load_teacher
-from prefixlib import checkpoint, files, processes, record, schedule
+from prefixlib import checkpoint, files, processes, record, schedule, sharding
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import USAGE, Parser
@@ -73,7 +73,7 @@ def train(settings: Settings) -> TrainResult:
     >>> result.scores["test"]["BLEU all"]  # doctest: +SKIP
     """
     settings.check()
-    record.check_machine(fp16=settings.fp16)
+    record.check_machine(settings.fp16, settings.shard_base)
     record.set_up_reporting(settings.report_to)
     if not settings.output_dir:
         raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
@@ -119,6 +119,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     trainer = make_trainer(settings, output, trained, datasets, distillation)
     training = run_training(settings, trainer, trained, resumption, output)
     trained.lm.eval()
+    sharding.gather(trained.base)  # the first process decodes alone
     scores = {}
     if trainer.is_world_process_zero():
         run = {
@@ -232,6 +233,8 @@ def make_trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are used through --num_processes, never by DataParallel
+    if settings.shard_base:  # the arguments have connected the processes
+        sharding.shard(trained.lm, trained.base, arguments.device.type)
     separator = trained.tokenizer.eos_token_id
     return PrefixTrainer(
         model=trained.lm,

@@ -450,6 +450,12 @@ class Training(Flags):
     bf16: bool = flag(False, "bfloat16 arithmetic; the trained weights stay float32", TRAINING)
     fp16: bool = flag(False, "float16 arithmetic with loss scaling; needs a GPU", TRAINING)
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time", TRAINING)
+    shard_base: bool = flag(
+        False,
+        "spread the frozen model's layers over --num_processes: each keeps its part of every layer. For models that "
+        "one GPU does not hold; slower",
+        TRAINING,
+    )
 
     output_dir: str | None = flag(None, "where checkpoints, logs, curves and results go", RECORDS)
     eval_steps: int = flag(0, "steps between dev evaluations (0: once per epoch)", RECORDS, low=0)
@@ -553,6 +559,7 @@ class Training(Flags):
         for first, second, why in (
             ("bf16", "fp16", "one precision per run"),
             ("resume", "overwrite_output_dir", "resuming keeps what is there"),
+            ("shard_base", "gradient_checkpointing", "a layer would be collected twice"),
         ):
             if getattr(self, first) and getattr(self, second):
                 refuse_together(f"--{first} yes", f"--{second} yes", why)
@@ -589,6 +596,8 @@ SHARED_RULES = (
         for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")
     ),
     Only("quantization", "tuning_mode", ("prefixtune",), "weights that are trained keep all their bits"),
+    Only("shard_base", "tuning_mode", ("prefixtune",), "only a frozen model is spread"),
+    Only("shard_base", "quantization", (None, "no"), "weights in few bits are not spread"),
     Only("use_dropout", "tuning_mode", ("prefixtune",), "it is the dropout of the frozen model"),
     Only("top_layers", "tuning_mode", ("finetune-top",), _NO_LAYERS),
     Only("top_embeddings", "tuning_mode", ("finetune-top",), _NO_LAYERS),

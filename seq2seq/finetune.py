@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, original, processes, record, schedule, tables
+from prefixlib import checkpoint, files, original, processes, record, schedule, sharding, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.settings import USAGE, Parser, explicit_flags
@@ -116,7 +116,7 @@ def train(settings: Settings) -> TrainResult:
         raise UserError("train() with do_train=False: load(CHECKPOINT).generate(...) decodes a checkpoint")
     output = _output_dir(settings)
     _quiet_libraries()
-    record.check_machine(fp16=settings.fp16)
+    record.check_machine(settings.fp16, settings.shard_base)
     record.set_up_reporting(settings.report_to)
     with files.lock(output):
         if settings.resume and is_finished(settings, output):
@@ -163,6 +163,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
+    sharding.gather(model.base)  # the first process decodes alone
     decoded = {}
     if to_decode and trainer.is_global_zero:
         logger.info("decoding with the last weights; those of the best validation are in %s", output / "best")
