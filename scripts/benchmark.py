@@ -21,7 +21,7 @@ import torch
 from transformers.utils import logging
 
 from benchmarks import decode, epoch, lengths, scaling, startup, steps, tables
-from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
+from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
 from page_parts import replace_part
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
@@ -93,7 +93,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name, value in own_sizes.items():
         setattr(args, name, getattr(args, name) or value)
     args.batches = args.batches or 8
-    args.train_lengths = args.lengths or ("xsum_train" if is_bart(args) else "webnlg_train")
+    args.train_lengths = args.lengths or ("xsum_train" if is_seq2seq(args) else "webnlg_train")
     fill_defaults(args)
     decode.fill_defaults(args)
     return args

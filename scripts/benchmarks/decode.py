@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.lengths import draw, load_lengths
-from benchmarks.models import POSITIONS, OriginalStyle, is_bart, our_model, peft_model
+from benchmarks.models import IDS, POSITIONS, OriginalStyle, is_seq2seq, our_model, peft_model
 from benchmarks.steps import now, pairwise_ratio
 from gpt2 import decoding
 from prefixlib.beam_search import DecodingRule
@@ -31,6 +31,7 @@ SETTINGS = ("sentences", "batch_size", "beams", "max_new_tokens", "alone", "leng
 SPREAD = 4.4  # standard deviation of the logits, so that the best token has a probability of a few tenths
 # gains of attention's weights, and standard deviations of GPT-2's embeddings, in a random model that listens
 PEAKED = {**dict.fromkeys(("attn.c_attn", "q_proj", "k_proj", "v_proj"), 2.0), "attn.c_proj": 0.3, "out_proj": 0.5}
+PEAKED |= {"Attention.q": 0.25, "Attention.k": 2.0, "Attention.v": 2.0, "Attention.o": 0.5}  # T5 does not scale scores
 EMBEDDINGS = {"wte": 1.0, "wpe": 0.5}
 NEVER = -100.0  # the logit of an eos that does not come by itself
 ONE_BY_ONE = ("prefix-alone", "original-style")
@@ -40,7 +41,7 @@ Decoder = Callable[[Sequence[int]], list[list[int]]]  # numbers of sentences -> 
 
 def fill_defaults(args: argparse.Namespace) -> None:
     """The tree's own sizes where the command line gave none."""
-    for name, value in zip(SETTINGS, DEFAULTS["bart" if is_bart(args) else "gpt2"], strict=True):
+    for name, value in zip(SETTINGS, DEFAULTS["bart" if is_seq2seq(args) else "gpt2"], strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
 
@@ -59,9 +60,9 @@ class Work:
 def make_work(args: argparse.Namespace) -> Work:
     """Random ids of real lengths; an output ends before the limit, and not with its first token."""
     pairs = sorted(draw(load_lengths(args, args.lengths), args.sentences, args.seed), reverse=True)
-    positions = POSITIONS if is_bart(args) else POSITIONS - args.preseqlen - args.max_new_tokens
+    positions = POSITIONS if is_seq2seq(args) else POSITIONS - args.preseqlen - args.max_new_tokens
     generator = torch.Generator().manual_seed(args.seed)
-    prompts = [torch.randint(4, 50_000, (min(s, positions),), generator=generator).tolist() for s, _ in pairs]
+    prompts = [torch.randint(*IDS, (min(s, positions),), generator=generator).tolist() for s, _ in pairs]
     return Work(prompts, [max(min(target - 1, args.max_new_tokens - 1), 1) for _, target in pairs])
 
 
@@ -80,12 +81,15 @@ def sharpen(base: nn.Module) -> nn.Module:
                 if name.endswith(f"{ending_in}.weight"):
                     parameter.normal_(std=std)
         head.weight = nn.Parameter(torch.empty_like(head.weight).normal_(std=SPREAD / head.in_features**0.5))
-        if base.config.is_encoder_decoder:
+        norm = getattr(base.base_model, "ln_f", None)
+        if hasattr(base, "final_logits_bias"):
             base.final_logits_bias[0, eos] = NEVER
-        else:  # one dimension of the last hidden state is kept for the eos
-            norm = base.base_model.ln_f
+        elif norm is not None:  # GPT-2: one dimension of the last hidden state is kept for the eos
             norm.weight[0], norm.bias[0] = 0.0, 1.0
             head.weight[eos, 0] = NEVER
+        else:
+            head.bias = nn.Parameter(torch.zeros_like(head.weight[:, 0]))
+            head.bias[eos] = NEVER
     return base
 
 
@@ -171,7 +175,7 @@ def our_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = N
     rule = rule_of(args, eos)
     with torch.no_grad():
         prefix = model.prefix(1)
-    if is_bart(args):
+    if is_seq2seq(args):
         steps = ending(seq2seq_decoding.Seq2SeqSteps, work, eos, _sources)
 
         def run(members: Sequence[int]) -> list[list[int]]:
@@ -202,7 +206,7 @@ def our_decoder_alone(args: argparse.Namespace, work: Work) -> Decoder:
 
 def peft_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = None) -> Decoder:
     """PEFT's `generate`, on the same batches, padded on the left."""
-    if is_bart(args):
+    if is_seq2seq(args):
         raise UserError("decode has no peft row for BART: its prefix is another function; leave it out of --vs")
     model = peft_model(args).eval()
     sharpen(model.base_model)
@@ -224,7 +228,7 @@ def original_decoder(args: argparse.Namespace, work: Work) -> Decoder:
 
     GPT-2: the cache is seeded with the prefix as PEFT does it. BART: the prefix network runs on K rows per document.
     """
-    if not is_bart(args):
+    if not is_seq2seq(args):
         return peft_decoder(args, work, batch_size=1)
     model = OriginalStyle(args).eval()
     base = sharpen(model.base)
@@ -253,7 +257,9 @@ DECODERS: dict[str, Callable[[argparse.Namespace, Work], Decoder]] = {
 
 def decoding_rows(args: argparse.Namespace) -> list[str]:
     """The rows of --vs that decode: a fine-tuned model without a prefix is no other way of decoding."""
-    wanted = [row for row in ("peft", "original-style") if row in args.rows and not (is_bart(args) and row == "peft")]
+    wanted = [
+        row for row in ("peft", "original-style") if row in args.rows and not (is_seq2seq(args) and row == "peft")
+    ]
     return ["prefix", *(["prefix-alone"] if "original-style" in args.rows else []), *wanted]
 
 

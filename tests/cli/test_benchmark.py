@@ -58,7 +58,7 @@ def test_an_epoch_of_bart_on_padded_batches(tmp_path):
     rows = measure(tmp_path, "epoch", "--shape", "bart-tiny", *sizes)["rows"]
     assert list(rows) == ["prefix", "finetune", "original-style", "grouped"]
     assert rows["original-style"]["first_loss"] == pytest.approx(rows["prefix"]["first_loss"], abs=1e-4)
-    args = argparse.Namespace(seed=3, device="cpu")
+    args = argparse.Namespace(shape="bart-tiny", seed=3, device="cpu")
     batch = epoch.padded(args, [(9, 4), (5, 7)], [1, 0])
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 9]
     assert batch["labels"].ne(1).sum(dim=1).tolist() == [7, 4]
