@@ -6,7 +6,7 @@ import json
 import pytest
 
 import benchmark
-from benchmarks import decode, epoch, lengths, models, scaling, startup
+from benchmarks import decode, epoch, lengths, limit, models, scaling, startup
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -137,6 +137,25 @@ def test_curves_of_bart(tmp_path):
     assert list(rows["source"]["points"]["32"]) == ["prefix", "original-style", "finetune"]
     with pytest.raises(UserError, match="--sweeps source: for gpt2-tiny choose from prefix_length, tokens, batch"):
         measure(tmp_path, "scaling", "--sweeps", "source", "--shape", "gpt2-tiny")
+
+
+def test_shares_of_the_machines_limit(tmp_path, monkeypatch):
+    """A share is operations / seconds / the rate measured beside it; real lengths are counted without padding."""
+    monkeypatch.setitem(limit.MATRIX, "cpu", 256)
+    less = ["--tiny", "--bsz", "2", "--tokens", "9", *FEW[:2], "--max_new_tokens", "6", "--preseqlen", "3"]
+    rows = measure(tmp_path, "limit", *less)["rows"]
+    assert list(rows) == ["float32 matrix product", "bfloat16 matrix product", "memory, read", *limit.ROWS]
+    rate = rows["float32 matrix product"]["operations_per_second"]
+    for name in limit.ROWS:
+        numbers = rows[name]
+        assert numbers["operations"] == sum(numbers["operations_by_part"].values())
+        assert numbers["share"] == pytest.approx(numbers["operations"] / numbers["seconds"] / rate)
+    assert 0 < rows["gpt2-small decode, greedy, one at a time"]["memory_share"] < 1
+    bart = rows["bart-base step, B 5, XSum's lengths, P 200"]["operations_by_part"]
+    args = argparse.Namespace(lengths_from=None)
+    pairs = lengths.draw(lengths.load_lengths(args, "xsum_train"), 2, 101)
+    assert bart["head"] == 4 * sum(target for _, target in pairs) * 64 * 50265
+    assert limit.share(6.0, [1.0, 2.0, 3.0], [1.0, 1.0, 1.0]) == 3.0
 
 
 def test_thinned_points_keep_both_ends():
