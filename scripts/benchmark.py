@@ -4,7 +4,7 @@ train-step  one optimiser step                      memory   its peak memory, a 
 epoch       batches of real lengths, real loops     decode   beam search to real lengths, sentences per second
 startup     --help, and the first training step     scaling  curves against P, T, batch, beams and processes
 recipe      the WebNLG recipe's sizes on a GPU      limit    steps and decoding as a share of the machine's rates
-table       the target figures, into results/README.md
+mixed       many prefixes in one batch              table    the target figures, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
 Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from benchmarks import decode, epoch, lengths, limit, scaling, startup, steps, tables
+from benchmarks import decode, epoch, lengths, limit, mixed, scaling, startup, steps, tables
 from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
 from page_parts import replace_part
 from prefixlib import files, record
@@ -38,6 +38,7 @@ MEASURE = {  # what -> rows of numbers
     "startup": startup.startup,
     "scaling": scaling.scaling,
     "limit": limit.limit,
+    "mixed": mixed.mixed,
     "recipe": epoch.recipe,
 }
 SHAPELESS = ("startup", "limit")
@@ -69,6 +70,9 @@ def make_parser() -> Parser:
     add_number(sizes, "--allow_ties", low=0, help="decode: sentences that may differ (default: 0; --bf16 all)")
     add_number(sizes, "--points", above=0, help="scaling: at most so many points of a curve (default: all)")
     sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(scaling.SWEEPS)}")
+    sizes.add_argument(
+        "--prefixes", type=int, nargs="+", default=mixed.COUNTS, help="mixed: how many at once (default: 1 8 64)"
+    )
     sizes.add_argument("--tiny", action="store_true", help="limit: shapes of two layers, to try it")
     sizes.add_argument("--no_memory", action="store_true", help="scaling: time alone")
     group = parser.add_argument_group("lengths")
@@ -92,7 +96,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if needs_peft(args):
         import_peft()
     args.rounds = args.rounds or 7
-    own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES}.get(args.what, {})
+    own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES, "mixed": mixed.SIZES}.get(args.what, {})
     for name, value in own_sizes.items():
         setattr(args, name, getattr(args, name) or value)
     args.batches = args.batches or 8
@@ -104,7 +108,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def needs_peft(args: argparse.Namespace) -> bool:
-    return args.what in ("train-step", "memory", "epoch", "decode", "scaling") and bool({"peft", "lora"} & {*args.rows})
+    return args.what in ("train-step", "memory", "epoch", "decode", "scaling", "mixed") and bool(
+        {"peft", "lora"} & {*args.rows}
+    )
 
 
 def settings_of(args: argparse.Namespace) -> dict:
@@ -115,6 +121,7 @@ def settings_of(args: argparse.Namespace) -> dict:
         "recipe": (*SETTINGS, "batches", "train_lengths", *decode.SETTINGS, "seed"),
         "startup": (),
         "limit": ("tiny", "seed"),
+        "mixed": ("preseqlen", *decode.SETTINGS, "prefixes", "seed"),
         "scaling": (*SETTINGS, *decode.SETTINGS, "points", "seed"),
     }.get(args.what, SETTINGS)
     given = {"lengths_from": args.lengths_from.name} if args.lengths_from else {}
@@ -142,7 +149,7 @@ def measure(args: argparse.Namespace) -> int:
     files.check_can_write(output, "--output")
     args.plots = output.with_suffix("")
     rows = MEASURE[args.what](args)
-    labels = {row: label(args, row) for row in rows}
+    labels = {row: mixed.label(row) if args.what == "mixed" else label(args, row) for row in rows}
     result = {"what": args.what, "settings": settings_of(args), "run": run_of(args), "labels": labels, "rows": rows}
     files.write_json(output, result)
     print(tables.as_markdown(result))

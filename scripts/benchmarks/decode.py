@@ -136,6 +136,11 @@ class EndThere(LogitsProcessor):
         return certain(scores, self.ends == input_ids.shape[1] - self.before, self.eos)
 
 
+def causal_steps(work: Work, eos: int) -> type:
+    """gpt2.decoding's stepwise model, ended so."""
+    return ending(decoding.CausalSteps, work, eos, lambda model, prompts, *_: prompts)
+
+
 def rule_of(args: argparse.Namespace, eos: int) -> DecodingRule:
     return DecodingRule(
         eos_token_id=eos,
@@ -146,9 +151,18 @@ def rule_of(args: argparse.Namespace, eos: int) -> DecodingRule:
     )
 
 
-def generate(model: nn.Module, args: argparse.Namespace, work: Work, members: Sequence[int], before: int, **inputs):
-    """transformers' beam search on `inputs`; the tokens behind the first `before`, without eos and padding."""
+def left_padded(args: argparse.Namespace, work: Work, members: Sequence[int]) -> dict[str, Tensor]:
+    """The prompts of these sentences as `generate` takes them."""
+    width = max(len(work.prompts[n]) for n in members)
+    rows = [[0] * (width - len(work.prompts[n])) + work.prompts[n] for n in members]
+    ids = torch.tensor(rows, device=args.device)
+    return {"input_ids": ids, "attention_mask": ids.ne(0).long()}
+
+
+def generate(model: nn.Module, args: argparse.Namespace, work: Work, members: Sequence[int], **inputs):
+    """transformers' beam search on `inputs`; the tokens behind the prompt, without eos and padding."""
     eos = model.config.eos_token_id
+    before = 1 if is_seq2seq(args) else inputs["input_ids"].shape[1]
     output = model.generate(
         **inputs,
         num_beams=args.beams,
@@ -185,7 +199,7 @@ def our_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = N
             return [best.tokens for (best,) in found]
 
         return run
-    causal = ending(decoding.CausalSteps, work, eos, lambda model, prompts, *_: prompts)
+    causal = causal_steps(work, eos)
 
     def run_causal(members: Sequence[int]) -> list[list[int]]:
         with mock.patch.object(decoding, "CausalSteps", causal):
@@ -214,10 +228,7 @@ def peft_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = 
     def run(members: Sequence[int]) -> list[list[int]]:
         outputs = []
         for group in batches(members, batch_size or args.batch_size):
-            width = max(len(work.prompts[n]) for n in group)
-            rows = [[0] * (width - len(work.prompts[n])) + work.prompts[n] for n in group]
-            ids = torch.tensor(rows, device=args.device)
-            outputs += generate(model, args, work, group, width, input_ids=ids, attention_mask=ids.ne(0).long())
+            outputs += generate(model, args, work, group, **left_padded(args, work, group))
         return outputs
 
     return run
@@ -241,7 +252,7 @@ def original_decoder(args: argparse.Namespace, work: Work) -> Decoder:
             layers["encoder"] = [(keys[:1], values[:1]) for keys, values in layers["encoder"]]  # it runs once
             ids = torch.tensor([work.prompts[n]], device=args.device)
             with attend_to(base, layers):
-                outputs += generate(base, args, work, [n], 1, input_ids=ids, attention_mask=torch.ones_like(ids))
+                outputs += generate(base, args, work, [n], input_ids=ids, attention_mask=torch.ones_like(ids))
         return outputs
 
     return run
@@ -279,19 +290,38 @@ def check_equal_tokens(args: argparse.Namespace, outputs: dict[str, dict[int, li
 
 
 def decode(args: argparse.Namespace) -> dict[str, dict]:
-    """All rows in turn; those that take one sentence at a time decode every so-manieth, and their time is scaled up.
-
-    The scale is the number of decoding steps of all sentences over that of those decoded.
-    """
+    """All rows in turn; those that take one sentence at a time decode every so-manieth."""
     work = make_work(args)
     everyone = list(range(len(work.prompts)))
-    alone = everyone[:: max(len(everyone) // args.alone, 1)][: args.alone] if args.alone else everyone
+    alone = some(everyone, args.alone)
     rows = decoding_rows(args)
     decoders = {row: DECODERS[row](args, work) for row in rows}
     members = {row: alone if row in ONE_BY_ONE else everyone for row in rows}
+    return in_turn(args, work, decoders, members)
+
+
+def some(members: Sequence[int], most: int) -> Sequence[int]:
+    """Every so-manieth of the sentences, at most `most`; 0: all."""
+    return members[:: max(len(members) // most, 1)][:most] if most else members
+
+
+def in_turn(
+    args: argparse.Namespace,
+    work: Work,
+    decoders: dict[str, Decoder],
+    members: dict[str, Sequence[int]],
+    same: Sequence[Sequence[str]] | None = None,
+) -> dict[str, dict]:
+    """Each row decodes its members in every round; `same`: groups of rows whose tokens must agree (default: all rows).
+
+    The time of a row that decodes some of the sentences is scaled up. Ratios are to the first row.
+    """
+    rows, first = list(decoders), next(iter(decoders))
     scale = {row: sum(work.ends) / sum(work.ends[n] for n in members[row]) for row in rows}
     outputs = {row: dict(zip(members[row], decoders[row](members[row]), strict=True)) for row in rows}  # warm-up
-    differ = check_equal_tokens(args, outputs)
+    differ: dict[str, int] = {}
+    for group in same if same is not None else [rows]:
+        differ |= check_equal_tokens(args, {row: outputs[row] for row in group})
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     for _ in range(args.rounds):
         for row in rows:
@@ -301,11 +331,12 @@ def decode(args: argparse.Namespace) -> dict[str, dict]:
     return {
         row: {
             "seconds": statistics.median(times),
-            "sentences_per_second": len(everyone) / statistics.median(times),
-            "speed_ratio": pairwise_ratio(times, seconds["prefix"]),
+            "sentences_per_second": len(work.prompts) / statistics.median(times),
+            "tokens_per_second": sum(work.ends) / statistics.median(times),
+            "speed_ratio": pairwise_ratio(times, seconds[first]),
             "sentences_decoded": len(members[row]),
             "scaled_by": scale[row],
-            "sentences_that_differ": differ[row],
+            **({"sentences_that_differ": differ[row]} if row in differ else {}),
             "all_seconds": [round(value, 4) for value in times],
         }
         for row, times in seconds.items()

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from benchmarks.decode import ending, make_work, rule_of, sharpen
+from benchmarks.decode import causal_steps, make_work, rule_of, sharpen
 from benchmarks.lengths import draw, load_lengths
 from benchmarks.models import (
     GROUPED,
@@ -213,7 +213,7 @@ def train_and_decode(args: argparse.Namespace) -> dict[str, dict]:
     watch = train(args, our_trainer, model, make_examples(args, args.batches * args.bsz), RECIPE["epochs"], every=50)
     work = make_work(args)
     base, eos = sharpen(model.eval().base), model.base.config.eos_token_id
-    steps = ending(decoding.CausalSteps, work, eos, lambda model, prompts, *_: prompts)
+    steps = causal_steps(work, eos)
     with torch.no_grad(), mock.patch.object(decoding, "CausalSteps", steps):
         started = now(args.device)
         decoding.decode(base, work.prompts, rule_of(args, eos), layers=model.prefix(1), batch_size=args.batch_size)
