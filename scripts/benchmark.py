@@ -3,7 +3,8 @@
 train-step  one optimiser step                      memory   its peak memory, a process for each row
 epoch       batches of real lengths, real loops     decode   beam search to real lengths, sentences per second
 startup     --help, and the first training step     scaling  curves against P, T, batch, beams and processes
-recipe      the WebNLG recipe's sizes on a GPU      table    the target figures, into results/README.md
+recipe      the WebNLG recipe's sizes on a GPU      limit    steps and decoding as a share of the machine's rates
+mixed       many prefixes in one batch              table    the target figures, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
 Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
@@ -20,8 +21,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from benchmarks import decode, epoch, lengths, scaling, startup, steps, tables
-from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_bart, label
+from benchmarks import decode, epoch, lengths, limit, mixed, scaling, startup, steps, tables
+from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
 from page_parts import replace_part
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
@@ -36,9 +37,11 @@ MEASURE = {  # what -> rows of numbers
     "decode": decode.decode,
     "startup": startup.startup,
     "scaling": scaling.scaling,
+    "limit": limit.limit,
+    "mixed": mixed.mixed,
     "recipe": epoch.recipe,
 }
-SHAPELESS = ("startup",)
+SHAPELESS = ("startup", "limit")
 
 
 def make_parser() -> Parser:
@@ -67,6 +70,10 @@ def make_parser() -> Parser:
     add_number(sizes, "--allow_ties", low=0, help="decode: sentences that may differ (default: 0; --bf16 all)")
     add_number(sizes, "--points", above=0, help="scaling: at most so many points of a curve (default: all)")
     sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(scaling.SWEEPS)}")
+    sizes.add_argument(
+        "--prefixes", type=int, nargs="+", default=mixed.COUNTS, help="mixed: how many at once (default: 1 8 64)"
+    )
+    sizes.add_argument("--tiny", action="store_true", help="limit: shapes of two layers, to try it")
     sizes.add_argument("--no_memory", action="store_true", help="scaling: time alone")
     group = parser.add_argument_group("lengths")
     group.add_argument("--lengths", help=f"of {', '.join(lengths.SETS)} (decode: webnlg_dev, xsum_test)")
@@ -89,18 +96,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if needs_peft(args):
         import_peft()
     args.rounds = args.rounds or 7
-    own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES}.get(args.what, {})
+    own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES, "mixed": mixed.SIZES}.get(args.what, {})
     for name, value in own_sizes.items():
         setattr(args, name, getattr(args, name) or value)
     args.batches = args.batches or 8
-    args.train_lengths = args.lengths or ("xsum_train" if is_bart(args) else "webnlg_train")
-    fill_defaults(args)
-    decode.fill_defaults(args)
+    args.train_lengths = args.lengths or ("xsum_train" if is_seq2seq(args) else "webnlg_train")
+    if args.what != "limit":  # its rows differ in shape
+        fill_defaults(args)
+        decode.fill_defaults(args)
     return args
 
 
 def needs_peft(args: argparse.Namespace) -> bool:
-    return args.what in ("train-step", "memory", "epoch", "decode", "scaling") and bool({"peft", "lora"} & {*args.rows})
+    return args.what in ("train-step", "memory", "epoch", "decode", "scaling", "mixed") and bool(
+        {"peft", "lora"} & {*args.rows}
+    )
 
 
 def settings_of(args: argparse.Namespace) -> dict:
@@ -110,10 +120,13 @@ def settings_of(args: argparse.Namespace) -> dict:
         "decode": ("preseqlen", "mid_dim", *decode.SETTINGS, "seed"),
         "recipe": (*SETTINGS, "batches", "train_lengths", *decode.SETTINGS, "seed"),
         "startup": (),
+        "limit": ("tiny", "seed"),
+        "mixed": ("preseqlen", *decode.SETTINGS, "prefixes", "seed"),
         "scaling": (*SETTINGS, *decode.SETTINGS, "points", "seed"),
     }.get(args.what, SETTINGS)
     given = {"lengths_from": args.lengths_from.name} if args.lengths_from else {}
-    return {name: getattr(args, name) for name in ("shape", "bf16", "rounds", *names)} | given
+    shape = () if args.what in SHAPELESS else ("shape",)
+    return {name: getattr(args, name) for name in (*shape, "bf16", "rounds", *names)} | given
 
 
 def run_of(args: argparse.Namespace) -> dict:
@@ -129,13 +142,14 @@ def run_of(args: argparse.Namespace) -> dict:
 
 def measure(args: argparse.Namespace) -> int:
     """Measure, write the JSON, print the table."""
-    shape = () if args.what in SHAPELESS else (args.shape + ("-bf16" if args.bf16 else ""),)
-    name = "_".join(("benchmark", args.what, *shape, args.device))
+    kind = "-".join([args.what, *(["tiny"] if args.tiny else [])])
+    shape = [] if args.what in SHAPELESS else [args.shape]
+    name = "_".join(["benchmark", kind, *shape]) + ("-bf16" if args.bf16 else "") + f"_{args.device}"
     output = (args.output or REPOSITORY / "results" / f"{name}.json").expanduser().resolve()
     files.check_can_write(output, "--output")
     args.plots = output.with_suffix("")
     rows = MEASURE[args.what](args)
-    labels = {row: label(args, row) for row in rows}
+    labels = {row: mixed.label(row) if args.what == "mixed" else label(args, row) for row in rows}
     result = {"what": args.what, "settings": settings_of(args), "run": run_of(args), "labels": labels, "rows": rows}
     files.write_json(output, result)
     print(tables.as_markdown(result))

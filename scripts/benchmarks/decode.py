@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.lengths import draw, load_lengths
-from benchmarks.models import POSITIONS, OriginalStyle, is_bart, our_model, peft_model
+from benchmarks.models import IDS, POSITIONS, OriginalStyle, is_seq2seq, our_model, peft_model
 from benchmarks.steps import now, pairwise_ratio
 from gpt2 import decoding
 from prefixlib.beam_search import DecodingRule
@@ -31,6 +31,7 @@ SETTINGS = ("sentences", "batch_size", "beams", "max_new_tokens", "alone", "leng
 SPREAD = 4.4  # standard deviation of the logits, so that the best token has a probability of a few tenths
 # gains of attention's weights, and standard deviations of GPT-2's embeddings, in a random model that listens
 PEAKED = {**dict.fromkeys(("attn.c_attn", "q_proj", "k_proj", "v_proj"), 2.0), "attn.c_proj": 0.3, "out_proj": 0.5}
+PEAKED |= {"Attention.q": 0.25, "Attention.k": 2.0, "Attention.v": 2.0, "Attention.o": 0.5}  # T5 does not scale scores
 EMBEDDINGS = {"wte": 1.0, "wpe": 0.5}
 NEVER = -100.0  # the logit of an eos that does not come by itself
 ONE_BY_ONE = ("prefix-alone", "original-style")
@@ -40,7 +41,7 @@ Decoder = Callable[[Sequence[int]], list[list[int]]]  # numbers of sentences -> 
 
 def fill_defaults(args: argparse.Namespace) -> None:
     """The tree's own sizes where the command line gave none."""
-    for name, value in zip(SETTINGS, DEFAULTS["bart" if is_bart(args) else "gpt2"], strict=True):
+    for name, value in zip(SETTINGS, DEFAULTS["bart" if is_seq2seq(args) else "gpt2"], strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
 
@@ -59,9 +60,9 @@ class Work:
 def make_work(args: argparse.Namespace) -> Work:
     """Random ids of real lengths; an output ends before the limit, and not with its first token."""
     pairs = sorted(draw(load_lengths(args, args.lengths), args.sentences, args.seed), reverse=True)
-    positions = POSITIONS if is_bart(args) else POSITIONS - args.preseqlen - args.max_new_tokens
+    positions = POSITIONS if is_seq2seq(args) else POSITIONS - args.preseqlen - args.max_new_tokens
     generator = torch.Generator().manual_seed(args.seed)
-    prompts = [torch.randint(4, 50_000, (min(s, positions),), generator=generator).tolist() for s, _ in pairs]
+    prompts = [torch.randint(*IDS, (min(s, positions),), generator=generator).tolist() for s, _ in pairs]
     return Work(prompts, [max(min(target - 1, args.max_new_tokens - 1), 1) for _, target in pairs])
 
 
@@ -80,12 +81,15 @@ def sharpen(base: nn.Module) -> nn.Module:
                 if name.endswith(f"{ending_in}.weight"):
                     parameter.normal_(std=std)
         head.weight = nn.Parameter(torch.empty_like(head.weight).normal_(std=SPREAD / head.in_features**0.5))
-        if base.config.is_encoder_decoder:
+        norm = getattr(base.base_model, "ln_f", None)
+        if hasattr(base, "final_logits_bias"):
             base.final_logits_bias[0, eos] = NEVER
-        else:  # one dimension of the last hidden state is kept for the eos
-            norm = base.base_model.ln_f
+        elif norm is not None:  # GPT-2: one dimension of the last hidden state is kept for the eos
             norm.weight[0], norm.bias[0] = 0.0, 1.0
             head.weight[eos, 0] = NEVER
+        else:
+            head.bias = nn.Parameter(torch.zeros_like(head.weight[:, 0]))
+            head.bias[eos] = NEVER
     return base
 
 
@@ -132,6 +136,11 @@ class EndThere(LogitsProcessor):
         return certain(scores, self.ends == input_ids.shape[1] - self.before, self.eos)
 
 
+def causal_steps(work: Work, eos: int) -> type:
+    """gpt2.decoding's stepwise model, ended so."""
+    return ending(decoding.CausalSteps, work, eos, lambda model, prompts, *_: prompts)
+
+
 def rule_of(args: argparse.Namespace, eos: int) -> DecodingRule:
     return DecodingRule(
         eos_token_id=eos,
@@ -142,9 +151,18 @@ def rule_of(args: argparse.Namespace, eos: int) -> DecodingRule:
     )
 
 
-def generate(model: nn.Module, args: argparse.Namespace, work: Work, members: Sequence[int], before: int, **inputs):
-    """transformers' beam search on `inputs`; the tokens behind the first `before`, without eos and padding."""
+def left_padded(args: argparse.Namespace, work: Work, members: Sequence[int]) -> dict[str, Tensor]:
+    """The prompts of these sentences as `generate` takes them."""
+    width = max(len(work.prompts[n]) for n in members)
+    rows = [[0] * (width - len(work.prompts[n])) + work.prompts[n] for n in members]
+    ids = torch.tensor(rows, device=args.device)
+    return {"input_ids": ids, "attention_mask": ids.ne(0).long()}
+
+
+def generate(model: nn.Module, args: argparse.Namespace, work: Work, members: Sequence[int], **inputs):
+    """transformers' beam search on `inputs`; the tokens behind the prompt, without eos and padding."""
     eos = model.config.eos_token_id
+    before = 1 if is_seq2seq(args) else inputs["input_ids"].shape[1]
     output = model.generate(
         **inputs,
         num_beams=args.beams,
@@ -171,7 +189,7 @@ def our_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = N
     rule = rule_of(args, eos)
     with torch.no_grad():
         prefix = model.prefix(1)
-    if is_bart(args):
+    if is_seq2seq(args):
         steps = ending(seq2seq_decoding.Seq2SeqSteps, work, eos, _sources)
 
         def run(members: Sequence[int]) -> list[list[int]]:
@@ -181,7 +199,7 @@ def our_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = N
             return [best.tokens for (best,) in found]
 
         return run
-    causal = ending(decoding.CausalSteps, work, eos, lambda model, prompts, *_: prompts)
+    causal = causal_steps(work, eos)
 
     def run_causal(members: Sequence[int]) -> list[list[int]]:
         with mock.patch.object(decoding, "CausalSteps", causal):
@@ -202,7 +220,7 @@ def our_decoder_alone(args: argparse.Namespace, work: Work) -> Decoder:
 
 def peft_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = None) -> Decoder:
     """PEFT's `generate`, on the same batches, padded on the left."""
-    if is_bart(args):
+    if is_seq2seq(args):
         raise UserError("decode has no peft row for BART: its prefix is another function; leave it out of --vs")
     model = peft_model(args).eval()
     sharpen(model.base_model)
@@ -210,10 +228,7 @@ def peft_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = 
     def run(members: Sequence[int]) -> list[list[int]]:
         outputs = []
         for group in batches(members, batch_size or args.batch_size):
-            width = max(len(work.prompts[n]) for n in group)
-            rows = [[0] * (width - len(work.prompts[n])) + work.prompts[n] for n in group]
-            ids = torch.tensor(rows, device=args.device)
-            outputs += generate(model, args, work, group, width, input_ids=ids, attention_mask=ids.ne(0).long())
+            outputs += generate(model, args, work, group, **left_padded(args, work, group))
         return outputs
 
     return run
@@ -224,7 +239,7 @@ def original_decoder(args: argparse.Namespace, work: Work) -> Decoder:
 
     GPT-2: the cache is seeded with the prefix as PEFT does it. BART: the prefix network runs on K rows per document.
     """
-    if not is_bart(args):
+    if not is_seq2seq(args):
         return peft_decoder(args, work, batch_size=1)
     model = OriginalStyle(args).eval()
     base = sharpen(model.base)
@@ -237,7 +252,7 @@ def original_decoder(args: argparse.Namespace, work: Work) -> Decoder:
             layers["encoder"] = [(keys[:1], values[:1]) for keys, values in layers["encoder"]]  # it runs once
             ids = torch.tensor([work.prompts[n]], device=args.device)
             with attend_to(base, layers):
-                outputs += generate(base, args, work, [n], 1, input_ids=ids, attention_mask=torch.ones_like(ids))
+                outputs += generate(base, args, work, [n], input_ids=ids, attention_mask=torch.ones_like(ids))
         return outputs
 
     return run
@@ -253,7 +268,9 @@ DECODERS: dict[str, Callable[[argparse.Namespace, Work], Decoder]] = {
 
 def decoding_rows(args: argparse.Namespace) -> list[str]:
     """The rows of --vs that decode: a fine-tuned model without a prefix is no other way of decoding."""
-    wanted = [row for row in ("peft", "original-style") if row in args.rows and not (is_bart(args) and row == "peft")]
+    wanted = [
+        row for row in ("peft", "original-style") if row in args.rows and not (is_seq2seq(args) and row == "peft")
+    ]
     return ["prefix", *(["prefix-alone"] if "original-style" in args.rows else []), *wanted]
 
 
@@ -273,19 +290,38 @@ def check_equal_tokens(args: argparse.Namespace, outputs: dict[str, dict[int, li
 
 
 def decode(args: argparse.Namespace) -> dict[str, dict]:
-    """All rows in turn; those that take one sentence at a time decode every so-manieth, and their time is scaled up.
-
-    The scale is the number of decoding steps of all sentences over that of those decoded.
-    """
+    """All rows in turn; those that take one sentence at a time decode every so-manieth."""
     work = make_work(args)
     everyone = list(range(len(work.prompts)))
-    alone = everyone[:: max(len(everyone) // args.alone, 1)][: args.alone] if args.alone else everyone
+    alone = some(everyone, args.alone)
     rows = decoding_rows(args)
     decoders = {row: DECODERS[row](args, work) for row in rows}
     members = {row: alone if row in ONE_BY_ONE else everyone for row in rows}
+    return in_turn(args, work, decoders, members)
+
+
+def some(members: Sequence[int], most: int) -> Sequence[int]:
+    """Every so-manieth of the sentences, at most `most`; 0: all."""
+    return members[:: max(len(members) // most, 1)][:most] if most else members
+
+
+def in_turn(
+    args: argparse.Namespace,
+    work: Work,
+    decoders: dict[str, Decoder],
+    members: dict[str, Sequence[int]],
+    same: Sequence[Sequence[str]] | None = None,
+) -> dict[str, dict]:
+    """Each row decodes its members in every round; `same`: groups of rows whose tokens must agree (default: all rows).
+
+    The time of a row that decodes some of the sentences is scaled up. Ratios are to the first row.
+    """
+    rows, first = list(decoders), next(iter(decoders))
     scale = {row: sum(work.ends) / sum(work.ends[n] for n in members[row]) for row in rows}
     outputs = {row: dict(zip(members[row], decoders[row](members[row]), strict=True)) for row in rows}  # warm-up
-    differ = check_equal_tokens(args, outputs)
+    differ: dict[str, int] = {}
+    for group in same if same is not None else [rows]:
+        differ |= check_equal_tokens(args, {row: outputs[row] for row in group})
     seconds: dict[str, list[float]] = {row: [] for row in rows}
     for _ in range(args.rounds):
         for row in rows:
@@ -295,11 +331,12 @@ def decode(args: argparse.Namespace) -> dict[str, dict]:
     return {
         row: {
             "seconds": statistics.median(times),
-            "sentences_per_second": len(everyone) / statistics.median(times),
-            "speed_ratio": pairwise_ratio(times, seconds["prefix"]),
+            "sentences_per_second": len(work.prompts) / statistics.median(times),
+            "tokens_per_second": sum(work.ends) / statistics.median(times),
+            "speed_ratio": pairwise_ratio(times, seconds[first]),
             "sentences_decoded": len(members[row]),
             "scaled_by": scale[row],
-            "sentences_that_differ": differ[row],
+            **({"sentences_that_differ": differ[row]} if row in differ else {}),
             "all_seconds": [round(value, 4) for value in times],
         }
         for row, times in seconds.items()

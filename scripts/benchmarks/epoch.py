@@ -14,20 +14,22 @@ from unittest import mock
 
 import torch
 from torch import nn
-from transformers import BartConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from benchmarks.decode import ending, make_work, rule_of, sharpen
+from benchmarks.decode import causal_steps, make_work, rule_of, sharpen
 from benchmarks.lengths import draw, load_lengths
 from benchmarks.models import (
     GROUPED,
+    IDS,
     POSITIONS,
     STOCK,
     Batch,
     check_equal_losses,
+    config_of,
     decoder_inputs,
-    is_bart,
+    is_seq2seq,
     our_model,
 )
 from benchmarks.steps import in_turn, now, timed
@@ -66,7 +68,7 @@ def make_examples(args: argparse.Namespace, count: int) -> list[Encoded]:
     generator = torch.Generator().manual_seed(args.seed)
 
     def ids(number: int) -> list[int]:
-        return torch.randint(4, 50_000, (number,), generator=generator).tolist()
+        return torch.randint(*IDS, (number,), generator=generator).tolist()
 
     positions = POSITIONS - args.preseqlen
     pairs = draw(load_lengths(args, args.train_lengths), count, args.seed)
@@ -120,7 +122,7 @@ def stock_trainer(args: argparse.Namespace, output: Path, model: nn.Module, exam
 
 
 def check_device(args: argparse.Namespace) -> None:
-    if is_bart(args):
+    if is_seq2seq(args):
         raise UserError(f"{args.what} is for GPT-2's shapes, not --shape {args.shape}")
     if torch.cuda.is_available() and args.device == "cpu":
         raise UserError(f"{args.what} --device cpu: Trainer takes the GPU where there is one; hide it first")
@@ -142,7 +144,7 @@ def train(args: argparse.Namespace, make_trainer, model: nn.Module, examples, ep
 
 def epoch(args: argparse.Namespace) -> dict[str, dict]:
     """Seconds of `--batches` batches per row, in turn; the first step's losses must agree."""
-    if is_bart(args):
+    if is_seq2seq(args):
         return bart_epoch(args)
     check_device(args)
     examples = make_examples(args, args.batches * args.bsz)
@@ -187,13 +189,13 @@ def padded(args: argparse.Namespace, pairs: list[tuple[int, int]], members: list
     for n in members:
         generator = torch.Generator().manual_seed(args.seed + n)
         for side, length in zip((sources, targets), pairs[n], strict=True):
-            side.append(torch.randint(4, 50_000, (length,), generator=generator))
-    pad = BartConfig().pad_token_id
+            side.append(torch.randint(*IDS, (length,), generator=generator))
+    pad = config_of(args.shape).pad_token_id
     input_ids, labels = (
         nn.utils.rnn.pad_sequence(side, batch_first=True, padding_value=pad) for side in (sources, targets)
     )
     batch = {"input_ids": input_ids, "attention_mask": input_ids.ne(pad).long(), "labels": labels}
-    batch["decoder_input_ids"] = decoder_inputs(labels)
+    batch["decoder_input_ids"] = decoder_inputs(args, labels)
     return {name: ids.to(args.device) for name, ids in batch.items()}
 
 
@@ -211,7 +213,7 @@ def train_and_decode(args: argparse.Namespace) -> dict[str, dict]:
     watch = train(args, our_trainer, model, make_examples(args, args.batches * args.bsz), RECIPE["epochs"], every=50)
     work = make_work(args)
     base, eos = sharpen(model.eval().base), model.base.config.eos_token_id
-    steps = ending(decoding.CausalSteps, work, eos, lambda model, prompts, *_: prompts)
+    steps = causal_steps(work, eos)
     with torch.no_grad(), mock.patch.object(decoding, "CausalSteps", steps):
         started = now(args.device)
         decoding.decode(base, work.prompts, rule_of(args, eos), layers=model.prefix(1), batch_size=args.batch_size)

@@ -11,7 +11,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import BartConfig, BartForConditionalGeneration, DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    DynamicCache,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from gpt2 import prefix_lm as gpt2_lm
 from gpt2 import train_control as gpt2
@@ -32,8 +41,13 @@ SHAPES = {  # layers (of each side), heads, width
     "bart-mini": (2, 4, 256),
     "bart-base": (6, 12, 768),
     "bart-large": (12, 16, 1024),
+    "llama-tiny": (2, 3, 48),
+    "llama-135m": (30, 9, 576),  # SmolLM2-135M's
+    "t5-tiny": (2, 2, 64),
+    "t5-small": (8, 6, 512),  # T5 1.1's and Flan-T5's
 }
 POSITIONS = 1024
+IDS = (4, 32_000)  # the random token ids: ordinary ones in every vocabulary
 # B, S, T, P, mid_dim where the command line does not say: WebNLG's mean length; XSum's, cut to what a CPU can do
 DEFAULTS = {"gpt2": (5, 0, 80, 5, 512), "bart": (5, 256, 40, 200, 800)}
 SETTINGS = ("bsz", "source", "tokens", "preseqlen", "mid_dim")
@@ -44,49 +58,61 @@ Batch = dict[str, Tensor]
 Case = tuple[nn.Module, Callable[[Batch], Tensor]]  # a model, and its loss on a batch
 
 
-def is_bart(args: argparse.Namespace) -> bool:
-    return args.shape.startswith("bart")
+def is_seq2seq(args: argparse.Namespace) -> bool:
+    return args.shape.startswith(("bart", "t5"))
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
     """The tree's own sizes where the command line gave none."""
-    for name, value in zip(SETTINGS, DEFAULTS["bart" if is_bart(args) else "gpt2"], strict=True):
+    for name, value in zip(SETTINGS, DEFAULTS["bart" if is_seq2seq(args) else "gpt2"], strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
+
+
+def config_of(shape: str) -> PreTrainedConfig:
+    """transformers' configuration of a shape, without dropout."""
+    family, (layers, heads, width) = shape.split("-")[0], SHAPES[shape]
+    if family == "bart":
+        sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (
+            ("layers", layers), ("attention_heads", heads), ("ffn_dim", 4 * width))}  # fmt: skip
+        off = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
+        return BartConfig(d_model=width, forced_eos_token_id=None, **sides, **off)
+    if family == "t5":
+        sizes = {"d_model": width, "num_layers": layers, "num_heads": heads, "d_ff": 2 * width}
+        kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "dropout_rate": 0.0}
+        return T5Config(decoder_start_token_id=0, **sizes, **kind)
+    if family == "llama":
+        sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads // 3}
+        sizes |= {"hidden_size": width, "intermediate_size": width * 8 // 3, "max_position_embeddings": POSITIONS}
+        return LlamaConfig(vocab_size=49_152, tie_word_embeddings=True, **sizes)
+    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    return GPT2Config(n_layer=layers, n_head=heads, n_embd=width, n_positions=POSITIONS, **off)
 
 
 def make_base(args: argparse.Namespace) -> nn.Module:
     """transformers' own model with random weights of the given shape, without dropout; --bf16: in bfloat16."""
     torch.manual_seed(0)
-    layers, heads, width = SHAPES[args.shape]
-    if is_bart(args):
-        sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in (
-            ("layers", layers), ("attention_heads", heads), ("ffn_dim", 4 * width))}  # fmt: skip
-        off = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
-        config = BartConfig(d_model=width, forced_eos_token_id=None, **sides, **off)
-        base = BartForConditionalGeneration(config)
-    else:
-        off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-        config = GPT2Config(n_layer=layers, n_head=heads, n_embd=width, n_positions=POSITIONS, **off)
-        base = GPT2LMHeadModel(config)
+    config = config_of(args.shape)
+    auto = AutoModelForSeq2SeqLM if is_seq2seq(args) else AutoModelForCausalLM
     avoid_cudnn_attention()  # as load_model does; for every row
-    base = base.to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
-    base.generation_config.pad_token_id = base.config.eos_token_id if not is_bart(args) else base.config.pad_token_id
+    base = auto.from_config(config).to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
+    base.generation_config.pad_token_id = config.eos_token_id if not is_seq2seq(args) else config.pad_token_id
     return base.eval()
 
 
-def decoder_inputs(labels: Tensor) -> Tensor:
-    """BART's labels (B, T), moved on by one behind its start token."""
-    return torch.cat([torch.full_like(labels[:, :1], BartConfig().decoder_start_token_id), labels[:, :-1]], dim=1)
+def decoder_inputs(args: argparse.Namespace, labels: Tensor) -> Tensor:
+    """An encoder-decoder's labels (B, T), moved on by one behind its start token."""
+    start = config_of(args.shape).decoder_start_token_id
+    return torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
 
 
 def make_batch(args: argparse.Namespace) -> Batch:
-    """Random ids without padding: half of every GPT-2 row is scored, as in table-to-text; all of BART's target is."""
+    """Random ids without padding: half of a decoder-only row is scored, as in table-to-text; of a target, all."""
     torch.manual_seed(1)
-    labels = torch.randint(4, 50_000, (args.bsz, args.tokens))
-    if is_bart(args):
-        input_ids = torch.randint(4, 50_000, (args.bsz, args.source))
-        batch = {"input_ids": input_ids, "labels": labels, "decoder_input_ids": decoder_inputs(labels)}
+    labels = torch.randint(*IDS, (args.bsz, args.tokens))
+    if is_seq2seq(args):
+        input_ids = torch.randint(*IDS, (args.bsz, args.source))
+        batch = {"input_ids": input_ids, "labels": labels, "decoder_input_ids": decoder_inputs(args, labels)}
     else:
         batch = {"input_ids": labels.clone(), "labels": labels}
         labels[:, : args.tokens // 2] = -100
@@ -98,7 +124,7 @@ def our_prefix(args: argparse.Namespace, base: nn.Module) -> nn.Module:
     """This package's prefix module, the same random weights each time."""
     torch.manual_seed(2)
     settings = {"preseqlen": args.preseqlen, "mid_dim": args.mid_dim, "prefix_dropout": 0.0}
-    if is_bart(args):
+    if is_seq2seq(args):
         sites = dict.fromkeys(("use_encoder_prefix", "use_cross_prefix", "use_self_prefix"), True)
         off = {"use_deep": False, "init_shallow": False}
         prefix = bart.PrefixTuning(bart.PrefixConfig.for_model(base.config, **settings, **sites, **off))
@@ -117,7 +143,7 @@ def our_model(args: argparse.Namespace, checkpointing: bool = False) -> nn.Modul
     base = make_base(args)
     fuse_gelu(base)
     prefix = our_prefix(args, base)
-    if not is_bart(args):
+    if not is_seq2seq(args):
         return gpt2_lm.PrefixLM(base, prefix, train_base=checkpointing, checkpointing=checkpointing)
     model = bart_lm.PrefixLM(base, prefix)
     if checkpointing:
@@ -137,7 +163,7 @@ def prefix_row(args: argparse.Namespace, checkpointing: bool = False) -> Case:
         total, count = model.loss(**batch)
         return total / count
 
-    return model, bart_loss if is_bart(args) else loss
+    return model, bart_loss if is_seq2seq(args) else loss
 
 
 def checkpointing_row(args: argparse.Namespace) -> Case:
@@ -159,13 +185,13 @@ def peft_model(args: argparse.Namespace) -> nn.Module:
     peft = import_peft()
     base = make_base(args)
     config = peft.PrefixTuningConfig(
-        task_type="SEQ_2_SEQ_LM" if is_bart(args) else "CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if is_seq2seq(args) else "CAUSAL_LM",
         num_virtual_tokens=args.preseqlen,
         prefix_projection=True,
         encoder_hidden_size=args.mid_dim,
     )
     model = peft.get_peft_model(base, config)
-    if not is_bart(args):
+    if not is_seq2seq(args):
         ours, encoder = our_prefix(args, base), model.prompt_encoder["default"]
         encoder.embedding.load_state_dict(ours.wte.state_dict())
         encoder.transform.load_state_dict(ours.control_trans.state_dict())
@@ -175,7 +201,7 @@ def peft_model(args: argparse.Namespace) -> nn.Module:
 def lora_model(args: argparse.Namespace) -> nn.Module:
     """PEFT's LoRA with its defaults for the model (GPT-2: c_attn; BART: q_proj, v_proj): another method."""
     peft = import_peft()
-    kind = {"task_type": "SEQ_2_SEQ_LM"} if is_bart(args) else {"task_type": "CAUSAL_LM", "fan_in_fan_out": True}
+    kind = {"task_type": "SEQ_2_SEQ_LM"} if is_seq2seq(args) else {"task_type": "CAUSAL_LM", "fan_in_fan_out": True}
     return peft.get_peft_model(make_base(args), peft.LoraConfig(r=LORA_RANK, **kind))
 
 
@@ -187,7 +213,9 @@ def stock_row(make: Callable[[argparse.Namespace], nn.Module]) -> Callable[[argp
 
     def row(args: argparse.Namespace) -> Case:
         model = make(args).train()
-        padding = model.config.pad_token_id if is_bart(args) else None  # GPT-2's labels are marked as ignored already
+        padding = (
+            model.config.pad_token_id if is_seq2seq(args) else None
+        )  # GPT-2's labels are marked as ignored already
 
         def loss(batch: Batch) -> Tensor:
             labels = batch["labels"]
@@ -209,7 +237,7 @@ class OriginalStyle(nn.Module):
         super().__init__()
         self.base = make_base(args)
         self.prefix = our_prefix(args, self.base)
-        self.bart = is_bart(args)
+        self.bart = is_seq2seq(args)
         self.base.requires_grad_(False)
         if self.bart:
             attention.install(self.base)  # the only way in: transformers has no encoder prefix
@@ -273,13 +301,13 @@ LABELS = {
 
 def label(args: argparse.Namespace, row: str) -> str:
     """A row's name in a table, saying where it does other work."""
-    other = " (decoder self-attention only: another function)" if is_bart(args) and row == "peft" else ""
+    other = " (decoder self-attention only: another function)" if is_seq2seq(args) and row == "peft" else ""
     return LABELS.get(row, row) + other
 
 
 def same_function(args: argparse.Namespace) -> tuple[str, ...]:
     """Rows that compute the same function of the same weights."""
-    return ("prefix", "checkpointing", "original-style", *(() if is_bart(args) else ("peft",)))
+    return ("prefix", "checkpointing", "original-style", *(() if is_seq2seq(args) else ("peft",)))
 
 
 def check_equal_losses(args: argparse.Namespace, losses: dict[str, float]) -> None:

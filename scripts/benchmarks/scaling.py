@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.decode import decode
-from benchmarks.models import is_bart
+from benchmarks.models import is_seq2seq
 from benchmarks.plots import Panel, plot
 from benchmarks.steps import memory, train_step
 from prefixlib.errors import UserError
@@ -81,7 +81,7 @@ def at_decode(args: argparse.Namespace) -> dict[str, dict]:
 def at_processes(args: argparse.Namespace) -> dict[str, dict]:
     """Tokens per second of the demo's training, through the launcher; the global batch stays the same."""
     with tempfile.TemporaryDirectory() as folder:
-        name = "seq2seq/train_bart.py" if is_bart(args) else "gpt2/train_e2e.py"
+        name = "seq2seq/train_bart.py" if is_seq2seq(args) else "gpt2/train_e2e.py"
         script, output = REPOSITORY / name, Path(folder) / "run"
         flags = {
             "demo": "yes",
@@ -89,7 +89,7 @@ def at_processes(args: argparse.Namespace) -> dict[str, dict]:
             "max_steps": PROCESS_STEPS,
             "disable_tqdm": "yes",
         }
-        flags |= {} if is_bart(args) else {"skip_decode": "yes"}
+        flags |= {} if is_seq2seq(args) else {"skip_decode": "yes"}
         flags |= {"num_processes": args.num_processes, "logging_steps": PROCESS_STEPS, "eval_steps": 10**6}
         flags |= {"save_steps": 10**6, "output_dir": output}
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
@@ -112,11 +112,11 @@ RATIOS = {"time ratio": "time: prefix / row (below 1: prefix faster)", "speed ra
 
 def scaling(args: argparse.Namespace) -> dict[str, dict]:
     """Every sweep's points; writes a PNG per sweep beside the JSON."""
-    there = [name for name in SWEEPS if is_bart(args) or name != "source"]
+    there = [name for name in SWEEPS if is_seq2seq(args) or name != "source"]
     names = args.sweeps.split(",") if args.sweeps else there
     if not set(names) <= set(there):
         raise UserError(f"--sweeps {args.sweeps}: for {args.shape} choose from {', '.join(there)}")
-    tree = ROWS["bart" if is_bart(args) else "gpt2"]
+    tree = ROWS["bart" if is_seq2seq(args) else "gpt2"]
     results = {}
     for name in names:
         sweep, points = SWEEPS[name], {}

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,10 +105,12 @@ def peak_of_three_steps(args: argparse.Namespace, row: str) -> dict[str, int]:
     return {**record.peak_memory_bytes(), "libraries": before}
 
 
-def peak_memory(args: argparse.Namespace, row: str) -> dict[str, int]:
-    """Bytes of a fresh process that runs `row` alone: `host`, of which `libraries` before the model; `gpu` on a GPU."""
-    settings = {name: getattr(args, name) for name in ("shape", "device", "bf16", *SETTINGS)}
-    command = [sys.executable, "-m", "benchmarks.steps", row, json.dumps(settings)]
+def peak_memory(module: str, row: str, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes of a fresh process that runs `row` alone: `host`, of which `libraries` before the model; `gpu` on a GPU.
+
+    module: python -m MODULE ROW SETTINGS prints them.
+    """
+    command = [sys.executable, "-m", module, row, json.dumps(settings, default=str)]
     scripts = Path(__file__).resolve().parents[1]
     result = subprocess.run(command, cwd=scripts, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -118,8 +121,9 @@ def peak_memory(args: argparse.Namespace, row: str) -> dict[str, int]:
 def memory(args: argparse.Namespace) -> dict[str, dict]:
     """Peak memory per row, and the first row's peak divided by it: whole, and without the libraries."""
     table, first = {}, None
+    settings = {name: getattr(args, name) for name in ("shape", "device", "bf16", *SETTINGS)}
     for row in args.rows:
-        found = peak_memory(args, row)
+        found = peak_memory("benchmarks.steps", row, settings)
         whole = found["gpu"] if args.device == "cuda" else found["host"]
         own = whole if args.device == "cuda" else whole - found["libraries"]
         first = first or (whole, own)

@@ -13,6 +13,11 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "seconds": ("seconds", lambda value: f"{value:.3g}"),
     "training_seconds": ("training, s", lambda value: f"{value:,.0f}"),
     "decoding_seconds": ("decoding, s", lambda value: f"{value:,.0f}"),
+    "operations": ("GFLOP", lambda value: f"{value / 1e9:,.3g}"),
+    "operations_per_second": ("GFLOP/s", lambda value: f"{value / 1e9:,.0f}"),
+    "bytes_per_second": ("GB/s", lambda value: f"{value / 1e9:.1f}"),
+    "share": ("share of the product's rate", lambda value: f"{value:.2f}"),
+    "memory_share": ("share of the memory's", lambda value: f"{value:.2f}"),
     "tokens_per_second": ("tokens/s", lambda value: f"{value:,.0f}"),
     "sentences_per_second": ("sentences/s", lambda value: f"{value:.3g}"),
     "time_ratio": ("time: prefix / row", lambda value: f"{value:.2f}"),
@@ -143,9 +148,8 @@ def figures(folder: Path) -> str:
     tables: dict[str, list[str]] = {}
     for figure in FIGURES:
         for device in figure.devices.split():
-            paths = [folder / f"benchmark_{figure.what}_{figure.shape}{bf16}_{device}.json" for bf16 in ("", "-bf16")]
-            if not figure.shape:
-                paths = [folder / f"benchmark_{figure.what}_{device}.json"]
+            name = "_".join(filter(None, ("benchmark", figure.what, figure.shape)))
+            paths = [folder / f"{name}{bf16}_{device}.json" for bf16 in ("", "-bf16")]
             for path in filter(Path.is_file, paths):
                 result = json.loads(path.read_text(encoding="utf-8"))
                 value = figure.value(result["rows"])
@@ -161,7 +165,7 @@ def figures(folder: Path) -> str:
 def _command(result: Mapping) -> str:
     """The command line of a result; other sizes are in its file."""
     settings = result["settings"]
-    shape = f" --shape {settings['shape']}" if result["what"] != "startup" else ""
+    shape = f" --shape {settings['shape']}" if settings.get("shape") else ""
     bsz = f" --bsz {settings['bsz']}" if settings.get("bsz", USUAL_BSZ) != USUAL_BSZ else ""
     bf16 = " --bf16" if settings["bf16"] else ""
     return f"`{result['what']}{shape}{bsz}{bf16}`"

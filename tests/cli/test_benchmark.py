@@ -6,7 +6,7 @@ import json
 import pytest
 
 import benchmark
-from benchmarks import decode, epoch, lengths, models, scaling, startup
+from benchmarks import decode, epoch, lengths, limit, mixed, models, scaling, startup
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -58,7 +58,7 @@ def test_an_epoch_of_bart_on_padded_batches(tmp_path):
     rows = measure(tmp_path, "epoch", "--shape", "bart-tiny", *sizes)["rows"]
     assert list(rows) == ["prefix", "finetune", "original-style", "grouped"]
     assert rows["original-style"]["first_loss"] == pytest.approx(rows["prefix"]["first_loss"], abs=1e-4)
-    args = argparse.Namespace(seed=3, device="cpu")
+    args = argparse.Namespace(shape="bart-tiny", seed=3, device="cpu")
     batch = epoch.padded(args, [(9, 4), (5, 7)], [1, 0])
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 9]
     assert batch["labels"].ne(1).sum(dim=1).tolist() == [7, 4]
@@ -139,6 +139,60 @@ def test_curves_of_bart(tmp_path):
         measure(tmp_path, "scaling", "--sweeps", "source", "--shape", "gpt2-tiny")
 
 
+def test_shares_of_the_machines_limit(tmp_path, monkeypatch):
+    """A share is operations / seconds / the rate measured beside it; real lengths are counted without padding."""
+    monkeypatch.setitem(limit.MATRIX, "cpu", 256)
+    less = ["--tiny", "--bsz", "2", "--tokens", "9", *FEW[:2], "--max_new_tokens", "6", "--preseqlen", "3"]
+    rows = measure(tmp_path, "limit", *less)["rows"]
+    assert list(rows) == ["float32 matrix product", "bfloat16 matrix product", "memory, read", *limit.ROWS]
+    rate = rows["float32 matrix product"]["operations_per_second"]
+    for name in limit.ROWS:
+        numbers = rows[name]
+        assert numbers["operations"] == sum(numbers["operations_by_part"].values())
+        assert numbers["share"] == pytest.approx(numbers["operations"] / numbers["seconds"] / rate)
+    assert 0 < rows["gpt2-small decode, greedy, one at a time"]["memory_share"] < 1
+    bart = rows["bart-base step, B 5, XSum's lengths, P 200"]["operations_by_part"]
+    args = argparse.Namespace(lengths_from=None)
+    pairs = lengths.draw(lengths.load_lengths(args, "xsum_train"), 2, 101)
+    assert bart["head"] == 4 * sum(target for _, target in pairs) * 64 * 50265
+    assert limit.share(6.0, [1.0, 2.0, 3.0], [1.0, 1.0, 1.0]) == 3.0
+
+
+MIXED = ["--shape", "gpt2-tiny", "--prefixes", "1", "3", "--sentences", "4", "--max_new_tokens", "6"]
+
+
+def test_many_prefixes_in_one_batch(tmp_path, monkeypatch):
+    """Every row decodes; ours and PEFT's, with the same weights, to the same tokens, one prefix or three."""
+
+    def peak(module, row, settings):
+        assert module == "benchmarks.mixed"
+        return mixed.peak(argparse.Namespace(**settings), row) | {"libraries": 0}
+
+    monkeypatch.setattr(mixed, "peak_memory", peak)
+    result = measure(tmp_path, "mixed", *MIXED)
+    rows = result["rows"]
+    assert list(rows) == ["prefix", "mixed-1", "peft-1", "lora-1", "mixed-3", "peft-3", "lora-3"]
+    assert [rows[row].get("sentences_that_differ") for row in rows] == [0, 0, 0, None, 0, 0, None]
+    assert all(numbers["own_memory_bytes"] > 0 for numbers in rows.values())
+    assert result["labels"]["peft-3"] == "PEFT prefix: 3 prefixes, one after the other"
+    args = benchmark.parse_args(["mixed", "--device", "cpu", *MIXED])
+    work = decode.make_work(args)
+    one, three = (mixed.our_decoder(args, work, count)(range(4)) for count in (1, 3))
+    assert [a == b for a, b in zip(one, three, strict=True)] == [
+        True,
+        False,
+        False,
+        True,
+    ]  # or prefixes would not matter
+
+
+def test_a_mixed_batch_with_the_wrong_prefixes_is_refused(tmp_path, monkeypatch):
+    right = mixed.MixedPrefixes._past
+    monkeypatch.setattr(mixed.MixedPrefixes, "_past", lambda self, jobs: right(self, [("0", job) for _, job in jobs]))
+    with pytest.raises(UserError, match=r"do not decode the same tokens.* 'peft-3': 2\} of 4"):
+        measure(tmp_path, "mixed", *MIXED, "--vs", "peft")
+
+
 def test_thinned_points_keep_both_ends():
     assert scaling.thin((1, 5, 20, 100, 200, 500), 3) == [1, 20, 500]
     assert scaling.thin((1, 2), None) == [1, 2]
@@ -155,8 +209,8 @@ def test_rows_of_unequal_loss_are_refused(tmp_path, monkeypatch):
 def test_rows_of_unequal_tokens_are_refused(tmp_path, monkeypatch):
     right = decode.generate
 
-    def one_wrong(model, args, work, members, *rest, **inputs):
-        first, *others = right(model, args, work, members, *rest, **inputs)
+    def one_wrong(model, args, work, members, **inputs):
+        first, *others = right(model, args, work, members, **inputs)
         return [[*first[:-1], first[-1] + 1], *others]
 
     monkeypatch.setattr(decode, "generate", one_wrong)

@@ -1,0 +1,140 @@
+"""How near the machine's limit this package comes (scripts/benchmark.py limit).
+
+The limit is measured in the same rounds as the rows: products of large matrices, and a matrix read from memory once.
+A row's share is its operations (benchmarks/operations.py), divided by its time and by the rate of the products. One
+sentence at a time is bound by memory instead: its other share is of the bytes of all matrices, read once each step.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks import decode, epoch, models, steps
+from benchmarks.lengths import draw, load_lengths
+from benchmarks.operations import Sizes, decoding, training_step
+
+MATRIX = {"cpu": 2048, "cuda": 8192}  # width of the multiplied matrices
+READ = 256 * 2**20  # bytes of the matrix that is read, many times the caches
+REPEATS = 3  # of each measurement of the machine in a round
+PRODUCT = "{} matrix product"
+MEMORY = "memory, read"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured piece of work: a shape, "step" or "decode", and the sizes that are not its tree's usual ones."""
+
+    shape: str
+    work: str
+    sizes: dict[str, Any]
+    real_lengths: bool = False  # the texts of a batch differ in length, and are padded
+
+
+ROWS = {
+    "gpt2-small step, B 5, T 80, P 5": Row("gpt2-small", "step", {}),
+    "llama-135m step, B 10, T 57 (E2E's mean), P 5": Row("llama-135m", "step", {"bsz": 10, "tokens": 57}),
+    "bart-base step, B 5, XSum's lengths, P 200": Row("bart-base", "step", {}, real_lengths=True),
+    "gpt2-small decode, 5 beams": Row("gpt2-small", "decode", {}),
+    "gpt2-small decode, greedy, one at a time": Row(
+        "gpt2-small", "decode", {"beams": 1, "batch_size": 1, "sentences": 4}
+    ),
+}
+
+
+def limit(args: argparse.Namespace) -> dict[str, dict]:
+    """The machine's rates, then seconds, operations and shares of every row; all take turns."""
+    work = {name: prepare(args, row) for name, row in ROWS.items()}
+    for run, _ in work.values():  # warm-up
+        run()
+    rates: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(args.rounds):
+        for name, rate in machine(args.device).items():
+            rates.setdefault(name, []).append(rate)
+        for name, (run, _) in work.items():
+            started = steps.now(args.device)
+            run()
+            seconds[name].append(steps.now(args.device) - started)
+    table: dict[str, dict] = {
+        name: {"bytes_per_second" if name == MEMORY else "operations_per_second": statistics.median(values)}
+        for name, values in rates.items()
+    }
+    product = PRODUCT.format("bfloat16" if args.bf16 else "float32")
+    for name, (_, numbers) in work.items():
+        times = seconds[name]
+        table[name] = {"seconds": statistics.median(times), **numbers}
+        table[name]["share"] = share(numbers["operations"], times, rates[product])
+        if "bytes" in numbers:
+            table[name]["memory_share"] = share(numbers["bytes"], times, rates[MEMORY])
+        table[name]["all_seconds"] = [round(value, 4) for value in times]
+    return table
+
+
+def share(amount: float, seconds: list[float], rates: list[float]) -> float:
+    """The median over the rounds of amount / seconds / rate."""
+    return statistics.median(amount / time / rate for time, rate in zip(seconds, rates, strict=True))
+
+
+def machine(device: str) -> dict[str, float]:
+    """Operations per second of a matrix product in both precisions, and bytes per second of reading memory."""
+    width = MATRIX[device]
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(width, width, device=device, dtype=dtype)
+        name = PRODUCT.format(str(dtype).removeprefix("torch."))
+        found[name] = 2 * width**3 / _median_seconds(device, lambda one=square: one @ one)
+    matrix = torch.ones(READ // 4 // width, width, device=device)
+    vector = torch.ones(width, device=device)
+    return {**found, MEMORY: READ / _median_seconds(device, lambda: matrix @ vector)}
+
+
+def _median_seconds(device: str, run: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(REPEATS + 1):
+        started = steps.now(device)
+        run()
+        times.append(steps.now(device) - started)
+    return statistics.median(times[1:])
+
+
+def prepare(args: argparse.Namespace, row: Row) -> tuple[Callable[[], Any], dict[str, float]]:
+    """What a row runs, and its operations; of a decoding also the bytes of the matrices that its steps read."""
+    shape = f"{row.shape.split('-')[0]}-tiny" if args.tiny else row.shape
+    given = {name: value for name in (*models.SETTINGS, *decode.SETTINGS) if (value := getattr(args, name)) is not None}
+    own = argparse.Namespace(**{**vars(args), "shape": shape, **row.sizes, **given})
+    models.fill_defaults(own)
+    decode.fill_defaults(own)
+    sizes = Sizes.of(models.make_base(argparse.Namespace(**{**vars(own), "device": "meta"})))
+    return (_decode if row.work == "decode" else _step)(own, sizes, row.real_lengths)
+
+
+def _step(args: argparse.Namespace, sizes: Sizes, real_lengths: bool) -> tuple[Callable[[], Any], dict[str, float]]:
+    sources, targets = [args.source] * args.bsz, [args.tokens] * args.bsz
+    batch = models.make_batch(args)
+    if real_lengths:
+        pairs = draw(load_lengths(args, "xsum_train"), args.bsz, args.seed)
+        sources, targets = (list(side) for side in zip(*pairs, strict=True))
+        batch = epoch.padded(args, pairs, list(range(args.bsz)))
+    seq2seq = models.is_seq2seq(args)
+    scored = sum(targets) if seq2seq else int(batch["labels"][:, 1:].ne(-100).sum())
+    counted = training_step(sizes, targets, scored, args.preseqlen, args.mid_dim, sources if seq2seq else ())
+    step, _ = steps.make_step(args, "prefix", [batch])
+    return step, {"operations": sum(counted.values()), "operations_by_part": counted}
+
+
+def _decode(args: argparse.Namespace, sizes: Sizes, _: bool) -> tuple[Callable[[], Any], dict[str, float]]:
+    work = decode.make_work(args)
+    run, everyone = decode.our_decoder(args, work), list(range(len(work.prompts)))
+    counted = decoding(sizes, list(map(len, work.prompts)), work.ends, args.beams, args.preseqlen)
+    forwards = sum(1 + max(work.ends[n] for n in group) for group in decode.batches(everyone, args.batch_size))
+    read = forwards * sizes.all_weights * (2 if args.bf16 else 4)
+    return lambda: run(everyone), {
+        "operations": sum(counted.values()),
+        "operations_by_part": counted,
+        "bytes": read,
+        "tokens": sum(work.ends),
+    }
