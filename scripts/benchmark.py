@@ -5,6 +5,7 @@ epoch       batches of real lengths, real loops     decode   beam search to real
 startup     --help, and the first training step     scaling  curves against P, T, batch, beams and processes
 recipe      the WebNLG recipe's sizes on a GPU      limit    steps and decoding as a share of the machine's rates
 mixed       many prefixes in one batch              table    the target figures, into results/README.md
+plan        the cost on an H100, by arithmetic alone, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
 Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from benchmarks import decode, epoch, lengths, limit, mixed, scaling, startup, steps, tables
+from benchmarks import decode, epoch, lengths, limit, mixed, plan, scaling, startup, steps, tables
 from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
 from page_parts import replace_part
 from prefixlib import files, record
@@ -46,7 +47,7 @@ SHAPELESS = ("startup", "limit")
 
 def make_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*MEASURE, "table", "record-lengths"), metavar="WHAT")
+    parser.add_argument("what", choices=(*MEASURE, "table", "plan", "record-lengths"), metavar="WHAT")
     which = parser.add_argument_group("what is compared")
     which.add_argument("--shape", choices=tuple(SHAPES), help="(default: gpt2-small; scaling gpt2-mini)")
     which.add_argument("--vs", default=",".join(PEERS), help="rows beside prefix, by commas (default: %(default)s)")
@@ -79,7 +80,9 @@ def make_parser() -> Parser:
     group.add_argument("--lengths", help=f"of {', '.join(lengths.SETS)} (decode: webnlg_dev, xsum_test)")
     group.add_argument("--lengths_from", type=Path, help="read them from this data file instead")
     group.add_argument("--tokenizer", type=Path, help="folder of the real vocabulary, for --lengths_from")
-    parser.add_argument("--output", type=Path, help="the JSON file; record-lengths, table: file or folder of results")
+    parser.add_argument(
+        "--output", type=Path, help="the JSON file; record-lengths, table, plan: file or folder of results"
+    )
     return parser
 
 
@@ -168,21 +171,23 @@ def record_lengths(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_table(folder: Path) -> int:
-    """Print the target figures of all results in `folder`, and write them into its README.md if it has one."""
-    figures = tables.figures(folder)
-    print(figures)
+def write_part(folder: Path, name: str, text: str) -> int:
+    """Print a part of the page of results, and write it into folder/README.md if there is one."""
+    print(text)
     page = folder / "README.md"
     if page.is_file():
-        replace_part(page, "figures", figures)
+        replace_part(page, name, text)
     return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.set_verbosity_error()  # the peers' hints on flags
+    folder = args.output or REPOSITORY / "results"
     if args.what == "table":
-        return write_table(args.output or REPOSITORY / "results")
+        return write_part(folder, "figures", tables.figures(folder))
+    if args.what == "plan":
+        return write_part(folder, "plan", plan.table())
     return record_lengths(args) if args.what == "record-lengths" else measure(args)
 
 
