@@ -268,6 +268,13 @@ def test_written_tables(page, command, tmp_path, capsys):
     assert copy.read_text() == text_of(page)
 
 
+def test_the_readme_shows_the_results_there_are():
+    script(ROOT / "scripts" / "reproduce.py")
+    from paper import summary
+
+    assert f"-->\n\n{summary.summary(ROOT / 'results')}\n<!-- end of results" in text_of("README.md")
+
+
 @pytest.mark.parametrize("name", ["README.md", "setup.py", "data/demo/README.md", "CONTRIBUTING.md"])
 def test_no_licence_is_claimed(name):
     assert re.search(r"(is|none is) given yet", text_of(name))
