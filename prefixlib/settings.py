@@ -76,8 +76,8 @@ def _guesses(word: str, known: Sequence[str]) -> list[str]:
     return (begun or initials or difflib.get_close_matches(word, known, 1))[:1]
 
 
-class _Help(argparse.HelpFormatter):
-    """Help that ends with the default, unless the text says it or there is none."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written; help that ends with the default, unless the text says it or there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         said = "(default" in action.help or action.default in (None, (), argparse.SUPPRESS) or action.nargs == 0

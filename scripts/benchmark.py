@@ -46,7 +46,7 @@ SHAPELESS = ("startup", "limit")
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("what", choices=(*MEASURE, "table", "plan", "record-lengths"), metavar="WHAT")
     which = parser.add_argument_group("what is compared")
     which.add_argument("--shape", choices=tuple(SHAPES), help="(default: gpt2-small; scaling gpt2-mini)")

@@ -40,7 +40,7 @@ PASSED_ON = ("max_steps", "bf16", "gradient_checkpointing", "num_processes")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Command line -> settings. Raises UserError for what cannot be meant."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("experiment", choices=NAMES, help="which one (`tables` and `summary` run nothing)")
     which = parser.add_argument_group("which runs")
     which.add_argument(
