@@ -1,5 +1,6 @@
 """--shard_base yes: two processes that each hold half of the frozen layers train, validate and decode as one does."""
 
+import json
 import re
 
 import pytest
@@ -16,7 +17,7 @@ TREES = {
 
 @pytest.mark.parametrize("program", TREES)
 def test_half_of_the_layers_each(program, tmp_path):
-    weights, texts = [], []
+    weights, texts, dev_losses = [], [], []
     for processes in (1, 2):
         output = tmp_path / str(processes) / "run"
         flags = ["--demo", "yes", "--bsz", 4, "--max_steps", 3, "--learning_rate", 1e-4, "--decode", "test"]
@@ -26,12 +27,14 @@ def test_half_of_the_layers_each(program, tmp_path):
         done = run_command(program, *flags)
         assert done.returncode == 0, done.stderr
         weights.append(load_file(output / "prefix_model.safetensors"))
+        dev_losses.append(json.loads((output / "results.json").read_text())["training"]["dev_loss"])
         texts.append(next(output.glob("*test_beam*")).read_text())
     here, in_all = (
         int(n.replace(",", "")) for n in re.search(r": ([\d,]+) of their ([\d,]+) numbers", done.stderr).groups()
     )
     assert here == in_all / 2 > 0
     assert texts[0] == texts[1]
+    assert dev_losses[1] == pytest.approx(dev_losses[0], rel=1e-5)
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=2e-5, msg=name)
 
