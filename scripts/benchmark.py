@@ -4,6 +4,8 @@ train-step  one optimiser step                      memory   its peak memory, a 
 epoch       batches of real lengths, real loops     decode   beam search to real lengths, sentences per second
 startup     --help, and the first training step     scaling  curves against P, T, batch, beams and processes
 recipe      the WebNLG recipe's sizes on a GPU      limit    steps and decoding as a share of the machine's rates
+engines     decode beside CTranslate2; encoder-decoders: transformers' generate of a fine-tuned model
+greedy      one sentence at a time beside transformers' generate
 mixed       many prefixes in one batch              table    the target figures, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
@@ -13,6 +15,8 @@ Peers need `pip install -e .[peers]`. Results go to results/benchmark_WHAT_SHAPE
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
@@ -21,8 +25,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from benchmarks import decode, epoch, lengths, limit, mixed, scaling, startup, steps, tables
-from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
+from benchmarks import decode, engines, epoch, lengths, limit, mixed, scaling, startup, steps, tables
+from benchmarks.models import GROUPED, LIBRARIES, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
 from page_parts import replace_part
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
@@ -30,6 +34,8 @@ from prefixlib.launch import REPOSITORY
 from prefixlib.settings import Parser, add_number
 
 PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))
+ENGINES = tuple(row for row in engines.DECODERS if row != "plain")
+VS = {"mixed": "peft,lora", "engines": "ct2,ct2-int8", "greedy": "finetune,finetune-static"}  # --vs where not all peers
 MEASURE = {  # what -> rows of numbers
     "train-step": steps.train_step,
     "memory": steps.memory,
@@ -39,6 +45,8 @@ MEASURE = {  # what -> rows of numbers
     "scaling": scaling.scaling,
     "limit": limit.limit,
     "mixed": mixed.mixed,
+    "engines": engines.engines,
+    "greedy": engines.engines,
     "recipe": epoch.recipe,
 }
 SHAPELESS = ("startup", "limit")
@@ -49,7 +57,11 @@ def make_parser() -> Parser:
     parser.add_argument("what", choices=(*MEASURE, "table", "record-lengths"), metavar="WHAT")
     which = parser.add_argument_group("what is compared")
     which.add_argument("--shape", choices=tuple(SHAPES), help="(default: gpt2-small; scaling gpt2-mini)")
-    which.add_argument("--vs", default=",".join(PEERS), help="rows beside prefix, by commas (default: %(default)s)")
+    which.add_argument(
+        "--vs",
+        help=f"rows beside prefix, by commas (default: {','.join(PEERS)}; mixed peft,lora; engines, greedy: of "
+        f"{','.join(ENGINES)})",
+    )
     cuda = torch.cuda.is_available()
     which.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     which.add_argument("--bf16", action="store_true", help="the base model's weights in bfloat16, in every row")
@@ -86,17 +98,26 @@ def make_parser() -> Parser:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse, check, and fill in what depends on the shape and on what is measured."""
     args = make_parser().parse_args(argv)
-    unknown = [row for row in filter(None, args.vs.split(",")) if row not in PEERS]
-    if unknown:
-        raise UserError(f"--vs {unknown[0]}: choose from {', '.join(PEERS)}")
-    args.rows = ["prefix", *dict.fromkeys(filter(None, args.vs.split(",")))]
     args.shape = args.shape or ("gpt2-mini" if args.what == "scaling" else "gpt2-small")
+    if args.vs is None:
+        args.vs = "finetune" if args.what == "engines" and is_seq2seq(args) else VS.get(args.what, ",".join(PEERS))
+    possible = ENGINES if args.what in ("engines", "greedy") else PEERS
+    unknown = [row for row in filter(None, args.vs.split(",")) if row not in possible]
+    if unknown:
+        raise UserError(f"--vs {unknown[0]}: choose from {', '.join(possible)}")
+    args.rows = ["prefix", *dict.fromkeys(filter(None, args.vs.split(",")))]
+    leave_out_missing(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU here")
     if needs_peft(args):
         import_peft()
     args.rounds = args.rounds or 7
-    own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES, "mixed": mixed.SIZES}.get(args.what, {})
+    own_sizes = {
+        "recipe": epoch.RECIPE_SIZES,
+        "scaling": scaling.SIZES,
+        "mixed": mixed.SIZES,
+        "greedy": engines.GREEDY,
+    }.get(args.what, {})
     for name, value in own_sizes.items():
         setattr(args, name, getattr(args, name) or value)
     args.batches = args.batches or 8
@@ -107,10 +128,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def leave_out_missing(args: argparse.Namespace) -> None:
+    """Where rows take turns with peers that few have, those that are not installed are said to be not run."""
+    args.not_run = {}
+    for row in args.rows if args.what in ("mixed", "engines", "greedy") else ():
+        library = LIBRARIES.get(row)
+        if library and not importlib.util.find_spec(library):
+            args.not_run[row] = f"{library} is not installed"
+            print(f"{row}: not run, {library} is not installed: pip install -e .[peers]", file=sys.stderr)
+    args.rows = [row for row in args.rows if row not in args.not_run]
+
+
 def needs_peft(args: argparse.Namespace) -> bool:
-    return args.what in ("train-step", "memory", "epoch", "decode", "scaling", "mixed") and bool(
-        {"peft", "lora"} & {*args.rows}
-    )
+    return args.what in ("train-step", "memory", "epoch", "decode", "scaling") and bool({"peft", "lora"} & {*args.rows})
 
 
 def settings_of(args: argparse.Namespace) -> dict:
@@ -121,6 +151,7 @@ def settings_of(args: argparse.Namespace) -> dict:
         "recipe": (*SETTINGS, "batches", "train_lengths", *decode.SETTINGS, "seed"),
         "startup": (),
         "limit": ("tiny", "seed"),
+        **dict.fromkeys(("engines", "greedy"), ("preseqlen", "mid_dim", *decode.SETTINGS, "seed")),
         "mixed": ("preseqlen", *decode.SETTINGS, "prefixes", "seed"),
         "scaling": (*SETTINGS, *decode.SETTINGS, "points", "seed"),
     }.get(args.what, SETTINGS)
@@ -132,8 +163,8 @@ def settings_of(args: argparse.Namespace) -> dict:
 def run_of(args: argparse.Namespace) -> dict:
     """Where the numbers were made."""
     versions = record.versions()
-    if needs_peft(args):
-        versions["peft"] = import_peft().__version__
+    libraries = {LIBRARIES[row] for row in args.rows if row in LIBRARIES} if args.what not in SHAPELESS else ()
+    versions |= {library: importlib.metadata.version(library) for library in sorted(libraries)}
     device = (
         torch.cuda.get_device_name() if args.device == "cuda" else f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
     )
@@ -148,12 +179,19 @@ def measure(args: argparse.Namespace) -> int:
     output = (args.output or REPOSITORY / "results" / f"{name}.json").expanduser().resolve()
     files.check_can_write(output, "--output")
     args.plots = output.with_suffix("")
-    rows = MEASURE[args.what](args)
-    labels = {row: mixed.label(row) if args.what == "mixed" else label(args, row) for row in rows}
+    rows = MEASURE[args.what](args) | {row: {"not_run": why} for row, why in args.not_run.items()}
+    labels = {row: label_of(args, row) for row in rows}
     result = {"what": args.what, "settings": settings_of(args), "run": run_of(args), "labels": labels, "rows": rows}
     files.write_json(output, result)
     print(tables.as_markdown(result))
     return 0
+
+
+def label_of(args: argparse.Namespace, row: str) -> str:
+    """A row's name in a table."""
+    if args.what == "mixed":
+        return mixed.label(row)
+    return engines.LABELS.get(row, row) if args.what in ("engines", "greedy") else label(args, row)
 
 
 def record_lengths(args: argparse.Namespace) -> int:
@@ -181,6 +219,7 @@ def write_table(folder: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.set_verbosity_error()  # the peers' hints on flags
+    logging.disable_progress_bar()
     if args.what == "table":
         return write_table(args.output or REPOSITORY / "results")
     return record_lengths(args) if args.what == "record-lengths" else measure(args)

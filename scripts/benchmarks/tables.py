@@ -26,6 +26,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_memory_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.0f}"),
     "memory_ratio": ("memory: prefix / row", lambda value: f"{value:.2f}"),
     "own_memory_bytes": ("without libraries, MiB", lambda value: f"{value / 2**20:,.0f}"),
+    "not_run": ("not run", str),
     "own_memory_ratio": ("without: prefix / row", lambda value: f"{value:.2f}"),
 }
 

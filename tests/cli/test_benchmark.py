@@ -1,12 +1,13 @@
 """scripts/benchmark.py on shapes of two layers: every measurement, equal work checked, recorded lengths."""
 
 import argparse
+import importlib.util
 import json
 
 import pytest
 
 import benchmark
-from benchmarks import decode, epoch, lengths, limit, mixed, models, scaling, startup
+from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, scaling, startup
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -191,6 +192,66 @@ def test_a_mixed_batch_with_the_wrong_prefixes_is_refused(tmp_path, monkeypatch)
     monkeypatch.setattr(mixed.MixedPrefixes, "_past", lambda self, jobs: right(self, [("0", job) for _, job in jobs]))
     with pytest.raises(UserError, match=r"do not decode the same tokens.* 'peft-3': 2\} of 4"):
         measure(tmp_path, "mixed", *MIXED, "--vs", "peft")
+
+
+SHORT = ["--sentences", "3", "--max_new_tokens", "9"]
+
+
+def test_decoding_beside_ctranslate2(tmp_path):
+    """Its tokens without a prefix are this package's; where all outputs end together."""
+    pytest.importorskip("ctranslate2")
+    result = measure(tmp_path, "engines", "--shape", "gpt2-tiny", *SHORT, "--vs", "ct2,ct2-int8,finetune")
+    rows = result["rows"]
+    assert list(rows) == ["prefix", "plain", "ct2", "ct2-int8", "finetune"]
+    assert [numbers.get("sentences_that_differ") for numbers in rows.values()] == [0, 0, 0, 0, None]
+    assert "ctranslate2" in result["run"]
+    assert "no prefix, all outputs of the mean length" in result["labels"]["ct2"]
+
+
+def test_ctranslate2_is_given_the_same_work(monkeypatch):
+    """Outputs of the mean length; other weights give other tokens, which the table would say."""
+    pytest.importorskip("ctranslate2")
+    args = benchmark.parse_args(["engines", "--device", "cpu", "--shape", "gpt2-tiny", *SHORT])
+    work = decode.make_work(args)
+    mean = round(sum(work.ends) / 3)
+    found = engines.ctranslate2_decoder(args, work, "float32")(range(3))
+    assert [len(tokens) for tokens in found] == [mean] * 3
+    assert found == engines.plain_decoder(args, work)(range(3))
+    right = models.make_base
+
+    def louder(args):
+        base = right(args)
+        base.base_model.h[0].mlp.c_fc.weight.data.mul_(30)
+        return base
+
+    monkeypatch.setattr(engines, "make_base", louder)
+    assert engines.ctranslate2_decoder(args, work, "float32")(range(3)) != found
+
+
+@pytest.mark.parametrize("shape", ["bart-tiny", "t5-tiny"])
+def test_decoding_beside_generate_of_a_fine_tuned_model(tmp_path, shape):
+    rows = measure(tmp_path, "engines", "--shape", shape, *SHORT, "--preseqlen", "3")["rows"]
+    assert list(rows) == ["prefix", "finetune"]
+    args = benchmark.parse_args(["engines", "--device", "cpu", "--shape", shape, *SHORT])
+    work = decode.make_work(args)
+    for decoder in (decode.our_decoder, engines.generate_decoder):
+        assert [len(tokens) for tokens in decoder(args, work)(range(3))] == work.ends
+
+
+def test_decoding_one_sentence_at_a_time(tmp_path):
+    result = measure(tmp_path, "greedy", "--shape", "gpt2-tiny", *SHORT)
+    assert list(result["rows"]) == ["prefix", "finetune", "finetune-static"]
+    assert (result["settings"]["beams"], result["settings"]["batch_size"]) == (1, 1)
+
+
+def test_a_missing_engine_is_not_run(tmp_path, monkeypatch, capsys):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ctranslate2" else there(name))
+    rows = measure(tmp_path, "engines", "--shape", "gpt2-tiny", *SHORT, "--vs", "ct2")["rows"]
+    assert rows["ct2"] == {"not_run": "ctranslate2 is not installed"}
+    said = capsys.readouterr()
+    assert said.err.startswith("ct2: not run, ctranslate2 is not installed: pip install -e .[peers]\n")
+    assert "| ctranslate2 is not installed |" in said.out
 
 
 def test_thinned_points_keep_both_ends():
