@@ -2,11 +2,12 @@
 
 train-step  one optimiser step                      memory   its peak memory, a process for each row
 epoch       batches of real lengths, real loops     decode   beam search to real lengths, sentences per second
-startup     --help, and the first training step     scaling  curves against P, T, batch, beams and processes
+startup     --help, first step, first output        scaling  curves against P, T, batch, beams and processes
 recipe      the WebNLG recipe's sizes on a GPU      limit    steps and decoding as a share of the machine's rates
 engines     decode beside CTranslate2; encoder-decoders: transformers' generate of a fine-tuned model
 greedy      one sentence at a time beside transformers' generate
-mixed       many prefixes in one batch              table    the target figures, into results/README.md
+mixed       many prefixes in one batch              scores   BLEU, METEOR and TER of WebNLG, on one core
+table       the target figures, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
 Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
@@ -42,6 +43,7 @@ MEASURE = {  # what -> rows of numbers
     "epoch": epoch.epoch,
     "decode": decode.decode,
     "startup": startup.startup,
+    "scores": startup.scores,
     "scaling": scaling.scaling,
     "limit": limit.limit,
     "mixed": mixed.mixed,
@@ -49,7 +51,7 @@ MEASURE = {  # what -> rows of numbers
     "greedy": engines.engines,
     "recipe": epoch.recipe,
 }
-SHAPELESS = ("startup", "limit")
+SHAPELESS = ("startup", "scores", "limit")
 
 
 def make_parser() -> Parser:
@@ -150,6 +152,7 @@ def settings_of(args: argparse.Namespace) -> dict:
         "decode": ("preseqlen", "mid_dim", *decode.SETTINGS, "seed"),
         "recipe": (*SETTINGS, "batches", "train_lengths", *decode.SETTINGS, "seed"),
         "startup": (),
+        "scores": (),
         "limit": ("tiny", "seed"),
         **dict.fromkeys(("engines", "greedy"), ("preseqlen", "mid_dim", *decode.SETTINGS, "seed")),
         "mixed": ("preseqlen", *decode.SETTINGS, "prefixes", "seed"),

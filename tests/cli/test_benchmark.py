@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 
 import pytest
 
@@ -117,9 +118,30 @@ def test_decoded_sentences_end_where_they_should_and_are_not_all_alike(shape):
 def test_start_up(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "HELP", ("gpt2/gen.py",))
     monkeypatch.setattr(startup, "FIRST_STEP", ("gpt2/train_e2e.py",))
-    rows = measure(tmp_path, "startup")["rows"]
-    assert list(rows) == ["gpt2/gen.py --help", "gpt2/train_e2e.py, first step"]
-    assert 0 < rows["gpt2/gen.py --help"]["seconds"] < rows["gpt2/train_e2e.py, first step"]["seconds"]
+    rows = measure(tmp_path, "startup", "--shape", "gpt2-tiny")["rows"]
+    assert list(rows) == ["gpt2/gen.py --help", "gpt2/train_e2e.py, first step", "gpt2/gen.py, first output"]
+    help_seconds, *others = (numbers["seconds"] for numbers in rows.values())
+    assert all(0 < help_seconds < seconds for seconds in others)
+    with pytest.raises(UserError, match=r"gpt2/gen.py never said 'no such words': .*no such folder"):
+        startup.seconds_until("no such words", *startup.DECODE, str(tmp_path / "none"))
+
+
+def test_scoring_on_one_core(tmp_path, monkeypatch, data_dir):
+    monkeypatch.setattr(startup, "METRICS", ("BLEU",))
+    rows = measure(tmp_path, "scores")["rows"]
+    assert list(rows) == ["BLEU"]
+    assert rows["BLEU"]["seconds"] > 0
+
+
+def test_no_outputs_to_score(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFIX_TUNING_DATA", str(tmp_path))
+    rows = measure(tmp_path, "scores")["rows"]
+    assert list(rows) == ["BLEU + METEOR + TER", "BLEU", "METEOR", "TER"]
+    assert rows["TER"] == {"not_run": "no scoring/webnlg/systems/Baseline_all-cat.txt"}
+    before = os.sched_getaffinity(0)
+    with startup.one_core():
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
 
 
 def test_curves(tmp_path, monkeypatch):
