@@ -71,6 +71,7 @@ def make_parser() -> Parser:
     add_number(which, "--seed", low=0, default=101, help="of the drawn lengths and ids")
     sizes = parser.add_argument_group("sizes")
     add_number(sizes, "--bsz", above=0, help="rows of a training batch (default: 5)")
+    add_number(sizes, "--accumulate", above=0, default=1, help="train-step, memory: parts of a batch (default: 1)")
     add_number(sizes, "--source", above=0, help="source tokens per row (BART: 256)")
     add_number(sizes, "--tokens", above=0, help="tokens per row (default: 80, WebNLG's mean; BART's target 40)")
     add_number(sizes, "--preseqlen", above=0, help="prefix length (default: 5; BART 200)")
@@ -127,6 +128,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.what != "limit":  # its rows differ in shape
         fill_defaults(args)
         decode.fill_defaults(args)
+        if args.bsz % args.accumulate:
+            raise UserError(f"--accumulate {args.accumulate}: must divide --bsz {args.bsz}")
     return args
 
 
@@ -157,7 +160,7 @@ def settings_of(args: argparse.Namespace) -> dict:
         **dict.fromkeys(("engines", "greedy"), ("preseqlen", "mid_dim", *decode.SETTINGS, "seed")),
         "mixed": ("preseqlen", *decode.SETTINGS, "prefixes", "seed"),
         "scaling": (*SETTINGS, *decode.SETTINGS, "points", "seed"),
-    }.get(args.what, SETTINGS)
+    }.get(args.what, (*SETTINGS, "accumulate"))
     given = {"lengths_from": args.lengths_from.name} if args.lengths_from else {}
     shape = () if args.what in SHAPELESS else ("shape",)
     return {name: getattr(args, name) for name in (*shape, "bf16", "rounds", *names)} | given
@@ -177,7 +180,7 @@ def run_of(args: argparse.Namespace) -> dict:
 def measure(args: argparse.Namespace) -> int:
     """Measure, write the JSON, print the table."""
     kind = "-".join([args.what, *(["tiny"] if args.tiny else [])])
-    shape = [] if args.what in SHAPELESS else [args.shape]
+    shape = [] if args.what in SHAPELESS else [args.shape + ("-accumulated" if args.accumulate > 1 else "")]
     name = "_".join(["benchmark", kind, *shape]) + ("-bf16" if args.bf16 else "") + f"_{args.device}"
     output = (args.output or REPOSITORY / "results" / f"{name}.json").expanduser().resolve()
     files.check_can_write(output, "--output")

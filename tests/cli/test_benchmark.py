@@ -8,7 +8,7 @@ import os
 import pytest
 
 import benchmark
-from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, scaling, startup
+from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, scaling, startup, steps
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -73,6 +73,27 @@ def test_memory_in_processes_of_their_own(tmp_path):
     assert rows["prefix"]["memory_ratio"] == 1
     libraries = [numbers["peak_memory_bytes"] - numbers["own_memory_bytes"] for numbers in rows.values()]
     assert all(100 * 2**20 < taken < rows["prefix"]["peak_memory_bytes"] for taken in libraries)
+
+
+@pytest.mark.parametrize("shape", ["gpt2-tiny", "bart-tiny"])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(shape, monkeypatch):
+    """The same gradients, with the prefix network run once for all parts."""
+    build, models_made = steps.ROWS["prefix"], []
+
+    def remembered(args):
+        models_made.append(build(args))
+        return models_made[-1]
+
+    monkeypatch.setitem(steps.ROWS, "prefix", remembered)
+    for count in ("1", "2"):
+        sizes = ["--bsz", "4", "--preseqlen", "3", "--tokens", "8", "--accumulate", count]
+        args = benchmark.parse_args(["memory", "--shape", shape, "--device", "cpu", *sizes])
+        step, _ = steps.make_step(args, "prefix", [models.make_batch(args)])
+        step()
+    whole, parted = ([p for p in model.parameters() if p.requires_grad] for model, _ in models_made)
+    assert len(whole) == len(parted) > 3
+    for one, other in zip(whole, parted, strict=True):
+        assert other.grad == pytest.approx(one.grad, rel=1e-3, abs=1e-7)
 
 
 def test_an_epoch_through_both_trainers(tmp_path):
@@ -369,6 +390,7 @@ def test_the_table_of_stored_results(tmp_path, capsys):
         (["train-step", "--vs", "nothing"], "--vs nothing: choose from checkpointing, peft, lora, finetune"),
         (["decode", "--rounds", "0"], "--rounds 0: must be above 0"),
         (["decode", "--shape", "gpt2-tiny", "--lengths", "nowhere"], "no such histogram; there are e2e_dev"),
+        (["memory", "--accumulate", "3"], "--accumulate 3: must divide --bsz 5"),
         (["record-lengths"], "record-lengths needs --lengths"),
     ],
 )
