@@ -213,12 +213,12 @@ def record_lengths(args: argparse.Namespace) -> int:
 
 
 def write_table(folder: Path) -> int:
-    """Print the target figures of all results in `folder`, and write them into its README.md if it has one."""
-    figures = tables.figures(folder)
-    print(figures)
+    """Print the figures, goals and rows of all results in `folder`, and write them into its README.md if it has one."""
+    parts = {"figures": tables.figures(folder), "goals": tables.goals(folder), "rows": tables.whole(folder)}
+    print("\n".join(parts.values()))
     page = folder / "README.md"
-    if page.is_file():
-        replace_part(page, "figures", figures)
+    for name, text in parts.items() if page.is_file() else ():
+        replace_part(page, name, text)
     return 0
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 import benchmark
-from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, scaling, startup, steps
+from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, scaling, startup, steps, tables
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -357,6 +357,7 @@ def test_bins_are_merged_at_their_mean():
 
 def test_the_table_of_stored_results(tmp_path, capsys):
     stored = {
+        "mixed": {"prefix": {"seconds": 4.0}, "mixed-8": {"seconds": 5.0}, "lora-8": {"not_run": "no library"}},
         "train-step": {"prefix": {}, "peft": {"time_ratio": 0.5}, "finetune": {"time_ratio": 0.25}},
         "memory": {
             "prefix": {},
@@ -368,9 +369,21 @@ def test_the_table_of_stored_results(tmp_path, capsys):
         settings = {"shape": "gpt2-small", "bf16": False}
         run = {"device": "cpu (x86_64, 2 cores)", "threads": 2}
         output = tmp_path / f"benchmark_{what}_gpt2-small_cpu.json"
-        output.write_text(json.dumps({"what": what, "settings": settings, "run": run, "rows": rows}))
+        output.write_text(json.dumps({"what": what, "settings": settings, "run": run, "labels": {}, "rows": rows}))
     assert benchmark.main(["table", "--output", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[:9] == [
+    page = capsys.readouterr().out.splitlines()
+    assert "| 8 prefixes in one batch: time / one prefix | 1.25 | 1.1 | 1.02 | `mixed --shape gpt2-small` |" in page
+    assert "| gpt2-small decode, 5 beams: share of the matrix product's rate | not run | 0.45 | 0.60 |  |" in page
+    assert sum("| not run | " in line for line in page) == len(tables.GOALS) - 1
+    assert {goal.row for goal in tables.GOALS if goal.what == "limit"} < set(limit.ROWS)
+    assert page[-6:-1] == [
+        "| row | seconds | not run |",
+        "|---|---|---|",
+        "| prefix | 4 |  |",
+        "| mixed-8 | 5 |  |",
+        "| lora-8 |  | no library |",
+    ]
+    assert page[:9] == [
         "On cpu (x86_64, 2 cores), 2 threads:",
         "",
         "| figure | measured | made by `benchmark.py` with |",
