@@ -41,6 +41,10 @@ setup(
             "ruff>=0.8",
             "gguf>=0.10",
             "hypothesis>=6.100",
+            "torchao>=0.16",
+            "fastapi>=0.115",
+            "httpx>=0.27",
+            "uvicorn>=0.30",
         ],
     },
 )

@@ -79,10 +79,16 @@ def sample_sets(
 
 
 def what_is_kept(lm: PrefixLM, teacher: TextInFront, texts: Sequence[Encoded]) -> dict[str, dict[str, float]]:
-    """Perplexity of the continuations of `texts` after nothing, the prefix and the whole text; their positions."""
+    """Perplexity of the continuations of `texts` after nothing, after the prefix and after the whole text.
+
+    Beside it, what each of these costs in every request: positions, and bytes of keys and values.
+    """
     models = {"nothing": PrefixLM(lm.base, None), "prefix": lm, "whole text": teacher.lm}
     perplexity = {name: math.exp(mean_loss(model, texts)) for name, model in models.items()}
     positions = {"nothing": 0, "prefix": lm.prefix.config.preseqlen, "whole text": len(teacher.ids)}
+    in_all = sum(tensor.nbytes for layer in teacher.layers for tensor in layer)
+    kept = {name: in_all * count // len(teacher.ids) for name, count in positions.items()}
     for name, value in perplexity.items():
-        logger.info("perplexity of the dev texts behind %s (%d positions): %.2f", name, positions[name], value)
-    return {"perplexity": perplexity, "positions": positions}
+        cost = f"{positions[name]} positions, {kept[name]:,} bytes of keys and values"
+        logger.info("perplexity of the dev texts behind %s (%s): %.2f", name, cost, value)
+    return {"perplexity": perplexity, "positions": positions, "bytes": kept}

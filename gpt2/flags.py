@@ -10,9 +10,9 @@ from prefixlib.settings import (
     METHOD,
     MODEL,
     QUANTIZATIONS,
+    RARE,
     RECORDS,
     SEARCH_BOUNDS,
-    START,
     TASK,
     TRAINING,
     WITH_PREFIX,
@@ -39,7 +39,7 @@ def _length(of: str) -> Any:
     defaults = ", ".join(
         f"{row.name} {row.gpt2.lengths[name]}" for row in TASKS.values() if row.gpt2 and row.gpt2.lengths
     )
-    return flag(None, f"most tokens of a {of} (default: {defaults})", TASK, low=1)
+    return flag(None, f"most tokens of a {of} (default: {defaults})", RARE, low=1)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Settings(Training):
         METHOD,
         choices=("activation", "embedding"),
     )
-    parametrize_emb: str = flag("MLP", "prefix_mode embedding: through an MLP or not", METHOD, choices=("MLP", "Emb"))
+    parametrize_emb: str = flag("MLP", "prefix_mode embedding: through an MLP or not", RARE, choices=("MLP", "Emb"))
     format_mode: str = flag(
         "cat",
         "what stands where; cat (peek is its other name): prefix, source, target; infix: source, prefix, target; "
@@ -75,13 +75,13 @@ class Settings(Training):
     lowdata_token: str = flag(
         "summarize",
         "the original's --init_text for the MLP; with --tuning_mode finetune it is put in front of every source",
-        START,
+        RARE,
     )
     init_random: str = flag(
         "normal",
         "where a random start is drawn from: N(0, 1), as in the original's code, or uniform (0, 1), as in the paper's "
         "comparison of initialisations",
-        START,
+        RARE,
         choices=("normal", "uniform"),
     )
     objective_mode: int = flag(
@@ -102,7 +102,7 @@ class Settings(Training):
     matching_positions: str = flag(
         "all",
         "distill: where: everywhere, padding included, as the original; all but padding; at scored tokens",
-        OBJECTIVE,
+        RARE,
         choices=("all", "text", "target"),
     )
     distill_context: str | None = flag(
@@ -124,14 +124,14 @@ class Settings(Training):
     freeze_first: bool = flag(
         False, "distill_context: the first position keeps the keys and values it starts from", OBJECTIVE
     )
-    use_custom_teacher_dropout: bool = flag(False, "finetune: --dropout is the model's own residual dropout", OBJECTIVE)
+    use_custom_teacher_dropout: bool = flag(False, "finetune: --dropout is the model's own residual dropout", RARE)
     learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0)
     eval_batch_size: int = flag(0, "dev texts evaluated together; changes the speed only (0: --bsz)", RECORDS, low=0)
     early_stopping_patience: int = flag(
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1
     )
     keep_best: bool = flag(False, "keep the checkpoint with the lowest dev loss in OUTPUT/best", RECORDS)
-    skip_decode: bool = flag(False, "the same as --decode none", RECORDS)
+    skip_decode: bool = flag(False, "the same as --decode none", RARE)
     decode_limit: int | None = flag(
         None,
         "decode only the first N inputs of a file; with seen and unseen categories (WebNLG), the first N/2 of each",
@@ -247,6 +247,7 @@ RULES = (
     Only("finetuned_model_path", "distill", (True,), "it is the teacher"),
     Only("matching_top_k", "matching_objective", ("kl",), "distances of logits are over the whole vocabulary"),
     Only("freeze_first", "init_shallow", (True,), "behind an MLP every position moves with the others"),
+    Only("shard_base", "prefix_mode", ("activation",), "embeddings become keys and values in one process"),
     Only("distill_context", "tuning_mode", ("prefixtune",), "a prefix is what learns from the text"),
     Only("distill_context", "optim_prefix", (True,), "a prefix made of the source has nothing to learn"),
     Only("distill_context", "prefix_mode", ("activation",), "it starts from the text's keys and values"),
@@ -284,7 +285,7 @@ class Decoding(Flags):
     allow_other_base: bool = flag(
         False, "decode with a base model of the same shape that is not the one trained on", DECODING
     )
-    cache_dir: str | None = flag(None, "where hub files are kept", DECODING)
+    cache_dir: str | None = flag(None, "where hub files are kept", RARE)
     strategy: str | None = flag(
         None,
         "how tokens are chosen (default: classify-* greedy; sentiment, topic, writingPrompts nucleus; text nucleus "
@@ -293,10 +294,10 @@ class Decoding(Flags):
         choices=STRATEGIES,
     )
     samples: int | None = flag(
-        None, "outputs per prompt, drawn one by one (default: sentiment, topic 3; else 1)", DECODING, low=1
+        None, "outputs per prompt, drawn one by one (default: sentiment, topic 3; else 1)", RARE, low=1
     )
     openings: str | None = flag(
-        None, "sentiment, topic: file of what texts begin with, one a line (default: PPLM's)", DECODING
+        None, "sentiment, topic: file of what texts begin with, one a line (default: PPLM's)", RARE
     )
     num_beams: int = flag(5, "beams (strategy beam)", DECODING, **SEARCH_BOUNDS["num_beams"])
     length: int = flag(100, "most tokens to generate", DECODING, above=0, names=("--max_new_tokens",))
@@ -307,7 +308,7 @@ class Decoding(Flags):
     length_normalization: str = flag(
         "prompt+output",
         "what a beam's score is divided by: the original's rule, or that of transformers today",
-        DECODING,
+        RARE,
         choices=("prompt+output", "output"),
     )
     top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, **SEARCH_BOUNDS["top_p"])
@@ -323,6 +324,12 @@ class Decoding(Flags):
         "the frozen model in fewer bits, as in training (default: as it was trained)",
         DECODING,
         choices=QUANTIZATIONS,
+    )
+    attn_implementation: str | None = flag(
+        None,
+        "how attention is computed: sdpa, torch's kernels, or eager, step by step (default: transformers' choice)",
+        RARE,
+        choices=("sdpa", "eager"),
     )
     disable_tqdm: bool = flag(False, "no progress bar", DECODING)
 

@@ -641,6 +641,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     allow_other_base: bool = False,
     quantization: str | None = None,
+    attn_implementation: str | None = None,
 ) -> Model:
     """The trained model in `directory`, ready to generate, on a GPU if there is one.
 
@@ -652,6 +653,7 @@ def load(
         cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
         allow_other_base: decode with a base model of the same shape that is not the one trained on.
         quantization: of the base model, as --quantization; by default as in training.
+        attn_implementation: "sdpa" or "eager"; by default what transformers chooses for the model.
 
     Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
 
@@ -663,9 +665,11 @@ def load(
     holds_prefix = original.is_prefix(directory) or (directory / peft_format.CONFIG).is_file()
     tuned = None if holds_prefix else checkpoint.model_folder(directory)
     if tuned is not None:
-        return _load_tuned(tuned, mode, model_name_or_path, cache_dir, dtype)
+        how = {"cache_dir": cache_dir, "dtype": dtype, "attn_implementation": attn_implementation}
+        return _load_tuned(tuned, mode, model_name_or_path, **how)
     saved = load_prefix(directory)
-    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, cache_dir, dtype, quantization)
+    how = {"quantization": quantization, "attn_implementation": attn_implementation}
+    base, tokenizer, name = load_base_of(saved, directory, model_name_or_path, cache_dir, dtype, **how)
     return attach(saved, base, tokenizer, name, directory, mode=mode, allow_other_base=allow_other_base)
 
 
@@ -676,11 +680,12 @@ def load_base_of(
     cache_dir: str | None,
     dtype: torch.dtype,
     quantization: str | None = None,
+    attn_implementation: str | None = None,
 ) -> tuple[nn.Module, Any, str]:
     """The base model that `saved` was trained on, or `name` in its place, on a GPU if there is one; tokenizer; name."""
     name, revision = choose_base(saved.base, name, directory)
-    bits = quantization or saved.base.get("quantization")
-    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype, quantization=bits)
+    how = {"quantization": quantization or saved.base.get("quantization"), "attn_implementation": attn_implementation}
+    base = load_model(name, FAMILY, revision=revision, cache_dir=cache_dir, dtype=dtype, **how)
     return _on_device(base), load_tokenizer(name, revision=revision, cache_dir=cache_dir), name
 
 
@@ -714,17 +719,17 @@ def check_fits(config: PrefixConfig, base: Any, directory: Path | str, name: str
     raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
 
 
-def _load_tuned(directory: Path, mode: str | None, model_name: str | None, cache_dir: str | None, dtype) -> Model:
-    """A model that was tuned itself, without a prefix."""
+def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **how: Any) -> Model:
+    """A model that was tuned itself, without a prefix; `how`: as in `load_model`."""
     if model_name is not None:
         raise UserError(f"--model_name_or_path {model_name} contradicts {directory}, which is a whole model itself")
     task = checkpoint.load_task(directory)
     if task.get("tuning_mode") == "bothtune":
         raise UserError(f"{directory} was tuned together with a prefix: pass {directory.parent}, which holds both")
     checkpoint.check_agrees({"mode": mode}, {"mode": task.get("mode") or mode}, directory)
-    base = load_model(str(directory), FAMILY, cache_dir=cache_dir, dtype=dtype)
+    base = load_model(str(directory), FAMILY, **how)
     check_rows(base)
-    tokenizer = load_tokenizer(str(directory), cache_dir=cache_dir)
+    tokenizer = load_tokenizer(str(directory), cache_dir=how["cache_dir"])
     lm = PrefixLM(base, None)
     return Model(
         _on_device(lm), tokenizer, {**task, "mode": mode or task.get("mode")}, dict(task.get("base_model", {}))

@@ -20,7 +20,7 @@ from prefixlib import checkpoint, files, metrics, original, record, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics.distinct import distinct
 from prefixlib.readers import Group
-from prefixlib.settings import Parser
+from prefixlib.settings import USAGE, Parser
 from prefixlib.tasks import (
     GPT2_MODES,
     OWN_DATA,
@@ -214,7 +214,7 @@ def score_groups(
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0], usage=f"{USAGE} --mode MODE --split SPLIT --checkpoint DIR")
     parser.add_argument("--mode", required=True, choices=GPT2_MODES, help="the task the checkpoint was trained for")
     parser.add_argument("--split", required=True, choices=("valid", "test"), help="which file of the data set")
     parser.add_argument("--checkpoint", required=True, help="prefix checkpoint or fine-tuned model folder")
@@ -257,6 +257,7 @@ def decode_split(
         dtype=torch.bfloat16 if settings.bf16 else torch.float32,
         allow_other_base=settings.allow_other_base,
         quantization=settings.quantization,
+        attn_implementation=settings.attn_implementation,
     )
     result = decode_file(trained, path, out / f"{directory.name}_{split}", settings)
     known = record.read_results(out).get("decoding", {})

@@ -26,10 +26,10 @@ from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, load_teacher
-from prefixlib import checkpoint, files, processes, record, schedule
+from prefixlib import checkpoint, files, processes, record, schedule, sharding
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
-from prefixlib.settings import Parser
+from prefixlib.settings import USAGE, Parser
 from prefixlib.tables import Chat, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, data_file, given_file, read_groups, read_records
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> Settings:
     """The command line as checked settings."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0], usage=USAGE)
     Settings.add_to(parser)
     settings = Settings.from_args(parser.parse_args(argv))
     settings.check()
@@ -73,7 +73,8 @@ def train(settings: Settings) -> TrainResult:
     >>> result.scores["test"]["BLEU all"]  # doctest: +SKIP
     """
     settings.check()
-    record.check_machine(fp16=settings.fp16)
+    record.check_machine(settings.fp16, settings.shard_base)
+    record.set_up_reporting(settings.report_to)
     if not settings.output_dir:
         raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
     output = Path(settings.output_dir).expanduser().resolve()
@@ -118,6 +119,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     trainer = make_trainer(settings, output, trained, datasets, distillation)
     training = run_training(settings, trainer, trained, resumption, output)
     trained.lm.eval()
+    sharding.gather(trained.base)  # the first process decodes alone
     scores = {}
     if trainer.is_world_process_zero():
         run = {
@@ -224,11 +226,15 @@ def make_trainer(
         prediction_loss_only=True,
         remove_unused_columns=False,
         disable_tqdm=settings.disable_tqdm or (processes > 1 and os.environ["RANK"] != "0"),
-        report_to="none",  # Trainer's own TensorBoard folder is one for the whole process
+        # Trainer's own TensorBoard folder is one for the whole process
+        report_to="none" if settings.report_to == "tensorboard" else settings.report_to,
+        run_name=output.name,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are used through --num_processes, never by DataParallel
+    if settings.shard_base:  # the arguments have connected the processes
+        sharding.shard(trained.lm, trained.base, arguments.device.type)
     separator = trained.tokenizer.eos_token_id
     return PrefixTrainer(
         model=trained.lm,
@@ -243,7 +249,7 @@ def make_trainer(
         keep_best=settings.keep_best,
         patience=settings.early_stopping_patience,
         distillation=distillation,
-        callbacks=[TensorBoard(output / "runs")],
+        callbacks=[TensorBoard(output / "runs")] if settings.report_to == "tensorboard" else [],
     )
 
 
@@ -264,6 +270,7 @@ def run_training(
         if earlier is not None and earlier.get("steps") == step:  # else of the run that this one prolongs
             return earlier
     if trainer.is_world_process_zero():
+        record.write_settings(output, settings)
         log_start(settings, trainer, trained, output)
     started = time.perf_counter()
     try:

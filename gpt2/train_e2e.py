@@ -26,7 +26,7 @@ def parse_args(argv: list[str]) -> launch.Parsed:
     return parsed
 
 
-def run_name(settings: Settings, notes: str | None) -> str:
+def long_name(settings: Settings, notes: str | None) -> str:
     """The folder name that the original made of the settings: a label, nothing is read out of it."""
     s = settings
     name = (
@@ -49,7 +49,8 @@ def output_dir(parsed: launch.Parsed) -> Path:
     if settings.output_dir:
         return Path(settings.output_dir).expanduser().resolve()
     folder = "demo_models" if own.demo else find_task(settings.mode).gpt2.folder
-    return TREE / folder / (own.dir_name or run_name(settings, own.notes))
+    name = long_name if own.long_names else launch.short_name
+    return TREE / folder / (own.dir_name or name(settings, own.notes))
 
 
 def build_command(parsed: launch.Parsed) -> list[str]:

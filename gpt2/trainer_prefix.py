@@ -216,6 +216,17 @@ class PrefixTrainer(Trainer):
         scored = labels[:, 1:].ne(IGNORED).sum()
         return token_mean * scored * self.accelerator.num_processes / self.accelerator.reduce(scored, reduction="sum")
 
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        """As Trainer does it, without the texts that fill up the processes' last batches a second time.
+
+        One row stays in any case: every process takes part in a forward pass whose layers are sharded.
+        """
+        state = self.accelerator.gradient_state
+        if state.end_of_dataloader and state.remainder > 0:
+            mine = state.remainder - self.args.process_index * self.args.per_device_eval_batch_size
+            inputs = {name: tensor[: max(mine, 1)] for name, tensor in inputs.items()}
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
     def evaluate(self, *args, **kwargs):
         """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""
         earlier = [row["eval_loss"] for row in self.state.log_history if "eval_loss" in row]  # of a resumed run too

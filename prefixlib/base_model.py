@@ -114,14 +114,17 @@ def load_model(
     cache_dir: str | None = None,
     dtype: torch.dtype = torch.float32,
     quantization: str | None = None,
+    attn_implementation: str | None = None,
     **config_overrides: Any,
 ) -> torch.nn.Module:
     """The base model in `dtype`, in eval mode; family is "decoder-only" or "encoder-decoder".
 
-    A folder saved with adapters comes with them. quantization: as --quantization. Raises UserError if it can't be had
-    or is of the other family.
+    A folder saved with adapters comes with them. quantization, attn_implementation: as the flags. Raises UserError if
+    it can't be had or is of the other family.
     """
     options = loading_options(quantization, dtype)
+    if attn_implementation:
+        options["attn_implementation"] = attn_implementation
     config = load_config(name, revision=revision, cache_dir=cache_dir)
     if bool(config.is_encoder_decoder) != (family == "encoder-decoder"):
         kind = "an encoder-decoder" if config.is_encoder_decoder else "a decoder-only"

@@ -1,6 +1,7 @@
 """What the launchers share: the demo's and the paper's settings, folder names, running the child (standard library)."""
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import shlex
@@ -14,7 +15,20 @@ from typing import Any
 from prefixlib import files
 from prefixlib.config_file import expand
 from prefixlib.errors import UserError
-from prefixlib.settings import TUNING_MODES, Flags, Parser, Training, explicit_flags, flag, refuse_together
+from prefixlib.settings import (
+    LENGTH,
+    RARE,
+    RECORDS,
+    TUNING_MODES,
+    USAGE,
+    Flags,
+    Parser,
+    Training,
+    explicit_flags,
+    flag,
+    refuse_together,
+    spelled,
+)
 from prefixlib.tasks import DEMO, find_task
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -27,7 +41,10 @@ class Launch(Flags):
     """The launchers' own flags, which the child does not get."""
 
     notes: str | None = flag(None, "free text at the end of the output folder's name", LAUNCHING)
-    dir_name: str | None = flag(None, "the output folder's name, instead of one made of the settings", LAUNCHING)
+    dir_name: str | None = flag(None, "the output folder's name, instead of one made of the settings", RARE)
+    long_names: bool = flag(
+        False, "name the output folder as the original did: all of the settings one after the other", RARE
+    )
     num_processes: int = flag(1, "processes on this machine, one per GPU", LAUNCHING)
     demo: bool = flag(False, "the bundled model and data, with settings that suit them", LAUNCHING)
     recipe: str | None = flag(
@@ -50,7 +67,7 @@ class Parsed:
 
 def make_parser(description: str, settings: type[Training]) -> Parser:
     """The launcher's flags: the child's and its own."""
-    parser = Parser(description=description)
+    parser = Parser(description=description, usage=USAGE)
     settings.add_to(parser)
     Launch.add_to(parser)
     parser.add_argument("--dry_run", action="store_true", help="print the command line and stop")
@@ -113,6 +130,23 @@ def check_launch(settings: Training, launch: Launch) -> None:
         value = getattr(launch, name)
         if value and ("/" in value or "\0" in value):
             raise UserError(f"--{name} {value!r}: becomes part of a folder's name, so it takes no '/'")
+
+
+def short_name(settings: Training, notes: str | None) -> str:
+    """A run's folder: task, what is tuned, notes, seed, and a digest of the settings that differ from the defaults.
+
+    Of files and folders the digest takes the name alone, so that it is the same on every machine. What only says how
+    long the run is, what it writes and where does not count: a run goes on in its folder with more epochs.
+    """
+    apart = {field.name for field in dataclasses.fields(settings) if field.metadata["group"] == RECORDS}
+    apart |= {"data_dir", "cache_dir", "num_workers", "skip_decode", *LENGTH}
+    chosen = [
+        (name, Path(value).name if isinstance(value, str) else value)
+        for name, value in sorted(settings.as_flags().items())
+        if name not in apart and value != spelled(settings.default(name))
+    ]
+    digest = hashlib.sha256(repr(chosen).encode()).hexdigest()[:6]
+    return "-".join(filter(None, (settings.mode, settings.tuning_mode, notes, f"s{settings.seed}", digest)))
 
 
 def tuning_label(settings: Training) -> str | None:

@@ -6,6 +6,8 @@ training   see `training_results`
 decoding   split -> data_file, sentences, sources_cut, seconds, scores, and how it was decoded
 """
 
+import importlib
+import importlib.util
 import itertools
 import logging
 import os
@@ -23,7 +25,8 @@ import torch
 from transformers import logging as transformers_logging
 
 from prefixlib import files, schema
-from prefixlib.errors import UserError
+from prefixlib import settings as flags
+from prefixlib.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +42,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def check_machine(fp16: bool) -> None:
-    """Raise UserError where this machine lacks what the run is to use: a GPU for float16, a GPU for each process."""
+def check_machine(fp16: bool, shard_base: bool = False) -> None:
+    """Raise UserError where the run lacks what it is to use.
+
+    That is a GPU for float16, a GPU for each process, and several processes for a base that is spread over them.
+    """
+    if shard_base and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise UserError("--shard_base yes needs several processes: --num_processes 2 or more")
     gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if fp16 and not gpus:
         raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or neither")
@@ -97,6 +105,35 @@ def peak_memory_bytes() -> dict[str, int]:
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated()
     return peak
+
+
+def set_up_reporting(report_to: str) -> None:
+    """Get --report_to's service ready before the work begins, with a project for the runs of this package.
+
+    Raises UserError where its package is not installed, or where it does not answer.
+    """
+    if report_to not in ("wandb", "mlflow"):
+        return
+    if importlib.util.find_spec(report_to) is None:
+        raise UserError(f"--report_to {report_to} needs a package: pip install {report_to}")
+    for name in ("WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
+        os.environ.setdefault(name, "prefix-tuning")
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        service = importlib.import_module(report_to)
+        if report_to == "wandb":
+            service.login()
+        else:
+            service.search_experiments(max_results=1)
+    except Exception as error:  # each service has exceptions of its own
+        raise UserError(f"--report_to {report_to}: {first_line(error)}") from error
+
+
+def write_settings(directory: Path, settings: flags.Training) -> None:
+    """Write directory/settings.json, which --config takes. The first process of a run does it."""
+    if os.environ.get("RANK", "0") == "0":
+        files.write_json(directory / "settings.json", settings.of_the_run())
 
 
 def log_start(

@@ -7,9 +7,10 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from prefixlib.settings import LENGTH
+
 logger = logging.getLogger(__name__)
 
-LENGTH = ("epoch", "max_steps")  # the settings that a prolonged run may change
 EARLIER = "earlier_schedules"  # in a checkpoint: one entry per schedule that was followed to its end, oldest first
 
 

@@ -44,6 +44,9 @@ METHOD = "method"
 START = "initialisation of the prefix (default: random; section 7.4)"
 TRAINING = "training"
 RECORDS = "evaluation, checkpoints, what happens afterwards"
+RARE = "rarely needed"  # stands last in --help
+USAGE = "%(prog)s [--FLAG VALUE ...]"
+REPORTS = ("tensorboard", "wandb", "mlflow", "none")
 
 
 def flag(
@@ -73,11 +76,24 @@ def _guesses(word: str, known: Sequence[str]) -> list[str]:
     return (begun or initials or difflib.get_close_matches(word, known, 1))[:1]
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written; help that ends with the default, unless the text says it or there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said = "(default" in action.help or action.default in (None, (), argparse.SUPPRESS) or action.nargs == 0
+        return action.help if said or action.required else f"{action.help} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are one line with exit code 2, and which accepts no shortened flags."""
 
     def __init__(self, **kwargs):
-        super().__init__(**{"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter, **kwargs})
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _Help, **kwargs})
+
+    def format_help(self) -> str:
+        """As argparse does it, the flags that are rarely needed last."""
+        self._action_groups.sort(key=lambda group: group.title == RARE)
+        return super().format_help()
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse does it, the flags of a --config file put in front."""
@@ -109,7 +125,8 @@ class Flags:
             parser.add_argument(
                 config_file.FLAG,
                 metavar="FILE",
-                help="flags out of a file: FILE.yaml, or a run's results.json or command.txt; the command line wins",
+                help="flags out of a file: FILE.yaml, or a run's settings.json, results.json or command.txt; the "
+                "command line wins",
             )
         groups = {group.title: group for group in parser._action_groups}
         for field in fields(cls):
@@ -121,6 +138,8 @@ class Flags:
             if kind is bool:
                 choices = about["choices"] or (True, False)
                 options |= {"type": str, "choices": tuple(map(spelled, choices)), "default": spelled(field.default)}
+            if kind in (int, float) and not about["choices"]:
+                options["metavar"] = "N"
             if kind is tuple:
                 options |= {"action": _Collect, "type": unescaped}
             groups[about["group"]].add_argument(f"--{field.name}", *about["names"], dest=field.name, **options)
@@ -338,6 +357,10 @@ TUNING_SETTINGS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+LENGTH = ("epoch", "max_steps")  # the settings that a prolonged run may change
+OF_THE_FOLDER = ("output_dir", "resume", "overwrite_output_dir")
+
+
 @dataclass(frozen=True)
 class Training(Flags):
     """The settings of a training run that both trees have."""
@@ -356,12 +379,12 @@ class Training(Flags):
     source_template: str | None = flag(
         None, 'mode text: what is put around every source, e.g. "Summarise: {source}"', TASK
     )
-    max_source_length: int | None = flag(None, "most tokens of a source (default: the task's)", TASK, low=1)
-    val_max_target_length: int | None = flag(None, "most tokens of a dev text (default: the task's)", TASK, low=1)
+    max_source_length: int | None = flag(None, "most tokens of a source (default: the task's)", RARE, low=1)
+    val_max_target_length: int | None = flag(None, "most tokens of a dev text (default: the task's)", RARE, low=1)
 
     model_name_or_path: str | None = flag(None, "hub name or local folder", MODEL)
-    model_revision: str | None = flag(None, "commit or tag of the hub model (default: its newest)", MODEL)
-    cache_dir: str | None = flag(None, "where hub files are kept (default: the hub library's own place)", MODEL)
+    model_revision: str | None = flag(None, "commit or tag of the hub model (default: its newest)", RARE)
+    cache_dir: str | None = flag(None, "where hub files are kept (default: the hub library's own place)", RARE)
 
     quantization: str | None = flag(
         None,
@@ -384,8 +407,8 @@ class Training(Flags):
     optim_prefix: bool = flag(True, "a free prefix, the same for all inputs", METHOD)
     prefix_mode: str = flag("activation", "train keys and values in every layer", METHOD, choices=("activation",))
     format_mode: str = flag("cat", "what stands where: prefix, source, target", METHOD, choices=("cat",))
-    use_deep: bool = flag(False, "three linear layers in the reparametrisation instead of two", METHOD)
-    use_dropout: bool = flag(False, "dropout inside the frozen model while the prefix is trained", METHOD)
+    use_deep: bool = flag(False, "three linear layers in the reparametrisation instead of two", RARE)
+    use_dropout: bool = flag(False, "dropout inside the frozen model while the prefix is trained", RARE)
     prefix_model_path: str | None = flag(None, "start from the weights of this prefix checkpoint", METHOD)
     top_layers: int = flag(1, "finetune-top: how many of the (decoder's) last layers are trained", METHOD, low=0)
     top_embeddings: bool = flag(True, "finetune-top: train the word embeddings (tied to the head) too", METHOD)
@@ -405,11 +428,9 @@ class Training(Flags):
         START,
     )
     init_shallow: bool = flag(False, "train keys and values directly, without the MLP", START)
-    init_shallow_word: str = flag(
-        "summarize", "the original's --init_text for --init_shallow yes (`no`: random)", START
-    )
-    use_lowdata_token: bool = flag(False, "the original's low-data runs: start from --lowdata_token", START)
-    lowdata_token: str = flag("summarize", "the original's --init_text for the MLP", START)
+    init_shallow_word: str = flag("summarize", "the original's --init_text for --init_shallow yes (`no`: random)", RARE)
+    use_lowdata_token: bool = flag(False, "the original's low-data runs: start from --lowdata_token", RARE)
+    lowdata_token: str = flag("summarize", "the original's --init_text for the MLP", RARE)
 
     bsz: int = flag(10, "texts per step, over all processes, before accumulation", TRAINING, above=0)
     gradient_accumulation_steps: int = flag(
@@ -422,13 +443,19 @@ class Training(Flags):
     epoch: float = flag(5, "passes over the training set", TRAINING, above=0, below=2**31)
     max_steps: int = flag(-1, "stop after this many steps (-1: --epoch decides)", TRAINING, low=-1)
     learning_rate: float = flag(5e-5, "peak rate", TRAINING, above=0)
-    warmup_steps: int = flag(0, "steps of linear warm-up; the original uses none", TRAINING, low=0)
+    warmup_steps: int = flag(0, "steps of linear warm-up; the original uses none", RARE, low=0)
     weight_decay: float = flag(0.0, "AdamW weight decay", TRAINING, low=0, below=1000)
     max_grad_norm: float = flag(1.0, "gradients are clipped to this norm (0: they are not)", TRAINING, low=0)
     seed: int = flag(101, "seed of initialisation, data order and dropout", TRAINING, low=0, below=2**32)
     bf16: bool = flag(False, "bfloat16 arithmetic; the trained weights stay float32", TRAINING)
     fp16: bool = flag(False, "float16 arithmetic with loss scaling; needs a GPU", TRAINING)
     gradient_checkpointing: bool = flag(False, "recompute activations: less memory, more time", TRAINING)
+    shard_base: bool = flag(
+        False,
+        "spread the frozen model's layers over --num_processes: each keeps its part of every layer. For models that "
+        "one GPU does not hold; slower",
+        TRAINING,
+    )
 
     output_dir: str | None = flag(None, "where checkpoints, logs, curves and results go", RECORDS)
     eval_steps: int = flag(0, "steps between dev evaluations (0: once per epoch)", RECORDS, low=0)
@@ -442,6 +469,13 @@ class Training(Flags):
     )
     overwrite_output_dir: bool = flag(False, "train into a folder that holds an earlier result", RECORDS)
     disable_tqdm: bool = flag(False, "no progress bars", RECORDS)
+    report_to: str = flag(
+        "tensorboard",
+        "who else gets the curves: files in the output folder for TensorBoard, or Weights & Biases or MLflow, which "
+        "take their own settings from the environment",
+        RECORDS,
+        choices=REPORTS,
+    )
     decode: str | None = flag(
         None,
         "what is decoded and scored after training (default: mode text the test file if there is one, else the dev "
@@ -480,6 +514,10 @@ class Training(Flags):
             return {}
         names = ("source_column", "target_column", "source_template")
         return {name: getattr(self, name) or "" for name in names}
+
+    def of_the_run(self) -> dict[str, Any]:
+        """The settings for --config: all but where the run is written and what happens to an earlier one there."""
+        return {name: value for name, value in self.as_flags().items() if name not in OF_THE_FOLDER}
 
     @property
     def has_prefix(self) -> bool:
@@ -521,6 +559,7 @@ class Training(Flags):
         for first, second, why in (
             ("bf16", "fp16", "one precision per run"),
             ("resume", "overwrite_output_dir", "resuming keeps what is there"),
+            ("shard_base", "gradient_checkpointing", "a layer would be collected twice"),
         ):
             if getattr(self, first) and getattr(self, second):
                 refuse_together(f"--{first} yes", f"--{second} yes", why)
@@ -557,6 +596,8 @@ SHARED_RULES = (
         for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")
     ),
     Only("quantization", "tuning_mode", ("prefixtune",), "weights that are trained keep all their bits"),
+    Only("shard_base", "tuning_mode", ("prefixtune",), "only a frozen model is spread"),
+    Only("shard_base", "quantization", (None, "no"), "weights in few bits are not spread"),
     Only("use_dropout", "tuning_mode", ("prefixtune",), "it is the dropout of the frozen model"),
     Only("top_layers", "tuning_mode", ("finetune-top",), _NO_LAYERS),
     Only("top_embeddings", "tuning_mode", ("finetune-top",), _NO_LAYERS),

@@ -7,7 +7,8 @@ recipe      the WebNLG recipe's sizes on a GPU      limit    steps and decoding 
 engines     decode beside CTranslate2; encoder-decoders: transformers' generate of a fine-tuned model
 greedy      one sentence at a time beside transformers' generate
 mixed       many prefixes in one batch              scores   BLEU, METEOR and TER of WebNLG, on one core
-table       the target figures, into results/README.md
+table       figures and goals, into results/README.md
+plan        the cost on an H100, by arithmetic alone, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
 Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
@@ -26,7 +27,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from benchmarks import decode, engines, epoch, lengths, limit, mixed, scaling, startup, steps, tables
+from benchmarks import decode, engines, epoch, lengths, limit, mixed, plan, scaling, startup, steps, tables
 from benchmarks.models import GROUPED, LIBRARIES, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
 from page_parts import replace_part
 from prefixlib import files, record
@@ -55,8 +56,8 @@ SHAPELESS = ("startup", "scores", "limit")
 
 
 def make_parser() -> Parser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*MEASURE, "table", "record-lengths"), metavar="WHAT")
+    parser = Parser(description=__doc__)
+    parser.add_argument("what", choices=(*MEASURE, "table", "plan", "record-lengths"), metavar="WHAT")
     which = parser.add_argument_group("what is compared")
     which.add_argument("--shape", choices=tuple(SHAPES), help="(default: gpt2-small; scaling gpt2-mini)")
     which.add_argument(
@@ -94,7 +95,9 @@ def make_parser() -> Parser:
     group.add_argument("--lengths", help=f"of {', '.join(lengths.SETS)} (decode: webnlg_dev, xsum_test)")
     group.add_argument("--lengths_from", type=Path, help="read them from this data file instead")
     group.add_argument("--tokenizer", type=Path, help="folder of the real vocabulary, for --lengths_from")
-    parser.add_argument("--output", type=Path, help="the JSON file; record-lengths, table: file or folder of results")
+    parser.add_argument(
+        "--output", type=Path, help="the JSON file; record-lengths, table, plan: file or folder of results"
+    )
     return parser
 
 
@@ -212,9 +215,8 @@ def record_lengths(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_table(folder: Path) -> int:
-    """Print the figures, goals and rows of all results in `folder`, and write them into its README.md if it has one."""
-    parts = {"figures": tables.figures(folder), "goals": tables.goals(folder), "rows": tables.whole(folder)}
+def write_parts(folder: Path, parts: dict[str, str]) -> int:
+    """Print parts of the page of results, and write them into folder/README.md if there is one."""
     print("\n".join(parts.values()))
     page = folder / "README.md"
     for name, text in parts.items() if page.is_file() else ():
@@ -226,8 +228,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.set_verbosity_error()  # the peers' hints on flags
     logging.disable_progress_bar()
+    folder = args.output or REPOSITORY / "results"
     if args.what == "table":
-        return write_table(args.output or REPOSITORY / "results")
+        return write_parts(folder, {name: make(folder) for name, make in tables.PARTS.items()})
+    if args.what == "plan":
+        return write_parts(folder, {"plan": plan.table()})
     return record_lengths(args) if args.what == "record-lengths" else measure(args)
 
 

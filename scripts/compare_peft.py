@@ -37,7 +37,7 @@ Batch = dict[str, Tensor]
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model_name_or_path", required=True, help="decoder-only model: hub name, folder, FILE.gguf")
     parser.add_argument("--train_file", type=Path, required=True, help="texts to train on, in the mode's format")
     parser.add_argument("--mode", default="data2text", choices=GPT2_MODES, help="the file's task")

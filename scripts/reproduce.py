@@ -5,6 +5,7 @@ python scripts/reproduce.py table1 --rows "e2e-*" --seeds 1
 python scripts/reproduce.py lowdata --demo yes           # the bundled models, minutes on a CPU
 python scripts/reproduce.py rates --size smollm2 --test_sources 200   # a small real model; then lowdata, unseen, ...
 python scripts/reproduce.py tables                       # print the tables of all results there are
+python scripts/reproduce.py summary                      # the results on a base model of your own, into README.md
 
 table1: GPT-2 fine-tuned, top-2 layers, adapters, prefix. table2: BART-large on XSum. xsum: the paper's flags for it and
 those of the original README. extrapolation: XSum news to sports and within news, WebNLG's unseen categories. lowdata:
@@ -24,7 +25,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from paper import decoded_examples, real_model, report
+from page_parts import replace_part
+from paper import decoded_examples, real_model, report, summary
 from paper.experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
 from paper.training_runs import Run, RunFailed, Settings, read_json, runs_of
 from prefixlib.errors import UserError, one_line_errors
@@ -32,14 +34,14 @@ from prefixlib.launch import REPOSITORY
 from prefixlib.settings import Parser, add_number, add_yes_no
 
 SIZES = ("medium", "large")  # the paper's
-NAMES = tuple(dict.fromkeys((*EXPERIMENTS, *real_model.EXPERIMENTS, "tables")))
+NAMES = tuple(dict.fromkeys((*EXPERIMENTS, *real_model.EXPERIMENTS, "tables", "summary")))
 PASSED_ON = ("max_steps", "bf16", "gradient_checkpointing", "num_processes")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Command line -> settings. Raises UserError for what cannot be meant."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=NAMES, help="which one (`tables` only prints)")
+    parser = Parser(description=__doc__)
+    parser.add_argument("experiment", choices=NAMES, help="which one (`tables` and `summary` run nothing)")
     which = parser.add_argument_group("which runs")
     which.add_argument(
         "--size",
@@ -94,7 +96,7 @@ def _check_base(args: argparse.Namespace) -> None:
             raise UserError(f"--size {args.size} and --model_name_or_path do not go together: both name a base model")
         args.model_name_or_path = real_model.SIZES[args.size]
     own = args.model_name_or_path is not None
-    if args.experiment == "tables":
+    if args.experiment in ("tables", "summary"):
         return
     if own and args.experiment not in real_model.EXPERIMENTS:
         known = ", ".join(real_model.EXPERIMENTS)
@@ -297,11 +299,23 @@ def print_tables(folder: Path) -> int:
     return 0
 
 
+def write_summary(folder: Path) -> int:
+    """Print it, and write it into the README.md beside the folder of results."""
+    text = summary.summary(folder)
+    print(text)
+    if (folder.parent / "README.md").is_file():
+        replace_part(folder.parent / "README.md", "results", text)
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
+        results = (args.output_dir or REPOSITORY / "results").expanduser()
         if args.experiment == "tables":
-            return print_tables((args.output_dir or REPOSITORY / "results").expanduser())
+            return print_tables(results)
+        if args.experiment == "summary":
+            return write_summary(results)
         if args.demo == "yes":
             os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slowed down by a second thread
         return reproduce(args)

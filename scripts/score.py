@@ -25,7 +25,7 @@ log = logging.getLogger("score")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line -> flags; combinations that make no sense are refused by name."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("task", choices=TASKS + MODES, help="whose metrics to compute")
     outputs = parser.add_argument_group("system outputs, one per line in the order of the inputs (one of the two)")
     outputs.add_argument("--hypotheses", metavar="FILE", help="the outputs to score")

@@ -17,7 +17,7 @@ from prefixlib import readers
 from prefixlib.errors import one_line_errors
 from prefixlib.launch import DEMO_DATA, REPOSITORY, Launch
 from prefixlib.metrics.tasks import TASKS as METRICS
-from prefixlib.settings import spelled
+from prefixlib.settings import RARE, spelled
 from prefixlib.tasks import ROWS, data_file, iter_records, prompt_text, training_text
 from seq2seq.flags import DEFAULT_MODEL as SEQ2SEQ_DEFAULT_MODEL
 from seq2seq.flags import Settings as Seq2SeqSettings
@@ -164,7 +164,7 @@ def flags_part() -> str:
         groups.setdefault(group, []).append((_names_of(found), *defaults, _choices(found), help_))
     parts = [
         f"### {_capital(group)}\n\n" + table(("flag", "gpt2/", "seq2seq/", "values", "meaning"), rows)
-        for group, rows in groups.items()
+        for group, rows in sorted(groups.items(), key=lambda entry: entry[0] == RARE)
     ]
     for title, kind in (("Launching, both trees", Launch), ("Decoding with gen.py", Decoding)):
         rows = [

@@ -19,7 +19,7 @@ RESUME = "resume.ckpt"
 
 
 class LogLines(Callback):
-    """One readable line per `every` steps: loss, learning rate, tokens per second; the same into TensorBoard.
+    """One readable line per `every` steps: loss, learning rate, tokens per second; the same to --report_to.
 
     Stops the run on a NaN or infinite loss. `curves` keeps (step, loss) of training ("train") and validation ("dev").
     """
@@ -62,7 +62,7 @@ class LogLines(Callback):
             raise diverged(step, "the loss is not a number")
         figures = {"loss": loss, "lr": rate, "tokens_per_second": int(self.tokens) / seconds}
         self.curves["train"].append((step, loss))
-        trainer.logger.log_metrics(figures, step)
+        report(trainer, figures)
         logger.info(
             "step %d/%d  epoch %d  loss %.4f  lr %.3g  tokens/s %s",
             *(step, module.total_steps, trainer.current_epoch + 1, loss, rate),
@@ -81,9 +81,15 @@ class LogLines(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         result = module.validation_result
         self.curves["dev"].append((trainer.global_step, result["loss"]))
-        trainer.logger.log_metrics({f"val_{name}": value for name, value in result.items()}, trainer.global_step)
+        report(trainer, {f"val_{name}": value for name, value in result.items()})
         logger.info("validation at step %d: %s", trainer.global_step, _figures(result))
         self.since += time.perf_counter() - self.paused  # tokens/s are those of training
+
+
+def report(trainer: Trainer, figures: dict[str, float]) -> None:
+    """Hand figures of the present step to the run's logger, if it has one (--report_to)."""
+    if trainer.logger is not None:
+        trainer.logger.log_metrics(figures, trainer.global_step)
 
 
 def _figures(result: dict[str, float]) -> str:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, original, processes, record, schedule, tables
+from prefixlib import checkpoint, files, original, processes, record, schedule, sharding, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
-from prefixlib.settings import Parser, explicit_flags
+from prefixlib.settings import USAGE, Parser, explicit_flags
 from prefixlib.tables import Chat, Columns, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, find_task, is_there
 from seq2seq.callbacks import Checkpoints, LogLines
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = _output_dir(settings)
     if not settings.do_train:
         decode(settings, given)
-    elif settings.resume and is_finished(settings, output):
+    elif settings.resume and is_finished(settings, output) and not left_to_decode(settings, output):
         logger.info("the run in %s has finished: nothing is left to train", output)
     else:
         train(settings)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_args(argv: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     """The settings, and the names of those that argv gives. Raises UserError for contradictions."""
-    parser = Parser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0], usage=USAGE)
     Settings.add_to(parser)
     settings = Settings.from_args(parser.parse_args(argv))
     settings.check()
@@ -95,10 +95,17 @@ def is_finished(settings: Settings, output: Path) -> bool:
     return "training" in results and all(ran[name] == value for name, value in wanted.items())
 
 
+def left_to_decode(settings: Settings, output: Path) -> list[str]:
+    """What --decode asks for and the run in `output`, trained to its end, has not decoded: it was stopped before."""
+    known = record.read_results(output).get("decoding", {})
+    return [split for split in decoded_after_training(settings) if split not in known]
+
+
 def train(settings: Settings) -> TrainResult:
     """Train, and leave in settings.output_dir the last and the best checkpoint, results.json and the curves.
 
-    With settings.resume a run goes on from its newest resumable checkpoint, and one that has finished is loaded.
+    With settings.resume a run goes on from its newest resumable checkpoint; one that was trained to its end is loaded,
+    and what it had not decoded yet is decoded.
     Raises UserError for settings, files or a base model that do not go together, and where the loss is NaN or infinite.
 
     >>> settings = Settings(mode="xsum", data_dir="data", output_dir="runs/xsum")
@@ -109,7 +116,8 @@ def train(settings: Settings) -> TrainResult:
         raise UserError("train() with do_train=False: load(CHECKPOINT).generate(...) decodes a checkpoint")
     output = _output_dir(settings)
     _quiet_libraries()
-    record.check_machine(fp16=settings.fp16)
+    record.check_machine(settings.fp16, settings.shard_base)
+    record.set_up_reporting(settings.report_to)
     with files.lock(output):
         if settings.resume and is_finished(settings, output):
             return _finished(settings, output)
@@ -137,6 +145,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     parameters = model.count_parameters()
     sizes = {"size": model.base.num_parameters(), "steps": steps, "output": output}
     sizes["batch"] = settings.bsz * settings.gradient_accumulation_steps
+    record.write_settings(output, settings)
     record.log_start(model.base_record["name"], settings.tuning_mode, parameters, examples, **sizes)
     trainer = generic_train(module, settings, output, loaders, [log, keep], resumption)
     if trainer.is_global_zero:
@@ -154,6 +163,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
+    sharding.gather(model.base)  # the first process decodes alone
     decoded = {}
     if to_decode and trainer.is_global_zero:
         logger.info("decoding with the last weights; those of the best validation are in %s", output / "best")
@@ -192,6 +202,10 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     history = {name: [tuple(point) for point in points] for name, points in trained.get("curves", {}).items()}
     base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
     model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
+    if os.environ.get("RANK", "0") == "0":
+        for split in left_to_decode(settings, output):
+            logger.info("the run in %s was trained to its end; decoding its %s file", output, split)
+            decode_split(settings, model, split, examples_of(settings, split, settings.columns), output, SEED)
     decoded = {split: row["scores"] for split, row in record.read_results(output).get("decoding", {}).items()}
     return TrainResult(model, trained.get("last", {}), history, output, decoded)
 

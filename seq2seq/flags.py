@@ -12,6 +12,7 @@ from typing import Any
 from prefixlib.errors import UserError
 from prefixlib.settings import (
     METHOD,
+    RARE,
     RECORDS,
     SEARCH_BOUNDS,
     TABLE_RULES,
@@ -42,10 +43,10 @@ class Settings(Training):
 
     mode: str = flag("", "the task: its data, lengths and decoding", TASK, choices=SEQ2SEQ_MODES)
     max_target_length: int | None = flag(
-        None, "most tokens of a training text, special tokens included (default: the task's)", TASK, low=1
+        None, "most tokens of a training text, special tokens included (default: the task's)", RARE, low=1
     )
     test_max_target_length: int | None = flag(
-        None, "most tokens of a test text in the original's average ROUGE (default: the task's)", TASK, low=1
+        None, "most tokens of a test text in the original's average ROUGE (default: the task's)", RARE, low=1
     )
     n_train: int = flag(-1, "use the first N training examples (-1: all)", TASK, low=-1)
     n_val: int = flag(500, "use the first N dev examples (-1: all)", TASK, low=-1)
@@ -59,7 +60,7 @@ class Settings(Training):
 
     preseqlen: int = flag(5, "prefix length P; 200 is best for summarisation", METHOD, above=0)
     optim_prefix: bool = flag(True, "always yes: a free prefix", METHOD, choices=(True,))
-    use_dropout: bool = flag(True, "dropout inside the frozen model while the prefix is trained", METHOD)
+    use_dropout: bool = flag(True, "dropout inside the frozen model while the prefix is trained", RARE)
     use_encoder_prefix: bool = flag(True, "prefix at the encoder's self-attention; `no` for ablations", METHOD)
     use_cross_prefix: bool = flag(True, "prefix at the cross-attention; `no` for ablations", METHOD)
     use_self_prefix: bool = flag(True, "prefix at the decoder's self-attention; `no` for ablations", METHOD)
@@ -78,7 +79,7 @@ class Settings(Training):
     )
     max_grad_norm: float = flag(0.0, "gradients are clipped to this norm (0: they are not)", TRAINING, low=0)
     label_smoothing: float = flag(0.0, "smoothing of the training loss, 0 to 1", TRAINING, low=0, below=1)
-    num_workers: int = flag(2, "processes that tokenise (0: the training process does)", TRAINING, low=0)
+    num_workers: int = flag(2, "processes that tokenise (0: the training process does)", RARE, low=0)
 
     save_steps: int = flag(500, "steps between resumable checkpoints", RECORDS, above=0)
     val_metric: str = flag("rouge2", "what the best checkpoint is best in", RECORDS, choices=("rouge2", "loss"))
@@ -111,7 +112,7 @@ class Settings(Training):
         **SEARCH_BOUNDS["length_penalty"],
         names=("--length_penalty",),
     )
-    force_bos: bool = flag(False, "make <s> the first token by force; training teaches it anyway", DECODING)
+    force_bos: bool = flag(False, "make <s> the first token by force; training teaches it anyway", RARE)
     allow_other_base: bool = flag(
         False, "decode with a base model of the same shape that is not the one trained on", DECODING
     )

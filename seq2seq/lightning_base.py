@@ -11,12 +11,12 @@ from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from transformers import get_scheduler
 
-from prefixlib import files, schedule, schema
+from prefixlib import files, schedule, schema, sharding
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
 from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
@@ -110,6 +110,10 @@ class BaseModule(LightningModule):
         """Not where Lightning refuses to clip: in mixed precision, under an optimiser that could unscale by itself."""
         return not self.settings.fp16 and not (self.settings.bf16 and self.settings.max_grad_norm)
 
+    def configure_model(self) -> None:
+        if self.settings.shard_base:
+            sharding.shard(self, self.lm.base, self.trainer.strategy.root_device.type)
+
     def on_fit_start(self) -> None:
         # Lightning keeps the modes that it finds, and from_pretrained leaves eval mode: without this the frozen model's
         # dropout, which the original had on, would silently be off.
@@ -185,6 +189,7 @@ class SummarizationModule(BaseModule):
         return {"loss": loss, "mean": sums[0] / sums[1], "tokens": tokens.detach() * self.world}
 
     def on_validation_start(self) -> None:
+        sharding.gather(self.lm.base)  # the processes' texts have different lengths
         with torch.no_grad():
             self.prefix = self.lm.layers()  # one run of the network for all batches
         self.sums = torch.zeros(7, dtype=torch.float64)
@@ -204,6 +209,7 @@ class SummarizationModule(BaseModule):
 
     def on_validation_epoch_end(self) -> None:
         del self.prefix  # the next steps change it
+        sharding.scatter(self.lm.base)
         loss, tokens, *sums, examples = self._over_processes(self.sums.float().to(self.device)).tolist()
         self.validated_step = self.trainer.global_step
         self.validation_result = {"loss": loss / tokens}
@@ -287,6 +293,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         files.sync_directory(path.parent)
 
 
+def make_logger(report_to: str, output: Path, step: int) -> Logger | None:
+    """Who gets the curves. In TensorBoard a run resumed at `step` hides what was logged after it."""
+    if report_to == "wandb":
+        return WandbLogger(name=output.name, save_dir=output, project=os.environ["WANDB_PROJECT"])
+    if report_to == "mlflow":
+        import mlflow  # here: it is an extra
+
+        where = mlflow.get_tracking_uri()  # Lightning would choose a folder of its own
+        return MLFlowLogger(os.environ["MLFLOW_EXPERIMENT_NAME"], run_name=output.name, tracking_uri=where)
+    if report_to == "none":
+        return None
+    return TensorBoardLogger(output, name="tensorboard", version="", purge_step=step + 1)
+
+
 def generic_train(
     module: BaseModule,
     settings: Settings,
@@ -311,8 +331,7 @@ def generic_train(
         check_val_every_n_epoch=None if settings.eval_steps else 1,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # EpochBatches gives every process its part
-        # a resumed run hides what was logged after the checkpoint it starts from
-        logger=TensorBoardLogger(output, name="tensorboard", version="", purge_step=step + 1),
+        logger=make_logger(settings.report_to, output, step) or False,
         log_every_n_steps=settings.logging_steps,
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],

@@ -10,7 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import Parsed, as_words, check_launch, child_command, make_parser, parse, run, tuning_label
+from prefixlib.launch import (
+    Parsed,
+    as_words,
+    check_launch,
+    child_command,
+    make_parser,
+    parse,
+    run,
+    short_name,
+    tuning_label,
+)
 from prefixlib.settings import refuse_together, spelled
 from seq2seq.flags import DEFAULT_MODEL, Settings
 
@@ -47,7 +57,7 @@ def _brings_its_model(settings: Settings) -> bool:
     return bool(settings.finetune_model_path or tuned_with_prefix)
 
 
-def run_name(settings: Settings, notes: str | None = None) -> str:
+def long_name(settings: Settings, notes: str | None = None) -> str:
     """The folder name that the original made of the settings: a label, nothing is read out of it."""
     s = settings
     name = (
@@ -66,7 +76,8 @@ def output_dir(parsed: Parsed) -> Path:
     if not settings.do_train:
         return settings.checkpoint.resolve()
     folder = "demo_models" if launch.demo else settings.task.folder
-    return TREE / folder / (launch.dir_name or run_name(settings, launch.notes))
+    name = long_name if launch.long_names else short_name
+    return TREE / folder / (launch.dir_name or name(settings, launch.notes))
 
 
 def build_command(parsed: Parsed) -> list[str]:

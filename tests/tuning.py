@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from prefixlib.errors import UserError
-from prefixlib.settings import METHOD, START, Flags, spelled
+from prefixlib.settings import METHOD, RARE, START, Flags, spelled
 
 TUNED = ("finetune", "finetune-top", "adaptertune", "bothtune")
 MORE = {  # each mode's own flags, away from their defaults
@@ -61,9 +61,17 @@ def other_values(field):
     return ["something"]
 
 
+OF_EVERY_MODE = (  # flags that are rarely needed and change no method
+    *("max_source_length", "max_target_length", "train_max_target_length", "val_max_target_length"),
+    *("test_max_target_length", "model_revision", "cache_dir", "warmup_steps", "num_workers", "force_bos"),
+    "skip_decode",
+)
+
+
 def pairs(modes, settings: type[Flags], *groups: str):
     """(tuning mode, flag, value) for every flag of `groups` at each value that is not its default."""
-    fields = [f for f in dataclasses.fields(settings) if f.metadata["group"] in groups and f.name != "tuning_mode"]
+    apart = {"tuning_mode", *OF_EVERY_MODE}
+    fields = [f for f in dataclasses.fields(settings) if f.metadata["group"] in groups and f.name not in apart]
     return [(mode, f.name, value) for mode, f in itertools.product(modes, fields) for value in other_values(f)]
 
 
@@ -88,4 +96,4 @@ def judge(launch: Callable, child: Callable, cases):
     return accepted
 
 
-OF_THE_METHOD = (METHOD, START)
+OF_THE_METHOD = (METHOD, START, RARE)

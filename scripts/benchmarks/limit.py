@@ -115,6 +115,25 @@ def prepare(args: argparse.Namespace, row: Row) -> Prepared:
     return (_decode if row.work == "decode" else _step)(own, sizes, row.real_lengths)
 
 
+def at_the_limit(args: argparse.Namespace, work: str) -> float:
+    """What a "step" (seconds) or a "decode" (sentences per second) could be, by the rate of the matrix products now."""
+    sizes = Sizes.of(models.make_base(argparse.Namespace(**{**vars(args), "device": "meta"})))
+    rate = machine(args.device)[PRODUCT.format("bfloat16" if args.bf16 else "float32")]
+    if work == "step":
+        return sum(_operations_of_step(args, sizes).values()) / rate
+    texts = decode.make_work(args)
+    counted = decoding(sizes, list(map(len, texts.prompts)), texts.ends, args.beams, args.preseqlen)
+    return len(texts.prompts) * rate / sum(counted.values())
+
+
+def _operations_of_step(args: argparse.Namespace, sizes: Sizes) -> dict[str, int]:
+    """Of a batch without padding, as `models.make_batch` makes it."""
+    seq2seq = models.is_seq2seq(args)
+    scored = args.bsz * (args.tokens if seq2seq else args.tokens - args.tokens // 2)
+    sources = [args.source] * args.bsz if seq2seq else ()
+    return training_step(sizes, [args.tokens] * args.bsz, scored, args.preseqlen, args.mid_dim, sources)
+
+
 def _step(args: argparse.Namespace, sizes: Sizes, real_lengths: bool) -> Prepared:
     sources, targets = [args.source] * args.bsz, [args.tokens] * args.bsz
     batch = models.make_batch(args)

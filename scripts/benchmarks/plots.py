@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+LIMIT = "limit of matrix products"  # a row that is no measurement: the prefix's operations at the machine's rate
+
 
 @dataclass
 class Panel:
@@ -26,7 +28,8 @@ def plot(path: Path, panels: Sequence[Panel], xlabel: str, title: str) -> None:
     for axis, panel in zip(axes[0], panels, strict=True):
         for name, points in panel.curves.items():
             xs, ys = zip(*points, strict=True)
-            axis.plot(xs, ys, marker="o", markersize=3, label=name, color=f"C{names.index(name)}")
+            style = {"color": f"C{names.index(name)}", "marker": "o", "markersize": 3}
+            axis.plot(xs, ys, label=name, **{"color": "grey", "linestyle": ":"} if name == LIMIT else style)
             for x, y in points if panel.is_ratio else ():
                 axis.annotate(f"{y:.2f}", (x, y), textcoords="offset points", xytext=(0, 5), fontsize=7, ha="center")
         if panel.is_ratio:

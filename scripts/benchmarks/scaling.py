@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.decode import decode
+from benchmarks.limit import at_the_limit
 from benchmarks.models import is_seq2seq
-from benchmarks.plots import Panel, plot
+from benchmarks.plots import LIMIT, Panel, plot
 from benchmarks.steps import memory, train_step
 from prefixlib.errors import UserError
 from prefixlib.launch import REPOSITORY
@@ -67,7 +68,7 @@ def at_step(args: argparse.Namespace) -> dict[str, dict]:
     table = {row: {"step time, s": times[row]["seconds"], "time ratio": times[row]["time_ratio"]} for row in args.rows}
     for row, peak in peaks.items():
         table[row]["peak memory without libraries, MiB"] = peak["own_memory_bytes"] / 2**20
-    return table
+    return table | {LIMIT: {"step time, s": at_the_limit(args, "step")}}
 
 
 def at_decode(args: argparse.Namespace) -> dict[str, dict]:
@@ -75,7 +76,7 @@ def at_decode(args: argparse.Namespace) -> dict[str, dict]:
     return {
         row: {"sentences/s": numbers["sentences_per_second"], "speed ratio": numbers["speed_ratio"]}
         for row, numbers in decode(args).items()
-    }
+    } | {LIMIT: {"sentences/s": at_the_limit(args, "decode")}}
 
 
 def at_processes(args: argparse.Namespace) -> dict[str, dict]:

@@ -266,3 +266,6 @@ def _command(result: Mapping) -> str:
     bsz += f" --accumulate {settings['accumulate']}" if settings.get("accumulate", 1) > 1 else ""
     bf16 = " --bf16" if settings["bf16"] else ""
     return f"`{result['what']}{shape}{bsz}{bf16}`"
+
+
+PARTS = {"figures": figures, "goals": goals, "rows": whole}  # of results/README.md

@@ -8,7 +8,7 @@ import os
 import pytest
 
 import benchmark
-from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, scaling, startup, steps, tables
+from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, plots, scaling, startup, steps, tables
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -170,15 +170,18 @@ def test_curves(tmp_path, monkeypatch):
     less = ["--sweeps", "tokens,beams,processes", "--points", "1", "--no_memory", "--shape", "gpt2-tiny"]
     rows = measure(tmp_path, "scaling", *less, "--sentences", "2", "--max_new_tokens", "5")["rows"]
     assert list(rows) == ["tokens", "beams", "processes"]
-    assert list(rows["tokens"]["points"]["20"]) == ["prefix", "peft", "finetune"]
+    assert list(rows["tokens"]["points"]["20"]) == ["prefix", "peft", "finetune", plots.LIMIT]
     for name in rows:
         assert (tmp_path / f"scaling_{name}.png").stat().st_size > 5000
+        for point in () if name == "processes" else rows[name]["points"].values():  # none is beyond the machine
+            (least,), (ours, *_) = point[plots.LIMIT].values(), point["prefix"].values()
+            assert 0 < (ours / least if "decode" in name or name == "beams" else least / ours) < 1
 
 
 def test_curves_of_bart(tmp_path):
     less = ["--sweeps", "source", "--points", "1", "--no_memory", "--shape", "bart-tiny", "--preseqlen", "3"]
     rows = measure(tmp_path, "scaling", *less)["rows"]
-    assert list(rows["source"]["points"]["32"]) == ["prefix", "original-style", "finetune"]
+    assert list(rows["source"]["points"]["32"]) == ["prefix", "original-style", "finetune", plots.LIMIT]
     with pytest.raises(UserError, match="--sweeps source: for gpt2-tiny choose from prefix_length, tokens, batch"):
         measure(tmp_path, "scaling", "--sweeps", "source", "--shape", "gpt2-tiny")
 

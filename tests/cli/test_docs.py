@@ -31,7 +31,7 @@ PAGES = (
 BLOCKS = {
     "README.md": 11,
     "CONTRIBUTING.md": 2,
-    "docs/tutorial.md": 14,
+    "docs/tutorial.md": 15,
     "docs/tasks.md": 2,
     "docs/models.md": 1,
     "docs/serving.md": 4,
@@ -101,7 +101,7 @@ def run_python(words, folder, only_parse):
     rest = words[1:]
     if name == "scripts/tasks_table.py":
         return  # it writes into the page; test_written_tables compares
-    if name == "scripts/benchmark.py" and rest == ["table"]:
+    if name == "scripts/benchmark.py" and rest in (["table"], ["plan"]):
         return
     if not only_parse and "--help" not in rest and not ("--do_train" in rest and "no" in rest):
         rest += shlex.split(SHORT.get(name, ""))
@@ -261,11 +261,18 @@ def test_written_tables(page, command, tmp_path, capsys):
     if command == "benchmark":
         for path in (ROOT / "results").glob("benchmark_*.json"):
             (tmp_path / path.name).symlink_to(path)
-        assert module.main(["table", "--output", str(tmp_path)]) == 0
+        assert [module.main([part, "--output", str(tmp_path)]) for part in ("table", "plan")] == [0, 0]
     else:
         module.main(copy)
     assert len(text_of(page)) > len(begun) + 2000
     assert copy.read_text() == text_of(page)
+
+
+def test_the_readme_shows_the_results_there_are():
+    script(ROOT / "scripts" / "reproduce.py")
+    from paper import summary
+
+    assert f"-->\n\n{summary.summary(ROOT / 'results')}\n<!-- end of results" in text_of("README.md")
 
 
 @pytest.mark.parametrize("name", ["README.md", "setup.py", "data/demo/README.md", "CONTRIBUTING.md"])

@@ -1,6 +1,7 @@
 """The gpt2 tree as a user runs it: both folders, train -> kill -> resume -> decode -> score, wrong input."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt2 import run_generation, run_language_modeling
+from gpt2 import run_generation, run_language_modeling, train_e2e
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -66,7 +67,7 @@ def test_training_leaves_everything_a_user_needs(run, data):
             "README.md",
             "trainer_state.json",
         ),
-        *("results.json", "loss.png", "command.txt", "runs", "checkpoint-20"),
+        *("results.json", "loss.png", "command.txt", "settings.json", "runs", "checkpoint-20"),
         *(f"{output.name}_{split}_{kind}" for split in ("valid", "test") for kind in ("beam", "gold", "src")),
     }
     assert not (ROOT / "ran").exists()
@@ -88,6 +89,16 @@ def test_training_leaves_everything_a_user_needs(run, data):
     assert any(path.name.startswith("events.out.tfevents") for path in (output / "runs").rglob("*"))
     steps = [line for line in result.stderr.splitlines() if " loss " in line and "dev loss" not in line]
     assert [line.split(" step ")[1].split("/")[0] for line in steps] == ["5", "10", "15", "20"]
+
+
+def test_its_settings_make_the_same_run(run):
+    """settings.json and results.json, fed back: the same settings and so the same folder."""
+    output, _ = run
+    made = [train_e2e.parse_args(["--config", str(output / name)]) for name in ("settings.json", "results.json")]
+    settings = made[0].settings
+    assert settings.of_the_run() == made[1].settings.of_the_run()
+    assert settings.of_the_run() == json.loads((output / "settings.json").read_text())
+    assert (settings.seed, settings.mid_dim, settings.output_dir) == (101, 16, None)
 
 
 def test_output_files_are_in_the_order_of_the_data(run, data):
@@ -112,7 +123,7 @@ def test_both_folders_do_the_same(data):
         assert result.returncode == 0, result.stderr
         printed.append(result.stdout)
     assert printed[0] == printed[1]
-    assert "/gpt2/webnlg_models/webnlgprefixtune_y_10_act_cat_" in printed[0]
+    assert f"/gpt2/webnlg_models/webnlg-prefixtune-{ODD}-s101-" in shlex.split(printed[0])[-1]
 
 
 def test_killed_and_resumed_run_ends_with_the_same_weights(run, data, tmp_path):

@@ -1,6 +1,7 @@
 """--mode text in seq2seq/: the same files and flags as in gpt2/, and the same outputs from Python."""
 
 import json
+import shutil
 
 import pytest
 
@@ -115,6 +116,30 @@ def test_what_is_decoded_after_training(place, tmp_path, decode):
     assert list(result.decoded) == {"both": ["valid", "test"], "none": []}[decode]
     for split in result.decoded:
         assert len(read(tmp_path / "run" / f"run_{split}_beam.jsonl")) == 1
+
+
+def test_a_run_that_was_stopped_while_it_decoded(place, tmp_path, monkeypatch):
+    """Resumed, it decodes what it had not decoded yet, with the weights it had, and nothing twice."""
+    more = {"decode": "both", "test_file": str(place / "test.jsonl"), "n_test": 1, "max_steps": 1}
+    whole = seq2seq.train(settings(place, tmp_path / "run", **more))
+    shutil.rmtree(tmp_path / "run")
+    decode_split, seen = finetune.decode_split, []
+
+    def until_test(settings, model, split, *rest):
+        seen.append(split)
+        if seen == ["valid", "test"]:
+            raise KeyboardInterrupt
+        return decode_split(settings, model, split, *rest)
+
+    monkeypatch.setattr(finetune, "decode_split", until_test)
+    with pytest.raises(KeyboardInterrupt):
+        seq2seq.train(settings(place, tmp_path / "run", **more))
+    resumed = seq2seq.train(settings(place, tmp_path / "run", resume=True, **more))
+    assert resumed.decoded == whole.decoded
+    assert seen == ["valid", "test", "test"]
+    flags = [f"--{name}={value}" for name, value in settings(place, tmp_path / "run", **more).as_flags().items()]
+    finetune.main([*flags, "--resume=yes"])
+    assert seen == ["valid", "test", "test"]
 
 
 def test_conversations_go_through_the_models_template(place, tmp_path):

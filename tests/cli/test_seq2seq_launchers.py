@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from prefixlib.errors import UserError
+from prefixlib.launch import short_name
 from prefixlib.settings import TUNING_MODES
 from prefixlib.tasks import SEQ2SEQ_MODES
 from seq2seq import finetune, train_bart, train_e2e
@@ -61,7 +62,9 @@ def test_the_printed_training_command():
     wanted |= {"gradient_accumulation_steps": 3, "learning_rate": 5e-5, "mid_dim": 800, "max_grad_norm": 0.0}
     assert {name: getattr(child, name) for name in wanted} == wanted
     name = "xsumprefixtune_y_200_act_cat_b=48-e=30_d=0.0_l=0.0_lr=5e-05_w=0.0_s=101_d=n_m=800"
-    assert child.output_dir == str(ROOT / "seq2seq" / "xsum_models" / name)
+    folder = ROOT / "seq2seq" / "xsum_models"
+    assert child.output_dir == str(folder / short_name(child, None))
+    assert child_of(f"{README_TRAIN} --long_names yes")[1].output_dir == str(folder / name)
 
 
 def test_the_printed_decoding_command(tmp_path):

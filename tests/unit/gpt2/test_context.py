@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 import gpt2
 from gpt2 import context
@@ -92,6 +93,9 @@ def test_the_run_says_what_is_kept(run, text):
     found = json.loads((output / "results.json").read_text())["training"]["context"]
     length = len(load_tokenizer(str(DEMO / "gpt2"))(TEXT.strip())["input_ids"])
     assert found["positions"] == {"nothing": 0, "prefix": 8, "whole text": length}
+    config = AutoConfig.from_pretrained(DEMO / "gpt2")
+    assert found["bytes"]["prefix"] == 8 * 2 * config.n_layer * config.n_embd * 4
+    assert found["bytes"]["whole text"] == length * found["bytes"]["prefix"] // 8
     perplexity = found["perplexity"]
     assert perplexity["whole text"] < perplexity["prefix"] < perplexity["nothing"]
     losses = [row["eval_loss"] for row in result.history if "eval_loss" in row]

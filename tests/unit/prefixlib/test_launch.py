@@ -1,6 +1,7 @@
 """Launching and names: values travel unharmed, contradictions are refused, a bare model name is not our own folder."""
 
 import json
+import re
 import shlex
 import sys
 
@@ -11,9 +12,9 @@ from gpt2.flags import Settings
 from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import as_words, child_command, make_parser
-from prefixlib.settings import TUNING_MODES, Parser, explicit_flags
+from prefixlib.settings import RARE, TUNING_MODES, Parser, explicit_flags
 from prefixlib.tasks import GPT2_MODES, TASKS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 
 
 def test_flags_from_values():
@@ -84,10 +85,41 @@ def test_the_demo_trains_without_a_network_too(more):
     assert train_e2e.parse_args(["--demo", "yes", *more]).settings.mid_dim == 512
 
 
+def folder(line):
+    return train_e2e.output_dir(train_e2e.parse_args(shlex.split(line))).name
+
+
+def test_short_names():
+    """Another setting, another folder; where files lie, what is written and how long it lasts do not count."""
+    name = folder("--mode webnlg --notes mine --bsz 5 --train_file a/t.txt --eval_file a/d.txt")
+    assert re.fullmatch(r"webnlg-prefixtune-mine-s101-[0-9a-f]{6}", name)
+    line = "--mode webnlg --notes mine --bsz 5 --train_file b/t.txt --eval_file b/d.txt"
+    same = ("--epoch 9", "--max_steps 7", "--logging_steps 3", "--data_dir x", "--resume yes", "--seed 101")
+    assert {folder(f"{line} {more}") for more in same} == {name}
+    others = ("--bsz 6", "--seed 3", "--learning_rate 1e-3", "--use_deep yes", "--train_file b/other.txt", "--bf16 yes")
+    found = [folder(f"{line} {more}") for more in others]
+    assert len({name, *found}) == 1 + len(others)
+
+
+LAUNCHERS = ("gpt2/train_e2e.py", "seq2seq/train_bart.py", "gpt2/run_generation.py")
+
+
+@pytest.mark.parametrize("program", [*LAUNCHERS, "scripts/score.py", "scripts/export.py", "scripts/reproduce.py"])
+def test_help_says_a_default_once_and_rare_flags_last(program):
+    text = run_command(program, "--help", cwd=ROOT).stdout
+    assert "default: None" not in text
+    assert "(default: " in text
+    assert all(part.count("(default") <= 1 for part in re.split(r"\n  --|\n\n", text))
+    if program in LAUNCHERS:
+        assert "[--FLAG VALUE ...]" in text
+        rare = text.index(f"\n{RARE}:")
+        assert text.index("\n  --cache_dir") > rare > text.index("\n  --seed N")
+
+
 def test_the_name_of_the_original():
     printed = "--optim_prefix yes --preseqlen 5 --epoch 5 --learning_rate 0.00005 --mode webnlg --bsz 5 --seed 101"
     argv = shlex.split(printed)
-    assert train_e2e.run_name(train_e2e.parse_args(argv).settings, None) == (
+    assert train_e2e.long_name(train_e2e.parse_args(argv).settings, None) == (
         "webnlgprefixtune_y_5_act_cat_b=5-e=5_d=0.0_u=no_lr=5e-05_w=0.0_s=101_r=n_m=512_o=1"
     )
 
@@ -108,7 +140,7 @@ def test_the_name_of_the_original():
 )
 def test_the_labels_of_teachers_and_students(argv, end):
     parsed = train_e2e.parse_args(argv)
-    assert train_e2e.run_name(parsed.settings, parsed.launch.notes).endswith(end)
+    assert train_e2e.long_name(parsed.settings, parsed.launch.notes).endswith(end)
 
 
 def test_every_task_has_a_folder_and_a_way_to_decode():
@@ -150,7 +182,7 @@ def test_the_child_understands_every_command_line(mode, tuning_mode):
     for name, value in vars(parsed).items():
         expected = {"output_dir": str(train_e2e.output_dir(launched)), "model_name_or_path": "gpt2-medium"}
         assert value == expected.get(name, getattr(launched.settings, name)), name
-    assert len(vars(parsed)) == 73
+    assert len(vars(parsed)) == 75
 
 
 def test_a_bare_name_is_the_hub_model_not_our_folder(monkeypatch, tmp_path):

@@ -137,3 +137,29 @@ def test_tables_prints_what_is_there(tmp_path, capsys):
     assert "### Low data: E2E with smollm2-135m\n\nthe caption\n" in out
     assert "| prefix, 50 examples (smollm2-135m), here | 12.3 | n/a | n/a | n/a | n/a | 1.500 | 7 | 1 |" in out
     assert "### Low data: E2E with GPT-2 medium" in out  # the paper's, apart
+
+
+def test_the_summary_for_the_readme(tmp_path):
+    """Means over the draws, methods side by side; rows without a run are said; the rest of the page stays."""
+
+    def keep(name, scores):
+        experiment = build(name, BASE)
+        entries = {
+            f"{n}": {"row": experiment.rows[row].key, "recipe": [], "scores": found, "trained_parameters": 10**row}
+            for n, (row, found) in enumerate(scores)
+        }
+        report.write(experiment, entries, results / f"{name}_smollm2-135m_t20", "made so", "")
+
+    results, page = tmp_path / "results", tmp_path / "README.md"
+    page.write_text("before\n<!-- results: written -->\nold\n<!-- end of results -->\nafter\n")
+    keep("lowdata", [(0, {"BLEU": 40.04, "loss": 2}), (0, {"BLEU": 50.04, "loss": 1}), (1, {"BLEU": 60, "loss": 1})])
+    keep("unseen", [(0, {"BLEU seen": 1, "BLEU unseen": 2, "BLEU all": 3, "METEOR all": 0.5, "TER all": 0.25})])
+    keep("length", [(1, {"BLEU": 12.34})])
+    assert reproduce.main(["summary", "--output_dir", str(results)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "\n| 50 | 45.0 | 60.0 | not run | not run | 1.500 | 1.000 | 1 / 2 |\n" in text
+    assert "\n| prefix | 1 | 1.0 | 2.0 | 3.0 | 0.50 | 0.25 |\n" in text
+    assert "(results/length_smollm2-135m_t20.md), smollm2-135m: P 1: not run, P 5: 12.3, P 10: not run" in text
+    assert "Where the trained" not in text
