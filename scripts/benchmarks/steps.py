@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.models import ROWS, SETTINGS, Batch, check_equal_losses, make_batch
 from prefixlib import record
+from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
 
 WARM_UP = 2
@@ -28,16 +29,25 @@ def now(device: str) -> float:
 
 
 def make_step(args: argparse.Namespace, row: str, batches: Sequence[Batch]) -> tuple[Callable[[], float], float]:
-    """A function that takes one optimiser step per batch and returns their seconds; the first loss before any step."""
+    """A function that takes one optimiser step per batch and returns their seconds; the first loss before any step.
+
+    A step takes its batch in --accumulate parts, for which this package runs the prefix network once, as its trainers
+    do.
+    """
     model, loss_of = ROWS[row](args)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)  # as Trainer and this package take it, in every row
+    ours = args.accumulate > 1 and row in ("prefix", "checkpointing")
+    once = OncePerStep(model.prefix) if ours else None
 
     def step() -> float:
         started = now(args.device)
         for batch in batches:
             optimizer.zero_grad()
-            loss_of(batch).backward()
+            for part in parts(batch, args.accumulate):
+                (loss_of(part) / args.accumulate).backward()
+            if once:
+                once.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
         return now(args.device) - started
@@ -45,6 +55,12 @@ def make_step(args: argparse.Namespace, row: str, batches: Sequence[Batch]) -> t
     with torch.no_grad():
         first_loss = loss_of(batches[0]).item()
     return step, first_loss
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """The rows of a batch in `count` batches; the batch itself for 1."""
+    split = {name: rows.chunk(count) for name, rows in batch.items()}
+    return [dict(zip(split, part, strict=True)) for part in zip(*split.values(), strict=True)]
 
 
 def take_turns(steps: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -97,10 +113,13 @@ def in_turn(args: argparse.Namespace, batches: Mapping[str, Sequence[Batch]]) ->
 
 
 def peak_of_three_steps(args: argparse.Namespace, row: str) -> dict[str, int]:
-    """What this process needed at most in three steps of `row`, and before them; for one that does nothing else."""
+    """What this process needed at most in three steps of `row`, and before them; for one that does nothing else.
+
+    Two if they accumulate: the optimiser's state is there from the second on.
+    """
     before = record.peak_memory_bytes()["host"]
     step, _ = make_step(args, row, [make_batch(args)])
-    for _ in range(3):
+    for _ in range(3 if args.accumulate == 1 else 2):
         step()
     return {**record.peak_memory_bytes(), "libraries": before}
 
@@ -121,7 +140,7 @@ def peak_memory(module: str, row: str, settings: Mapping[str, Any]) -> dict[str,
 def memory(args: argparse.Namespace) -> dict[str, dict]:
     """Peak memory per row, and the first row's peak divided by it: whole, and without the libraries."""
     table, first = {}, None
-    settings = {name: getattr(args, name) for name in ("shape", "device", "bf16", *SETTINGS)}
+    settings = {name: getattr(args, name) for name in ("shape", "device", "bf16", "accumulate", *SETTINGS)}
     for row in args.rows:
         found = peak_memory("benchmarks.steps", row, settings)
         whole = found["gpu"] if args.device == "cuda" else found["host"]

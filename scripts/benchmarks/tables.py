@@ -1,7 +1,7 @@
 """Markdown of one benchmark's rows, and of the target figures from all stored results."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_memory_bytes": ("peak memory, MiB", lambda value: f"{value / 2**20:,.0f}"),
     "memory_ratio": ("memory: prefix / row", lambda value: f"{value:.2f}"),
     "own_memory_bytes": ("without libraries, MiB", lambda value: f"{value / 2**20:,.0f}"),
+    "not_run": ("not run", str),
     "own_memory_ratio": ("without: prefix / row", lambda value: f"{value:.2f}"),
 }
 
@@ -66,7 +67,7 @@ class Figure:
     over: str = ""  # divide this row's number by that of another
 
     def value(self, rows: Mapping[str, Mapping]) -> float | None:
-        if self.row not in rows or self.number not in rows[self.row] or (self.over and self.over not in rows):
+        if any(self.number not in rows.get(row, {}) for row in filter(None, (self.row, self.over))):
             return None
         value = rows[self.row][self.number]
         return value / rows[self.over][self.number] if self.over else value
@@ -132,6 +133,16 @@ FIGURES = (
         Figure(f"{script}: first training step of the demo, seconds", "startup", "", f"{script}, first step", "seconds")
         for script in ("gpt2/train_e2e.py", "seq2seq/train_bart.py")
     ),
+    *(
+        Figure(f"{count} prefixes, 64 sentences: {text}", "mixed", "gpt2-small", f"{peer}-{count}", number, over=over)
+        for count in (8, 64)
+        for text, peer, number in (
+            ("sentences/s / PEFT prefixes, one after the other", "peft", "seconds"),
+            ("sentences/s / PEFT LoRA, `adapter_names=`", "lora", "seconds"),
+            ("memory of PEFT LoRA, `adapter_names=` / memory", "lora", "own_memory_bytes"),
+        )
+        for over in [f"mixed-{count}"]
+    ),
     Figure("WebNLG recipe, gpt2-medium, seconds", "recipe", "gpt2-medium", "prefix", "seconds"),
     Figure(
         "bart-large decode, P 200, XSum lengths, bf16: documents/s / original-style",
@@ -141,23 +152,108 @@ FIGURES = (
 )
 
 
+@dataclass(frozen=True)
+class Goal(Figure):
+    """A figure with the least that is wanted of it, and what is hoped for."""
+
+    least: str = ""
+    reach: str = ""
+
+
+def _share(row: str, least: str, reach: str) -> Goal:
+    return Goal(f"{row}: share of the matrix product's rate", "limit", "", row, "share", least=least, reach=reach)
+
+
+def _over(text: str, what: str, shape: str, row: str, other: str, least: str, reach: str) -> Goal:
+    number = "peak_memory_bytes" if what == "memory" else "seconds"
+    return Goal(text, what, shape, row, number, over=other, least=least, reach=reach)
+
+
+_CT2 = "the same decode: time / CTranslate2 {}, without a prefix"
+_GENERATE = "decode, {}, 6 beams: time / transformers `generate` of the fine-tuned model, same batch"
+_GREEDY = "greedy decode, batch 1: tokens/s / transformers `generate`"
+_ACCUMULATED = "peak training memory, bart-large, P 200, B 16 in 16 parts{} / full fine-tuning"
+GOALS = (
+    _share("gpt2-small step, B 5, T 80, P 5", "0.80", "0.88"),
+    _share("llama-135m step, B 10, T 57 (E2E's mean), P 5", "0.72", "0.80"),
+    _share("bart-base step, B 5, XSum's lengths, P 200", "reported", "0.75"),
+    _share("gpt2-small decode, 5 beams", "0.45", "0.60"),
+    _over(_CT2.format("float32"), "engines", "gpt2-small", "prefix", "ct2", "0.55", "0.45"),
+    _over(_CT2.format("int8"), "engines", "gpt2-small", "prefix", "ct2-int8", "reported", "1.0"),
+    *(
+        _over(_GENERATE.format(shape), "engines", shape, "prefix", "finetune", "0.5", "0.3")
+        for shape in ("t5-small", "bart-base")
+    ),
+    *(
+        Goal(_GREEDY + cache, "greedy", "gpt2-small", row, "speed_ratio", least="1.5", reach="3")
+        for row, cache in (("finetune", ""), ("finetune-static", ", static cache"))
+    ),
+    _over("8 prefixes in one batch: time / one prefix", "mixed", "gpt2-small", "mixed-8", "prefix", "1.1", "1.02"),
+    Goal(
+        "start of decoding a checkpoint, gpt2-small shape, launch to first output, seconds",
+        *("startup", "", "gpt2/gen.py, first output", "seconds"),
+        least="6",
+        reach="4",
+    ),
+    Goal(
+        "BLEU, METEOR and TER of WebNLG's test set, one core, seconds",
+        *("scores", "", "BLEU + METEOR + TER", "seconds"),
+        least="30",
+        reach="12",
+    ),
+    *(
+        _over(_ACCUMULATED.format(how), "memory", "bart-large-accumulated", row, "finetune", "0.45", "0.35")
+        for row, how in (("prefix", ""), ("checkpointing", ", activation checkpointing"))
+    ),
+)
+WHOLE = ("limit", "engines", "greedy", "mixed")  # whose rows the page shows, all of them
+
+
+def goals(folder: Path) -> str:
+    """Every goal beside what is stored in `folder`, or "not run"."""
+    lines = ["| figure | now | at least | reach for | made by `benchmark.py` with |", "|---|---|---|---|---|"]
+    for goal in GOALS:
+        found = next(_stored(folder, goal), None)
+        now, command = (f"{found[0]:.2f}", _command(found[1])) if found else ("not run", "")
+        lines.append(f"| {goal.text} | {now} | {goal.least} | {goal.reach} | {command} |")
+    return "\n".join(lines) + "\n"
+
+
+def whole(folder: Path) -> str:
+    """All rows of the results in `folder` of the kinds WHOLE, a table each."""
+    found = []
+    for what in WHOLE:
+        for path in sorted(folder.glob(f"benchmark_{what}_*.json")):
+            result = json.loads(path.read_text(encoding="utf-8"))
+            found.append(f"{_command(result)}, {_where(result)}:\n\n{as_markdown(result)}")
+    return "\n".join(found)
+
+
+def _stored(folder: Path, figure: Figure) -> Iterator[tuple[float, dict]]:
+    """The figure's value in every result that has it, and the result."""
+    for device in figure.devices.split():
+        name = "_".join(filter(None, ("benchmark", figure.what, figure.shape)))
+        for path in (folder / f"{name}{bf16}_{device}.json" for bf16 in ("", "-bf16")):
+            result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
+            value = figure.value(result["rows"])
+            if value is not None:
+                yield value, result
+
+
+def _where(result: Mapping) -> str:
+    run = result["run"]
+    return run["device"] + (f", {run['threads']} threads" if run["device"].startswith("cpu") else "")
+
+
 def figures(folder: Path) -> str:
     """Every figure for which a result is stored, in order, and what made it: a table per machine."""
     if not any(folder.glob("benchmark_*.json")):
         raise UserError(f"{folder}: no benchmark_*.json there")
     tables: dict[str, list[str]] = {}
     for figure in FIGURES:
-        for device in figure.devices.split():
-            name = "_".join(filter(None, ("benchmark", figure.what, figure.shape)))
-            paths = [folder / f"{name}{bf16}_{device}.json" for bf16 in ("", "-bf16")]
-            for path in filter(Path.is_file, paths):
-                result = json.loads(path.read_text(encoding="utf-8"))
-                value = figure.value(result["rows"])
-                if value is not None:
-                    run = result["run"]
-                    where = run["device"] + (f", {run['threads']} threads" if device == "cpu" else "")
-                    line = f"| {figure.text} | {value:.2f} | {_command(result)} |"
-                    tables.setdefault(where, []).append(line)
+        for value, result in _stored(folder, figure):
+            line = f"| {figure.text} | {value:.2f} | {_command(result)} |"
+            tables.setdefault(_where(result), []).append(line)
     head = "| figure | measured | made by `benchmark.py` with |\n|---|---|---|\n"
     return "\n".join(f"On {where}:\n\n{head}" + "\n".join(lines) + "\n" for where, lines in tables.items())
 
@@ -165,7 +261,11 @@ def figures(folder: Path) -> str:
 def _command(result: Mapping) -> str:
     """The command line of a result; other sizes are in its file."""
     settings = result["settings"]
-    shape = f" --shape {settings['shape']}" if settings.get("shape") else ""
+    shape = f" --shape {settings['shape']}" if settings.get("shape") and result["what"] != "startup" else ""
     bsz = f" --bsz {settings['bsz']}" if settings.get("bsz", USUAL_BSZ) != USUAL_BSZ else ""
+    bsz += f" --accumulate {settings['accumulate']}" if settings.get("accumulate", 1) > 1 else ""
     bf16 = " --bf16" if settings["bf16"] else ""
     return f"`{result['what']}{shape}{bsz}{bf16}`"
+
+
+PARTS = {"figures": figures, "goals": goals, "rows": whole}  # of results/README.md

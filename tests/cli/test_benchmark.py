@@ -1,12 +1,14 @@
 """scripts/benchmark.py on shapes of two layers: every measurement, equal work checked, recorded lengths."""
 
 import argparse
+import importlib.util
 import json
+import os
 
 import pytest
 
 import benchmark
-from benchmarks import decode, epoch, lengths, limit, mixed, models, plots, scaling, startup
+from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, plots, scaling, startup, steps, tables
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -73,6 +75,27 @@ def test_memory_in_processes_of_their_own(tmp_path):
     assert all(100 * 2**20 < taken < rows["prefix"]["peak_memory_bytes"] for taken in libraries)
 
 
+@pytest.mark.parametrize("shape", ["gpt2-tiny", "bart-tiny"])
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(shape, monkeypatch):
+    """The same gradients, with the prefix network run once for all parts."""
+    build, models_made = steps.ROWS["prefix"], []
+
+    def remembered(args):
+        models_made.append(build(args))
+        return models_made[-1]
+
+    monkeypatch.setitem(steps.ROWS, "prefix", remembered)
+    for count in ("1", "2"):
+        sizes = ["--bsz", "4", "--preseqlen", "3", "--tokens", "8", "--accumulate", count]
+        args = benchmark.parse_args(["memory", "--shape", shape, "--device", "cpu", *sizes])
+        step, _ = steps.make_step(args, "prefix", [models.make_batch(args)])
+        step()
+    whole, parted = ([p for p in model.parameters() if p.requires_grad] for model, _ in models_made)
+    assert len(whole) == len(parted) > 3
+    for one, other in zip(whole, parted, strict=True):
+        assert other.grad == pytest.approx(one.grad, rel=1e-3, abs=1e-7)
+
+
 def test_an_epoch_through_both_trainers(tmp_path):
     rows = measure(tmp_path, "epoch", "--shape", "gpt2-tiny", "--batches", "2", "--vs", "peft,finetune")["rows"]
     assert list(rows) == ["prefix", "peft", "finetune"]
@@ -116,9 +139,30 @@ def test_decoded_sentences_end_where_they_should_and_are_not_all_alike(shape):
 def test_start_up(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "HELP", ("gpt2/gen.py",))
     monkeypatch.setattr(startup, "FIRST_STEP", ("gpt2/train_e2e.py",))
-    rows = measure(tmp_path, "startup")["rows"]
-    assert list(rows) == ["gpt2/gen.py --help", "gpt2/train_e2e.py, first step"]
-    assert 0 < rows["gpt2/gen.py --help"]["seconds"] < rows["gpt2/train_e2e.py, first step"]["seconds"]
+    rows = measure(tmp_path, "startup", "--shape", "gpt2-tiny")["rows"]
+    assert list(rows) == ["gpt2/gen.py --help", "gpt2/train_e2e.py, first step", "gpt2/gen.py, first output"]
+    help_seconds, *others = (numbers["seconds"] for numbers in rows.values())
+    assert all(0 < help_seconds < seconds for seconds in others)
+    with pytest.raises(UserError, match=r"gpt2/gen.py never said 'no such words': .*no such folder"):
+        startup.seconds_until("no such words", *startup.DECODE, str(tmp_path / "none"))
+
+
+def test_scoring_on_one_core(tmp_path, monkeypatch, data_dir):
+    monkeypatch.setattr(startup, "METRICS", ("BLEU",))
+    rows = measure(tmp_path, "scores")["rows"]
+    assert list(rows) == ["BLEU"]
+    assert rows["BLEU"]["seconds"] > 0
+
+
+def test_no_outputs_to_score(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFIX_TUNING_DATA", str(tmp_path))
+    rows = measure(tmp_path, "scores")["rows"]
+    assert list(rows) == ["BLEU + METEOR + TER", "BLEU", "METEOR", "TER"]
+    assert rows["TER"] == {"not_run": "no scoring/webnlg/systems/Baseline_all-cat.txt"}
+    before = os.sched_getaffinity(0)
+    with startup.one_core():
+        assert len(os.sched_getaffinity(0)) == 1
+    assert os.sched_getaffinity(0) == before
 
 
 def test_curves(tmp_path, monkeypatch):
@@ -196,6 +240,66 @@ def test_a_mixed_batch_with_the_wrong_prefixes_is_refused(tmp_path, monkeypatch)
         measure(tmp_path, "mixed", *MIXED, "--vs", "peft")
 
 
+SHORT = ["--sentences", "3", "--max_new_tokens", "9"]
+
+
+def test_decoding_beside_ctranslate2(tmp_path):
+    """Its tokens without a prefix are this package's; where all outputs end together."""
+    pytest.importorskip("ctranslate2")
+    result = measure(tmp_path, "engines", "--shape", "gpt2-tiny", *SHORT, "--vs", "ct2,ct2-int8,finetune")
+    rows = result["rows"]
+    assert list(rows) == ["prefix", "plain", "ct2", "ct2-int8", "finetune"]
+    assert [numbers.get("sentences_that_differ") for numbers in rows.values()] == [0, 0, 0, 0, None]
+    assert "ctranslate2" in result["run"]
+    assert "no prefix, all outputs of the mean length" in result["labels"]["ct2"]
+
+
+def test_ctranslate2_is_given_the_same_work(monkeypatch):
+    """Outputs of the mean length; other weights give other tokens, which the table would say."""
+    pytest.importorskip("ctranslate2")
+    args = benchmark.parse_args(["engines", "--device", "cpu", "--shape", "gpt2-tiny", *SHORT])
+    work = decode.make_work(args)
+    mean = round(sum(work.ends) / 3)
+    found = engines.ctranslate2_decoder(args, work, "float32")(range(3))
+    assert [len(tokens) for tokens in found] == [mean] * 3
+    assert found == engines.plain_decoder(args, work)(range(3))
+    right = models.make_base
+
+    def louder(args):
+        base = right(args)
+        base.base_model.h[0].mlp.c_fc.weight.data.mul_(30)
+        return base
+
+    monkeypatch.setattr(engines, "make_base", louder)
+    assert engines.ctranslate2_decoder(args, work, "float32")(range(3)) != found
+
+
+@pytest.mark.parametrize("shape", ["bart-tiny", "t5-tiny"])
+def test_decoding_beside_generate_of_a_fine_tuned_model(tmp_path, shape):
+    rows = measure(tmp_path, "engines", "--shape", shape, *SHORT, "--preseqlen", "3")["rows"]
+    assert list(rows) == ["prefix", "finetune"]
+    args = benchmark.parse_args(["engines", "--device", "cpu", "--shape", shape, *SHORT])
+    work = decode.make_work(args)
+    for decoder in (decode.our_decoder, engines.generate_decoder):
+        assert [len(tokens) for tokens in decoder(args, work)(range(3))] == work.ends
+
+
+def test_decoding_one_sentence_at_a_time(tmp_path):
+    result = measure(tmp_path, "greedy", "--shape", "gpt2-tiny", *SHORT)
+    assert list(result["rows"]) == ["prefix", "finetune", "finetune-static"]
+    assert (result["settings"]["beams"], result["settings"]["batch_size"]) == (1, 1)
+
+
+def test_a_missing_engine_is_not_run(tmp_path, monkeypatch, capsys):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ctranslate2" else there(name))
+    rows = measure(tmp_path, "engines", "--shape", "gpt2-tiny", *SHORT, "--vs", "ct2")["rows"]
+    assert rows["ct2"] == {"not_run": "ctranslate2 is not installed"}
+    said = capsys.readouterr()
+    assert said.err.startswith("ct2: not run, ctranslate2 is not installed: pip install -e .[peers]\n")
+    assert "| ctranslate2 is not installed |" in said.out
+
+
 def test_thinned_points_keep_both_ends():
     assert scaling.thin((1, 5, 20, 100, 200, 500), 3) == [1, 20, 500]
     assert scaling.thin((1, 2), None) == [1, 2]
@@ -256,6 +360,7 @@ def test_bins_are_merged_at_their_mean():
 
 def test_the_table_of_stored_results(tmp_path, capsys):
     stored = {
+        "mixed": {"prefix": {"seconds": 4.0}, "mixed-8": {"seconds": 5.0}, "lora-8": {"not_run": "no library"}},
         "train-step": {"prefix": {}, "peft": {"time_ratio": 0.5}, "finetune": {"time_ratio": 0.25}},
         "memory": {
             "prefix": {},
@@ -267,9 +372,21 @@ def test_the_table_of_stored_results(tmp_path, capsys):
         settings = {"shape": "gpt2-small", "bf16": False}
         run = {"device": "cpu (x86_64, 2 cores)", "threads": 2}
         output = tmp_path / f"benchmark_{what}_gpt2-small_cpu.json"
-        output.write_text(json.dumps({"what": what, "settings": settings, "run": run, "rows": rows}))
+        output.write_text(json.dumps({"what": what, "settings": settings, "run": run, "labels": {}, "rows": rows}))
     assert benchmark.main(["table", "--output", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[:9] == [
+    page = capsys.readouterr().out.splitlines()
+    assert "| 8 prefixes in one batch: time / one prefix | 1.25 | 1.1 | 1.02 | `mixed --shape gpt2-small` |" in page
+    assert "| gpt2-small decode, 5 beams: share of the matrix product's rate | not run | 0.45 | 0.60 |  |" in page
+    assert sum("| not run | " in line for line in page) == len(tables.GOALS) - 1
+    assert {goal.row for goal in tables.GOALS if goal.what == "limit"} < set(limit.ROWS)
+    assert page[-6:-1] == [
+        "| row | seconds | not run |",
+        "|---|---|---|",
+        "| prefix | 4 |  |",
+        "| mixed-8 | 5 |  |",
+        "| lora-8 |  | no library |",
+    ]
+    assert page[:9] == [
         "On cpu (x86_64, 2 cores), 2 threads:",
         "",
         "| figure | measured | made by `benchmark.py` with |",
@@ -289,6 +406,7 @@ def test_the_table_of_stored_results(tmp_path, capsys):
         (["train-step", "--vs", "nothing"], "--vs nothing: choose from checkpointing, peft, lora, finetune"),
         (["decode", "--rounds", "0"], "--rounds 0: must be above 0"),
         (["decode", "--shape", "gpt2-tiny", "--lengths", "nowhere"], "no such histogram; there are e2e_dev"),
+        (["memory", "--accumulate", "3"], "--accumulate 3: must divide --bsz 5"),
         (["record-lengths"], "record-lengths needs --lengths"),
     ],
 )
