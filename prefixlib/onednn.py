@@ -43,6 +43,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """torch.nn.functional.linear: inputs (..., K), weight (N, K) of any strides, bias (N,) -> (..., N)."""
     if not _fits(inputs, weight):
         return nn.functional.linear(inputs, weight, bias)
+    if not torch.is_grad_enabled():
+        return _product(inputs, weight, bias)
     rows = inputs.reshape(-1, inputs.shape[-1])  # (M, K)
     # reshaped out here: what is a view inside of the function could not be changed in place (Gemma 3n does that)
     return _Linear.apply(rows, weight, bias).view(*inputs.shape[:-1], len(weight))
