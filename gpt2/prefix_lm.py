@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from gpt2.dataset import IGNORED, Encoded, collate
 from gpt2.frozen_lm import attention_modules, count_positions, evaluating, position_mask
 from gpt2.train_control import Past
-from prefixlib import attention
+from prefixlib import attention, onednn
 from prefixlib.errors import UserError
 from prefixlib.head import Head
 from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of
@@ -58,6 +58,7 @@ class PrefixLM(nn.Module):
                 ) from error
         if checkpointing:
             attention.enable_checkpointing(base)
+        onednn.install(self)
 
     @property
     def config(self) -> PreTrainedConfig:

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
+from prefixlib import onednn
 from prefixlib.errors import UserError
 
 CHUNK = 128  # tokens whose logits exist at the same time
@@ -153,13 +154,13 @@ class _FrozenHeadNLL(torch.autograd.Function):
         weight = head.weight.to(dtype)  # once: autocast would convert it anew for every chunk
         own_bias = None if head.bias is None else head.bias.to(dtype)
         for h, t, g in zip(hidden.split(CHUNK), targets.split(CHUNK), gradient.split(CHUNK), strict=True):
-            logits = _logits(nn.functional.linear(h.to(dtype), weight, own_bias), bias)
+            logits = _logits(onednn.linear(h.to(dtype), weight, own_bias), bias)
             log_probabilities = logits.log_softmax(dim=1)  # (chunk, V)
             rows = torch.arange(len(t), device=t.device)
             losses.append(-log_probabilities[rows, t])
             slope = log_probabilities.exp_()  # d nll / d logits = softmax - onehot
             slope[rows, t] -= 1
-            g.copy_(slope.to(dtype) @ weight)
+            g.copy_(onednn.linear(slope.to(dtype), weight.t()))
         ctx.save_for_backward(gradient)
         return torch.cat(losses)
 

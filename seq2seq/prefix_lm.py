@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from prefixlib import onednn
 from prefixlib.head import Head
 from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, hidden_states, install, shares_rows
@@ -37,6 +38,7 @@ class PrefixLM(nn.Module):
         self.shares_rows = shares_rows(base)
         if prefix is not None and freeze:
             base.requires_grad_(False)
+        onednn.install(self)
 
     def layers(self, rows: int = 1) -> dict[str, Layers]:
         """The prefix of every site as keys and values (rows, H, P, D), or (1, H, P, D) where rows do not differ.
