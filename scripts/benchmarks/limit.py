@@ -1,6 +1,7 @@
 """How near the machine's limit this package comes (scripts/benchmark.py limit).
 
-The limit is measured in the same rounds as the rows: products of large matrices, and a matrix read from memory once.
+The limit is measured in the same rounds as the rows: products of large matrices, by torch's own product and through
+oneDNN (prefixlib/onednn.py), whichever is faster, and a matrix read from memory once.
 A row's share is its operations (benchmarks/operations.py), divided by its time and by the rate of the products. One
 sentence at a time is bound by memory instead: its other share is of the bytes of all matrices, read once each step.
 """
@@ -16,6 +17,7 @@ import torch
 from benchmarks import decode, epoch, models, steps
 from benchmarks.lengths import draw, load_lengths
 from benchmarks.operations import Sizes, decoding, training_step
+from prefixlib import onednn
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # width of the multiplied matrices
 READ = 256 * 2**20  # bytes of the matrix that is read, many times the caches
@@ -86,7 +88,8 @@ def machine(device: str) -> dict[str, float]:
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.ones(width, width, device=device, dtype=dtype)
         name = PRODUCT.format(str(dtype).removeprefix("torch."))
-        found[name] = 2 * width**3 / _median_seconds(device, lambda one=square: one @ one)
+        ways = (lambda one=square: one @ one), (lambda one=square: onednn.linear(one, one))
+        found[name] = 2 * width**3 / min(_median_seconds(device, way) for way in ways)
     matrix = torch.ones(READ // 4 // width, width, device=device)
     vector = torch.ones(width, device=device)
     return {**found, MEMORY: READ / _median_seconds(device, lambda: matrix @ vector)}
