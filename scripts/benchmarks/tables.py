@@ -225,7 +225,9 @@ def whole(folder: Path) -> str:
     for what in WHOLE:
         for path in sorted(folder.glob(f"benchmark_{what}_*.json")):
             result = json.loads(path.read_text(encoding="utf-8"))
-            found.append(f"{_command(result)}, {_where(result)}:\n\n{as_markdown(result)}")
+            names = [name for name in ("rounds", "sentences") if name in result["settings"]]
+            sizes = "".join(f", {name}: {result['settings'][name]}" for name in names)
+            found.append(f"{_command(result)}, {_where(result)}{sizes}:\n\n{as_markdown(result)}")
     return "\n".join(found)
 
 
