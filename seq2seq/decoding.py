@@ -146,7 +146,8 @@ class Seq2SeqSteps:
 
 class CopyingSteps:
     """The same for a model whose beams cannot share a row: each beam has rows of its own in both caches, copied when
-    the beams change, and the prefix is joined on inside the attention. Slower, and good for any kind of positions.
+    the beams change. Slower, and good for any kind of positions: the prefix of the self-attention is joined on inside
+    it, as its columns take no position.
     """
 
     def __init__(
@@ -158,24 +159,47 @@ class CopyingSteps:
         head: Head | None = None,
     ):
         self.base, self.input_ids, self.mask, self.past = base, input_ids, attention_mask, past
-        self.sentences, self.head = len(input_ids), head or Head(base)
+        self.head = head or Head(base)
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.sources = torch.arange(len(input_ids))  # of each row, one beam after the other
 
     def prefill(self) -> Tensor:
         encoder = self.base.get_encoder()
         with attend_to(self.base, *self.past.of("encoder")):
             self.encoded = encoder(input_ids=self.input_ids, attention_mask=self.mask).last_hidden_state
         logits = self._forward(self.input_ids.new_full((len(self.input_ids),), start_token(self.base.config)))
-        self.encoded = self.encoded[..., :0]  # its keys and values are cached
+        self._join_cross()
         return logits
 
+    def _join_cross(self) -> None:
+        """Put the cross-attention's prefix in front of the keys and values of the sources, which are cached now.
+
+        Once for all steps: inside the attention it would be a copy of all of them in each.
+        """
+        layers = self.past.layers.get("cross", ())
+        for cached, (keys, values) in zip(self.cache.cross_attention_cache.layers, layers, strict=bool(layers)):
+            for name, prefix in (("keys", keys), ("values", values)):
+                states = getattr(cached, name)
+                rows = prefix.to(states.dtype).expand(len(states), -1, -1, -1)
+                setattr(cached, name, torch.cat([rows, states], dim=2))
+        if layers:
+            everything = self.mask.new_ones(len(self.mask), layers[0][0].shape[2])
+            seen = self.past.visible.get("cross", everything).to(self.mask.dtype)
+            self.mask = torch.cat([seen, self.mask], dim=1)
+        self.encoded = self.encoded.new_zeros(*self.mask.shape, 0)  # what it held is cached; its length is read
+        self.past = Past(*self.past.of("self"))
+
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        rows = rows.to(self.mask.device)
-        staying = torch.unique_consecutive(rows // (len(self.mask) // self.sentences))
-        self.past, self.sentences = self.past.rows(staying), len(staying)  # the beams of a source repeat its prefix
-        self.cache.batch_select_indices(rows)
-        self.mask, self.encoded = self.mask[rows], self.encoded[rows]
-        return self._forward(tokens.to(self.mask.device))
+        sources, device = self.sources[rows.cpu()], self.mask.device
+        rows = rows.to(device)
+        self.cache.self_attention_cache.batch_select_indices(rows)
+        # what is kept of the sources, many times as large, is copied only when a source leaves or its beams are opened
+        if not torch.equal(sources, self.sources):
+            before, after = torch.unique_consecutive(self.sources), torch.unique_consecutive(sources)
+            self.past = self.past.rows(torch.isin(before, after).nonzero()[:, 0].to(device))  # beams repeat its prefix
+            self.cache.cross_attention_cache.batch_select_indices(rows)
+            self.mask, self.encoded, self.sources = self.mask[rows], self.encoded[rows], sources
+        return self._forward(tokens.to(device))
 
     def _forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits (R, V) of one token for each row (R,)."""
