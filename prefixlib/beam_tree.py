@@ -62,9 +62,14 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows (sentences) but `rows` (N',)."""
+        """Drop all rows (sentences) but `rows` (N',), which are in ascending order.
+
+        They move up inside the buffers: no memory is asked for, and free columns are not copied.
+        """
         used = self.get_seq_length()
-        self.buffers = [buffer[rows] for buffer in self.buffers]
+        for n, buffer in enumerate(self.buffers):
+            buffer[: len(rows), :, :used] = buffer[rows, :, :used]
+            self.buffers[n] = buffer[: len(rows)]
         self.keys, self.values = (buffer[:, :, :used] for buffer in self.buffers)
 
 
