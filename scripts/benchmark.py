@@ -86,9 +86,8 @@ def make_parser() -> Parser:
     add_number(sizes, "--allow_ties", low=0, help="decode: sentences that may differ (default: 0; --bf16 all)")
     add_number(sizes, "--points", above=0, help="scaling: at most so many points of a curve (default: all)")
     sizes.add_argument("--sweeps", help=f"scaling: only these, of {','.join(scaling.SWEEPS)}")
-    sizes.add_argument(
-        "--prefixes", type=int, nargs="+", default=mixed.COUNTS, help="mixed: how many at once (default: 1 8 64)"
-    )
+    many = {"nargs": "+", "default": mixed.COUNTS}
+    add_number(sizes, "--prefixes", above=0, **many, help="mixed: how many at once (default: 1 8 64)")
     sizes.add_argument("--tiny", action="store_true", help="limit: shapes of two layers, to try it")
     sizes.add_argument("--no_memory", action="store_true", help="scaling: time alone")
     group = parser.add_argument_group("lengths")

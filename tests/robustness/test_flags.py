@@ -100,7 +100,7 @@ PROGRAMS = {  # name -> how to parse a flag, the flags, what is taken
         of_parser(benchmark.parse_args, "train-step", "--vs="),
         [
             *("rounds", "seed", "bsz", "source", "tokens", "preseqlen", "mid_dim", "batches", "sentences"),
-            *("batch_size", "beams", "max_new_tokens", "alone", "allow_ties", "points"),
+            *("batch_size", "beams", "max_new_tokens", "alone", "allow_ties", "points", "accumulate", "prefixes"),
         ],
         {"0": {"seed", "alone", "allow_ties"}},
     ),
@@ -143,7 +143,7 @@ def test_the_walk_sees_every_number_of_every_script():
         program = PROGRAMS.get(path.stem)
         added = text.count("add_number(")
         assert added == (len(program[1]) if program else 0), path
-    assert sum(len(flags) for _, flags, _ in PROGRAMS.values()) == 223
+    assert sum(len(flags) for _, flags, _ in PROGRAMS.values()) == 225
 
 
 def test_the_readme_says_how_many_are_walked():
