@@ -176,13 +176,13 @@ class CopyingSteps:
 
         Once for all steps: inside the attention it would be a copy of all of them in each.
         """
-        layers = self.past.layers.get("cross", ())
-        for cached, (keys, values) in zip(self.cache.cross_attention_cache.layers, layers, strict=bool(layers)):
-            for name, prefix in (("keys", keys), ("values", values)):
-                states = getattr(cached, name)
-                rows = prefix.to(states.dtype).expand(len(states), -1, -1, -1)
-                setattr(cached, name, torch.cat([rows, states], dim=2))
+        layers = self.past.layers.get("cross")
         if layers:
+            for cached, prefix in zip(self.cache.cross_attention_cache.layers, layers, strict=True):
+                cached.keys, cached.values = (
+                    torch.cat([states.to(own.dtype).expand(len(own), -1, -1, -1), own], dim=2)
+                    for states, own in zip(prefix, (cached.keys, cached.values), strict=True)
+                )
             everything = self.mask.new_ones(len(self.mask), layers[0][0].shape[2])
             seen = self.past.visible.get("cross", everything).to(self.mask.dtype)
             self.mask = torch.cat([seen, self.mask], dim=1)

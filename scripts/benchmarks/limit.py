@@ -126,8 +126,11 @@ def at_the_limit(args: argparse.Namespace, work: str) -> float:
     if work == "step":
         return sum(_operations_of_step(args, sizes).values()) / rate
     texts = decode.make_work(args)
-    counted = decoding(sizes, list(map(len, texts.prompts)), texts.ends, args.beams, args.preseqlen)
-    return len(texts.prompts) * rate / sum(counted.values())
+    return len(texts.prompts) * rate / sum(_operations_of_decoding(args, sizes, texts).values())
+
+
+def _operations_of_decoding(args: argparse.Namespace, sizes: Sizes, work: decode.Work) -> dict[str, int]:
+    return decoding(sizes, list(map(len, work.prompts)), work.ends, args.beams, args.preseqlen)
 
 
 def _operations_of_step(args: argparse.Namespace, sizes: Sizes) -> dict[str, int]:
@@ -155,7 +158,7 @@ def _step(args: argparse.Namespace, sizes: Sizes, real_lengths: bool) -> Prepare
 def _decode(args: argparse.Namespace, sizes: Sizes, _: bool) -> Prepared:
     work = decode.make_work(args)
     run, everyone = decode.our_decoder(args, work), list(range(len(work.prompts)))
-    counted = decoding(sizes, list(map(len, work.prompts)), work.ends, args.beams, args.preseqlen)
+    counted = _operations_of_decoding(args, sizes, work)
     forwards = sum(1 + max(work.ends[n] for n in group) for group in decode.batches(everyone, args.batch_size))
     read = forwards * sizes.all_weights * (2 if args.bf16 else 4)
     return lambda warm_up: run(everyone[-1:] if warm_up else everyone), {

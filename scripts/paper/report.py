@@ -117,7 +117,7 @@ def as_markdown(experiment: Experiment, entries: Entries, command: str, caption:
         rows = [row for row in experiment.rows if row.group == group]
         if not rows:
             continue
-        lines.append(_line([group, *(column.heading for column in columns), "trained numbers", "runs"]))
+        lines.append(table_line([group, *(column.heading for column in columns), "trained numbers", "runs"]))
         lines.append("|---" * (len(columns) + 3) + "|")
         for row in rows:
             lines += _row_lines(row, columns, of_row(entries, row))
@@ -125,7 +125,8 @@ def as_markdown(experiment: Experiment, entries: Entries, command: str, caption:
     return "\n".join([*lines, _footer(entries, command)]) + "\n"
 
 
-def _line(cells: Iterable[str]) -> str:
+def table_line(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 
@@ -135,9 +136,9 @@ def _row_lines(row: Row, columns: Sequence[Column], entries: Sequence[Mapping[st
         if numbers:
             pairs = itertools.zip_longest(columns, numbers[: len(columns)])
             quoted = ["—" if number is None else f"{number:.{column.digits}f}" for column, number in pairs]
-            lines.append(_line([f"{row.name} ({row.source}, {where}quoted)", *quoted, "", ""]))
+            lines.append(table_line([f"{row.name} ({row.source}, {where}quoted)", *quoted, "", ""]))
     if not entries:
-        return [*lines, _line([f"{row.name}, here", "not run", *[""] * (len(columns) - 1), "", "0"])]
+        return [*lines, table_line([f"{row.name}, here", "not run", *[""] * (len(columns) - 1), "", "0"])]
     cells = []
     for column in columns:
         values = values_of(entries, column)
@@ -145,7 +146,7 @@ def _row_lines(row: Row, columns: Sequence[Column], entries: Sequence[Mapping[st
         text = "n/a" if mean is None else f"{mean:.{column.digits}f}"
         cells.append(text if sd is None else f"{text} ± {sd:.{column.digits}f}")
     trained = sorted({entry["trained_parameters"] for entry in entries})
-    return [*lines, _line([f"{row.name}, here", *cells, " / ".join(f"{n:,}" for n in trained), str(len(entries))])]
+    return [*lines, table_line([f"{row.name}, here", *cells, " / ".join(f"{n:,}" for n in trained), str(len(entries))])]
 
 
 def _footer(entries: Entries, command: str) -> str:

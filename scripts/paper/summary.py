@@ -49,7 +49,7 @@ def _columns(experiment: Experiment, wanted: Sequence[str]) -> list[Column]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+    return "\n".join(map(report.table_line, (head, ["---"] * len(head), *rows)))
 
 
 def _methods(experiment: Experiment, runs: Mapping[str, Any]) -> str:
@@ -69,9 +69,10 @@ def _methods(experiment: Experiment, runs: Mapping[str, Any]) -> str:
 def _rows(experiment: Experiment, runs: Mapping[str, Any], wanted: Sequence[str]) -> str:
     columns, lines = _columns(experiment, wanted), []
     for row in experiment.rows:
-        numbers = {f"{entry[kind]:,}" for entry in report.of_row(runs, row) for kind in ("trained_parameters",)}
-        lines.append([row.name.split(" (")[0], *sorted(numbers), *(_mean(runs, row, column) for column in columns)])
-    return _table(["method", "trained numbers", *wanted], [line for line in lines if len(line) == len(wanted) + 2])
+        entries = report.of_row(runs, row)
+        numbers = f"{entries[0]['trained_parameters']:,}" if entries else "not run"
+        lines.append([row.name.split(" (")[0], numbers, *(_mean(runs, row, column) for column in columns)])
+    return _table(["method", "trained numbers", *wanted], lines)
 
 
 def _line(experiment: Experiment, runs: Mapping[str, Any]) -> str:
