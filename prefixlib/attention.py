@@ -22,6 +22,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from prefixlib import onednn
+
 NAME = "prefix_sdpa"
 CAPPED = "prefix_capped"  # for models that cap the attention's scores, which no kernel of torch does (Gemma 2)
 _PREFIX, _RECORD = "_prefix_key_values", "_recorded_key_values"  # the attributes of a module that `prefix_sdpa` reads
@@ -127,7 +129,16 @@ def prefix_sdpa(
 ) -> tuple[Tensor, None]:
     """transformers' sdpa attention over [prefix, own keys]. query (B,H,T,D); key, value (B,G,S,D) -> (B,T,H,D)."""
     key, value, attention_mask = _join(module, query, key, value, attention_mask, kwargs)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if not onednn.trains_attention_faster_in_float32(query):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    if (bias := kwargs.get("position_bias")) is not None:
+        kwargs["position_bias"] = bias.float()
+    with torch.autocast(query.device.type, enabled=False):
+        wide = (tensor.float() for tensor in (query, key, value))
+        outputs, _ = sdpa_attention_forward(module, *wide, attention_mask, **kwargs)
+    return outputs.to(torch.bfloat16), None
 
 
 def prefix_capped(

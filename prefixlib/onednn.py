@@ -39,6 +39,18 @@ def install(model: nn.Module) -> None:
         module.__class__ = FASTER.get(type(module), type(module))
 
 
+def trains_attention_faster_in_float32(query: Tensor) -> bool:
+    """Whether torch's attention of bfloat16 `query` is slower backward than that of the same numbers in float32.
+
+    It multiplies with MKL, which has no fast bfloat16 product for these processors.
+    """
+    if query.device.type != "cpu" or not query.requires_grad:
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else query.dtype
+    return dtype == torch.bfloat16 and is_faster()
+
+
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch.nn.functional.linear: inputs (..., K), weight (N, K) of any strides, bias (N,) -> (..., N)."""
     if not _fits(inputs, weight):

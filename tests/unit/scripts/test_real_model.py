@@ -13,7 +13,7 @@ from prefixlib.settings import spelled
 from tests.unit.scripts.test_experiments import check_words
 
 RATES = {"prefix@100": 1e-3, "finetune@100": 3e-5, "prefix@500": 3e-4, "finetune@500": 1e-5}
-RATES |= {"top2@500": 1e-4, "adapter-3@500": 1e-3, "adapter-0.1@500": 3e-3}
+RATES |= {"top2@100": 1e-4, "adapter-3@100": 1e-3, "adapter-0.1@100": 3e-3}
 BASE = Base("smollm2-135m", real_model.SHAPES["smollm2-135m"], test_sources=20, rates=RATES)
 ROWS = {"rates": 21, "lowdata": 8, "unseen": 5, "init": 6, "length": 5, "placement": 3}
 
