@@ -256,6 +256,48 @@ def test_encoder_decoder_sites_are_independent(bart):
 SITES = ("self_attn", "encoder_attn")
 
 
+@pytest.mark.parametrize("kind", ["no mask", "bool", "additive", "position bias"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_attended_to_in_float32_where_that_is_faster(kind, autocast, monkeypatch):
+    """Then the outputs are those of float32, rounded once; gradients come back in the type of what they belong to."""
+    torch.manual_seed(0)
+    rounded = [torch.randn(2, 2, 4, 8).bfloat16() for _ in range(3)]
+    shown = torch.ones(4, 4, dtype=torch.bool).tril()[None, None]
+    added = torch.zeros(1, 1, 4, 4).masked_fill(~shown, torch.finfo(torch.bfloat16).min)
+    mask = {"bool": shown, "additive": added}.get(kind)
+    bias = {"position_bias": torch.randn(1, 2, 4, 4).bfloat16()} if kind == "position bias" else {}
+    module = nn.Module()
+
+    def attend(dtypes, mask, **how):
+        states = [state.to(dtype, copy=True).requires_grad_() for state, dtype in zip(rounded, dtypes, strict=True)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtypes[2] == torch.bfloat16):
+            output, _ = attention.prefix_sdpa(module, *states, mask, scaling=0.3, **how)
+        (output.float() * torch.arange(8)).sum().backward()
+        return output, [state.grad for state in states]
+
+    half, single = torch.bfloat16, torch.float32
+    monkeypatch.setattr(attention.onednn, "is_faster", lambda: True)
+    # under autocast the rotary embedding leaves queries and keys in float32
+    dtypes = (single, single, half) if autocast else (half, half, half)
+    given = mask.bfloat16() if kind == "additive" else mask
+    output, gradients = attend(dtypes, given, **bias)
+    expected, wide = attend((single,) * 3, mask, **{name: value.float() for name, value in bias.items()})
+    assert output.dtype == half
+    assert torch.equal(output, expected.bfloat16())
+    for gradient, exact, dtype in zip(gradients, wide, dtypes, strict=True):
+        assert gradient.dtype == dtype
+        assert (gradient - exact).abs().max() <= 2**-8 * exact.abs().max()
+
+    seen = []
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda module, query, *_, **__: (seen.append(query), None))
+    asked = rounded[0].clone().requires_grad_()
+    attention.prefix_sdpa(module, *rounded, given)  # nothing goes backward
+    attention.prefix_sdpa(module, *(state.float().requires_grad_() for state in rounded), mask)
+    monkeypatch.setattr(attention.onednn, "is_faster", lambda: False)
+    attention.prefix_sdpa(module, asked, *rounded[1:], given)
+    assert [query.dtype for query in seen] == [half, single, half]
+
+
 def test_rows_that_do_not_fit_are_refused(gpt2):
     prefix = random_prefix(gpt2, 5, rows=2)
     with attention.prefix_attention(prefix), pytest.raises(ValueError, match="2 rows does not fit a batch of 3 rows"):
