@@ -4,7 +4,7 @@ train-step  one optimiser step                      memory   its peak memory, a 
 epoch       batches of real lengths, real loops     decode   beam search to real lengths, sentences per second
 startup     --help, first step, first output        scaling  curves against P, T, batch, beams and processes
 recipe      the WebNLG recipe's sizes on a GPU      limit    steps and decoding as a share of the machine's rates
-engines     decode beside CTranslate2; encoder-decoders: transformers' generate of a fine-tuned model
+engines     decode beside bfloat16 and CTranslate2; encoder-decoders: transformers' generate of a fine-tuned model
 greedy      one sentence at a time beside transformers' generate
 mixed       many prefixes in one batch              scores   BLEU, METEOR and TER of WebNLG, on one core
 table       figures and goals, into results/README.md
@@ -37,7 +37,11 @@ from prefixlib.settings import Parser, add_number
 
 PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))
 ENGINES = tuple(row for row in engines.DECODERS if row != "plain")
-VS = {"mixed": "peft,lora", "engines": "ct2,ct2-int8", "greedy": "finetune,finetune-static"}  # --vs where not all peers
+VS = {
+    "mixed": "peft,lora",
+    "engines": "bf16,ct2,ct2-int8",
+    "greedy": "finetune,finetune-static",
+}  # --vs where not all peers
 MEASURE = {  # what -> rows of numbers
     "train-step": steps.train_step,
     "memory": steps.memory,

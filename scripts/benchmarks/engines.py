@@ -24,6 +24,7 @@ from prefixlib.errors import UserError
 GREEDY = {"sentences": 8, "batch_size": 1, "beams": 1}
 BATCH_SIZES = (1, 8, 32)  # of which CTranslate2 gets the best
 LABELS = {
+    "bf16": "prefix, the model in bfloat16",
     "plain": "this package without a prefix, all outputs of the mean length",
     "finetune": "transformers `generate`, no prefix",
     "finetune-static": "transformers `generate`, no prefix, static cache",
@@ -41,6 +42,11 @@ def mean_length(work: decode.Work) -> decode.Work:
 def plain_decoder(args: argparse.Namespace, work: decode.Work) -> decode.Decoder:
     """This package's decoding without a prefix."""
     return decode.our_decoder(args, mean_length(work), prefixed=False)
+
+
+def bfloat16_decoder(args: argparse.Namespace, work: decode.Work) -> decode.Decoder:
+    """This package's decoding behind the prefix with the model in bfloat16: gen.py --bf16 yes."""
+    return decode.our_decoder(argparse.Namespace(**{**vars(args), "bf16": True}), work)
 
 
 def generate_decoder(args: argparse.Namespace, work: decode.Work, **how: Any) -> decode.Decoder:
@@ -112,22 +118,24 @@ def convert(base: nn.Module, compute: str) -> Any:
 
 DECODERS = {
     "plain": plain_decoder,
+    "bf16": bfloat16_decoder,
     "finetune": generate_decoder,
     "finetune-static": functools.partial(generate_decoder, cache_implementation="static"),
     "ct2": functools.partial(ctranslate2_decoder, compute="float32"),
     "ct2-int8": functools.partial(ctranslate2_decoder, compute="int8"),
 }
-COMPARED = ("plain", "ct2", "ct2-int8")  # rows without a prefix and of one length, which may differ in tokens
+PREFIXED = ("prefix", "bf16")  # these two groups of rows have one task each, whose tokens may differ by rounding:
+COMPARED = ("plain", "ct2", "ct2-int8")  # without a prefix, all outputs of one length
 
 
 def engines(args: argparse.Namespace) -> dict[str, dict]:
-    """This package's decoding and that of other engines, in turn. The tokens of COMPARED are counted, not required."""
+    """This package's decoding and that of other engines, in turn. Equal tokens are counted, not required."""
     work = decode.make_work(args)
     rows = ["prefix", *args.rows[1:]]
     if any(row in COMPARED for row in rows):
         rows.insert(1, "plain")
     everyone = range(len(work.prompts))
     decoders = {row: {**decode.DECODERS, **DECODERS}[row](args, work) for row in rows}
-    together = [["prefix"], [row for row in rows if row in COMPARED]]
+    together = [[row for row in rows if row in group] for group in (PREFIXED, COMPARED)]
     ties = argparse.Namespace(**{**vars(args), "allow_ties": len(everyone)})
     return decode.in_turn(ties, work, decoders, dict.fromkeys(rows, everyone), [group for group in together if group])

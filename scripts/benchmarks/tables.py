@@ -180,6 +180,10 @@ GOALS = (
     _share("gpt2-small decode, 5 beams", "0.45", "0.60"),
     _over(_CT2.format("float32"), "engines", "gpt2-small", "prefix", "ct2", "0.55", "0.45"),
     _over(_CT2.format("int8"), "engines", "gpt2-small", "prefix", "ct2-int8", "reported", "1.0"),
+    _over(
+        "the same decode in bfloat16: time / CTranslate2 int8, without a prefix",
+        *("engines", "gpt2-small", "bf16", "ct2-int8", "reported", "1.0"),
+    ),
     *(
         _over(_GENERATE.format(shape), "engines", shape, "prefix", "finetune", "0.5", "0.3")
         for shape in ("t5-small", "bart-base")

@@ -274,6 +274,15 @@ def test_ctranslate2_is_given_the_same_work(monkeypatch):
     assert engines.ctranslate2_decoder(args, work, "float32")(range(3)) != found
 
 
+def test_decoding_in_bfloat16_is_compared_with_float32(tmp_path, monkeypatch):
+    """In bfloat16 it is the model that is rounded; sentences that differ are counted, not refused."""
+    seen, ours = [], decode.our_model
+    monkeypatch.setattr(decode, "our_model", lambda args: seen.append(ours(args)) or seen[-1])
+    rows = measure(tmp_path, "engines", "--shape", "gpt2-tiny", *SHORT, "--vs", "bf16")["rows"]
+    assert [str(model.base.dtype) for model in seen] == ["torch.float32", "torch.bfloat16"]
+    assert all("sentences_that_differ" in numbers for numbers in rows.values())
+
+
 @pytest.mark.parametrize("shape", ["bart-tiny", "t5-tiny"])
 def test_decoding_beside_generate_of_a_fine_tuned_model(tmp_path, shape):
     rows = measure(tmp_path, "engines", "--shape", shape, *SHORT, "--preseqlen", "3")["rows"]
