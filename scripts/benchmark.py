@@ -40,7 +40,7 @@ ENGINES = tuple(row for row in engines.DECODERS if row != "plain")
 VS = {
     "mixed": "peft,lora",
     "engines": "bf16,ct2,ct2-int8",
-    "greedy": "finetune,finetune-static",
+    "greedy": "bf16,finetune,finetune-static",
 }  # --vs where not all peers
 MEASURE = {  # what -> rows of numbers
     "train-step": steps.train_step,

@@ -295,7 +295,7 @@ def test_decoding_beside_generate_of_a_fine_tuned_model(tmp_path, shape):
 
 def test_decoding_one_sentence_at_a_time(tmp_path):
     result = measure(tmp_path, "greedy", "--shape", "gpt2-tiny", *SHORT)
-    assert list(result["rows"]) == ["prefix", "finetune", "finetune-static"]
+    assert list(result["rows"]) == ["prefix", "bf16", "finetune", "finetune-static"]
     assert (result["settings"]["beams"], result["settings"]["batch_size"]) == (1, 1)
 
 
