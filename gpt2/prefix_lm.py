@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from gpt2.dataset import IGNORED, Encoded, collate
 from gpt2.frozen_lm import attention_modules, count_positions, evaluating, position_mask
 from gpt2.train_control import Past
-from prefixlib import attention, onednn
+from prefixlib import attention, onednn, packing
 from prefixlib.errors import UserError
 from prefixlib.head import Head
 from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of
@@ -164,8 +164,6 @@ def mean_loss(lm: PrefixLM, examples: Sequence[Encoded], pad_token_id: int = 0, 
 
 # ---- packing -----------------------------------------------------------------------------------------------------
 
-SLOWNESS = 5  # a multiplication in masked attention takes as long as so many in a linear layer (measured on a CPU)
-
 
 def pack(input_ids: Tensor, attention_mask: Tensor, hidden_size: int) -> Packed | None:
     """Pack right-padded `input_ids` (B, T) of which `attention_mask` (B, T) is real; None where it would not pay."""
@@ -184,7 +182,7 @@ def best_layout(lengths: Sequence[int], hidden_size: int) -> Rows:
 
     def time(rows: Rows) -> int:
         width = width_of(lengths, rows)
-        return len(rows) * width * (6 * hidden_size + SLOWNESS * width)
+        return len(rows) * width * (6 * hidden_size + packing.SLOWNESS * width)
 
     return min(layouts(lengths), key=time)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prefixlib import onednn
+from prefixlib import onednn, packing
 from prefixlib.head import Head
 from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, hidden_states, install, shares_rows
@@ -211,16 +211,16 @@ def pack_sources(input_ids: Tensor, attention_mask: Tensor, *, hidden_size: int,
 
 
 def best_layout(sources: Sequence[int], targets: Sequence[int], hidden_size: int, prefix_length: int) -> Rows:
-    """The rows that take the fewest operations; one text a row if nothing is better.
+    """The rows that take the least time; one text a row if nothing is better.
 
-    Multiplications per token of an encoder layer: about 12 E² outside attention, 2 (P + W) E in it, and 2 E² for the
-    keys and values of the cross-attention; of a decoder layer 14 E², 2 (P + D) E and 2 (P + W) E.
+    Multiplications per token of an encoder layer: about 12 E² outside attention, 2 (P + W) E, slower ones, in it, and
+    2 E² for the keys and values of the cross-attention; of a decoder layer 14 E², 2 (P + D) E and 2 (P + W) E.
     """
 
-    def operations(rows: Rows) -> int:
+    def time(rows: Rows) -> int:
         width, target_width = width_of(sources, rows), width_of(targets, rows)
-        source = width * (7 * hidden_size + prefix_length + width)
-        target = target_width * (7 * hidden_size + 2 * prefix_length + width + target_width)
+        source = width * (7 * hidden_size + packing.SLOWNESS * (prefix_length + width))
+        target = target_width * (7 * hidden_size + packing.SLOWNESS * (2 * prefix_length + width + target_width))
         return len(rows) * (source + target)
 
-    return min(layouts(sources), key=operations)
+    return min(layouts(sources), key=time)

@@ -8,8 +8,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, Qwen3Config
 
 from gpt2.dataset import Encoded, collate
-from gpt2.prefix_lm import SLOWNESS, PrefixLM, best_layout, pack
+from gpt2.prefix_lm import PrefixLM, best_layout, pack
 from gpt2.train_control import PrefixConfig, make_prefix
+from prefixlib import packing
 from prefixlib.head import token_nll
 from prefixlib.packing import first_fit, width_of
 from tests.conftest import SETTINGS, close
@@ -61,7 +62,7 @@ def with_prefix(base, checkpointing=False, **settings) -> PrefixLM:
     ],
 )
 def test_losses_and_gradients_equal_those_of_the_padded_batch(name, checkpointing, monkeypatch):
-    monkeypatch.setattr("gpt2.prefix_lm.SLOWNESS", 1)  # wider rows: every kind of neighbour
+    monkeypatch.setattr("prefixlib.packing.SLOWNESS", 1)  # wider rows: every kind of neighbour
     model = with_prefix(random_model(MODELS[name]), checkpointing)
     for module in model.base.modules():
         if isinstance(module, nn.Dropout):
@@ -86,7 +87,7 @@ def test_losses_and_gradients_equal_those_of_the_padded_batch(name, checkpointin
     ids=["prefix dropout", "a prefix for every source"],
 )
 def test_what_differs_from_row_to_row_is_not_packed(settings, monkeypatch):
-    monkeypatch.setattr("gpt2.prefix_lm.SLOWNESS", 1)
+    monkeypatch.setattr("prefixlib.packing.SLOWNESS", 1)
     model = with_prefix(random_model(MODELS["gpt2"]), **settings)
     seen = rows_seen(model)
     source = {"source": BATCH["input_ids"], "source_mask": BATCH["attention_mask"]}
@@ -109,8 +110,8 @@ def test_layouts_hold_every_text_once_and_never_cost_more():
         rows = best_layout(lengths, 768)
         width = width_of(lengths, rows)
         assert sorted(text for row in rows for text in row) == list(range(len(lengths)))
-        padded = len(lengths) * max(lengths) * (6 * 768 + SLOWNESS * max(lengths))
-        assert len(rows) * width * (6 * 768 + SLOWNESS * width) <= padded
+        padded = len(lengths) * max(lengths) * (6 * 768 + packing.SLOWNESS * max(lengths))
+        assert len(rows) * width * (6 * 768 + packing.SLOWNESS * width) <= padded
 
 
 def test_first_fit_fills_rows_the_longest_texts_first():
