@@ -21,7 +21,7 @@ SHOWN = {"unseen": ("BLEU seen", "BLEU unseen", "BLEU all", "METEOR all", "TER a
 
 def summary(folder: Path) -> str:
     """Markdown: a table or a line for each experiment that has a run in `folder`, with a link to its own page."""
-    parts = []
+    parts, lines = [], []
     for name, title in TITLES.items():
         for path in sorted(folder.glob(f"{name}_*.json")):
             found = read_json(path)
@@ -34,8 +34,8 @@ def summary(folder: Path) -> str:
             elif name in SHOWN:
                 parts.append(f"{link}:\n\n{_rows(experiment, found['runs'], SHOWN[name])}")
             else:
-                parts.append(f"{link}: {_line(experiment, found['runs'])}.")
-    return "\n\n".join(parts) + "\n"
+                lines.append(f"* {link}: {_line(experiment, found['runs'])}.")
+    return "\n\n".join([*parts, "\n".join(lines)] if lines else parts) + "\n"
 
 
 def _mean(runs: Mapping[str, Any], row: Row, column: Column) -> str:

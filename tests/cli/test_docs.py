@@ -29,7 +29,7 @@ PAGES = (
     *("results/README.md", "data/README.md", "data/demo/README.md"),
 )
 BLOCKS = {
-    "README.md": 11,
+    "README.md": 10,
     "CONTRIBUTING.md": 2,
     "docs/tutorial.md": 15,
     "docs/tasks.md": 2,

@@ -155,6 +155,7 @@ def test_the_summary_for_the_readme(tmp_path):
     keep("lowdata", [(0, {"BLEU": 40.04, "loss": 2}), (0, {"BLEU": 50.04, "loss": 1}), (1, {"BLEU": 60, "loss": 1})])
     keep("unseen", [(0, {"BLEU seen": 1, "BLEU unseen": 2, "BLEU all": 3, "METEOR all": 0.5, "TER all": 0.25})])
     keep("length", [(1, {"BLEU": 12.34})])
+    keep("placement", [(0, {"BLEU": 5.0})])
     assert reproduce.main(["summary", "--output_dir", str(results)]) == 0
     text = page.read_text()
     assert text.startswith("before\n")
@@ -162,4 +163,7 @@ def test_the_summary_for_the_readme(tmp_path):
     assert "\n| 50 | 45.0 | 60.0 | not run | not run | 1.500 | 1.000 | 1 / 2 |\n" in text
     assert "\n| prefix | 1 | 1.0 | 2.0 | 3.0 | 0.50 | 0.25 |\n" in text
     assert "(results/length_smollm2-135m_t20.md), smollm2-135m: P 1: not run, P 5: 12.3, P 10: not run" in text
-    assert "Where the trained" not in text
+    lines = text.split("\n* ")
+    assert len(lines) == 3
+    assert lines[2].startswith("[Where the trained vectors stand")
+    assert "Start of the prefix" not in text
