@@ -28,7 +28,9 @@ def summary(folder: Path) -> str:
             if "own" not in found or not found["runs"]:
                 continue
             experiment = real_model.rebuild(name, found["own"])
-            link = f"[{title}](results/{path.stem}.md), {found['own']['name']}"
+            sizes = {row.size for row in experiment.rows}
+            size = f", {sizes.pop()} training examples" if len(sizes) == 1 else ""
+            link = f"[{title}](results/{path.stem}.md), {found['own']['name']}{size}"
             if name == "lowdata":
                 parts.append(f"{link}:\n\n{_methods(experiment, found['runs'])}")
             elif name in SHOWN:

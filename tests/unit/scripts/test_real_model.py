@@ -162,7 +162,7 @@ def test_the_summary_for_the_readme(tmp_path):
     assert text.endswith("\nafter\n")
     assert "\n| 50 | 45.0 | 60.0 | not run | not run | 1.500 | 1.000 | 1 / 2 |\n" in text
     assert "\n| prefix | 1 | 1.0 | 2.0 | 3.0 | 0.50 | 0.25 |\n" in text
-    assert "(results/length_smollm2-135m_t20.md), smollm2-135m: P 1: not run, P 5: 12.3, P 10: not run" in text
+    assert "(results/length_smollm2-135m_t20.md), smollm2-135m, 500 training examples: P 1: not run, P 5: 12.3, P 10: not run" in text
     lines = text.split("\n* ")
     assert len(lines) == 3
     assert lines[2].startswith("[Where the trained vectors stand")
