@@ -29,7 +29,7 @@ def summary(folder: Path) -> str:
                 continue
             experiment = real_model.rebuild(name, found["own"])
             sizes = {row.size for row in experiment.rows}
-            size = f", {sizes.pop()} training examples" if len(sizes) == 1 else ""
+            size = f", {sizes.pop():,} training examples" if len(sizes) == 1 else ""
             link = f"[{title}](results/{path.stem}.md), {found['own']['name']}{size}"
             if name == "lowdata":
                 parts.append(f"{link}:\n\n{_methods(experiment, found['runs'])}")
