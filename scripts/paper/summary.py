@@ -1,5 +1,6 @@
 """The runs on a base model of the user's choice, short, as README.md shows them (scripts/reproduce.py summary)."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,21 @@ def summary(folder: Path) -> str:
                 parts.append(f"{link}:\n\n{_rows(experiment, found['runs'], SHOWN[name])}")
             else:
                 lines.append(f"* {link}: {_line(experiment, found['runs'])}.")
+    lines += [_beside_peft(path) for path in sorted(folder.glob("compare_peft_*.json"))]
     return "\n\n".join([*parts, "\n".join(lines)] if lines else parts) + "\n"
+
+
+def _beside_peft(path: Path) -> str:
+    """What scripts/compare_peft.py found, in a line."""
+    found = read_json(path)
+    ours, peft = found["parts"].values()
+    sizes = [
+        f"{statistics.median(part['seconds']):.2f} s a step and {max(part['peak_memory_bytes'].values()) / 1e9:.1f} GB"
+        for part in (ours, peft)
+    ]
+    apart = f"losses within {found['largest_relative_difference']:.0e} over {len(ours['losses'])} steps"
+    link = f"[The same prefix through PEFT](results/{path.stem}.md), {ours['base_model']['name']}"
+    return f"* {link}: {apart}; {sizes[0]} here, {sizes[1]} there."
 
 
 def _mean(runs: Mapping[str, Any], row: Row, column: Column) -> str:

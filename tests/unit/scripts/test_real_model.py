@@ -156,14 +156,26 @@ def test_the_summary_for_the_readme(tmp_path):
     keep("unseen", [(0, {"BLEU seen": 1, "BLEU unseen": 2, "BLEU all": 3, "METEOR all": 0.5, "TER all": 0.25})])
     keep("length", [(1, {"BLEU": 12.34})])
     keep("placement", [(0, {"BLEU": 5.0})])
+    ours = {"losses": [3.0, 2.0], "base_model": {"name": "a model"}}
+    ours |= {"seconds": [1.0, 2.0, 0.5], "peak_memory_bytes": {"host": 21 * 10**8}}
+    peft = {**ours, "seconds": [4.0, 4.0, 4.0], "peak_memory_bytes": {"host": 3 * 10**9}}
+    found = {"parts": {"ours": ours, "PEFT": peft}, "largest_relative_difference": 2.4e-6}
+    (results / "compare_peft_x.json").write_text(json.dumps(found))
     assert reproduce.main(["summary", "--output_dir", str(results)]) == 0
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "\n| 50 | 45.0 | 60.0 | not run | not run | 1.500 | 1.000 | 1 / 2 |\n" in text
     assert "\n| prefix | 1 | 1.0 | 2.0 | 3.0 | 0.50 | 0.25 |\n" in text
-    assert "(results/length_smollm2-135m_t20.md), smollm2-135m, 500 training examples: P 1: not run, P 5: 12.3, P 10: not run" in text
+    line = (
+        "(results/length_smollm2-135m_t20.md), smollm2-135m, 500 training examples: P 1: not run, P 5: 12.3, P 10: not"
+    )
+    assert line in text
     lines = text.split("\n* ")
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert lines[2].startswith("[Where the trained vectors stand")
+    assert lines[3].startswith(
+        "[The same prefix through PEFT](results/compare_peft_x.md), a model: losses within 2e-06 over 2 steps; "
+        "1.00 s a step and 2.1 GB here, 4.00 s a step and 3.0 GB there.\n"
+    )
     assert "Start of the prefix" not in text
