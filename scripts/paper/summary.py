@@ -87,9 +87,9 @@ def _rows(experiment: Experiment, runs: Mapping[str, Any], wanted: Sequence[str]
     columns, lines = _columns(experiment, wanted), []
     for row in experiment.rows:
         entries = report.of_row(runs, row)
-        numbers = f"{entries[0]['trained_parameters']:,}" if entries else "not run"
-        lines.append([row.name.split(" (")[0], numbers, *(_mean(runs, row, column) for column in columns)])
-    return _table(["method", "trained numbers", *wanted], lines)
+        counts = [f"{entries[0][f'{kind}_parameters']:,}" if entries else "not run" for kind in ("trained", "stored")]
+        lines.append([row.name.split(" (")[0], *counts, *(_mean(runs, row, column) for column in columns)])
+    return _table(["method", "trained numbers", "stored numbers", *wanted], lines)
 
 
 def _line(experiment: Experiment, runs: Mapping[str, Any]) -> str:

@@ -148,6 +148,7 @@ def test_the_summary_for_the_readme(tmp_path):
             f"{n}": {"row": experiment.rows[row].key, "recipe": [], "scores": found, "trained_parameters": 10**row}
             for n, (row, found) in enumerate(scores)
         }
+        entries = {n: {**entry, "stored_parameters": 7} for n, entry in entries.items()}
         report.write(experiment, entries, results / f"{name}_smollm2-135m_t20", "made so", "")
 
     results, page = tmp_path / "results", tmp_path / "README.md"
@@ -166,7 +167,7 @@ def test_the_summary_for_the_readme(tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "\n| 50 | 45.0 | 60.0 | not run | not run | 1.500 | 1.000 | 1 / 2 |\n" in text
-    assert "\n| prefix | 1 | 1.0 | 2.0 | 3.0 | 0.50 | 0.25 |\n" in text
+    assert "\n| prefix | 1 | 7 | 1.0 | 2.0 | 3.0 | 0.50 | 0.25 |\n" in text
     line = (
         "(results/length_smollm2-135m_t20.md), smollm2-135m, 500 training examples: P 1: not run, P 5: 12.3, P 10: not"
     )
