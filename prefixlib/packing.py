@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Rows = list[list[int]]  # per row the texts on it, from left to right
-SLOWNESS = 3  # one multiplication in masked attention takes as long as so many in a linear layer, on a CPU
+SLOWNESS = 3  # a multiplication in masked attention takes as long as this many in a linear layer (measured on a CPU)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,8 @@ DECODERS = {
     "ct2": functools.partial(ctranslate2_decoder, compute="float32"),
     "ct2-int8": functools.partial(ctranslate2_decoder, compute="int8"),
 }
-PREFIXED = ("prefix", "bf16")  # these two groups of rows have one task each, whose tokens may differ by rounding:
+# Two groups of rows; within each all rows have the same work, and their tokens are compared.
+PREFIXED = ("prefix", "bf16")
 COMPARED = ("plain", "ct2", "ct2-int8")  # without a prefix, all outputs of one length
 
 

@@ -46,9 +46,10 @@ def _beside_peft(path: Path) -> str:
     """What scripts/compare_peft.py found, in a line."""
     found = read_json(path)
     ours, peft = found["parts"].values()
+    memory = [part["peak_memory_bytes"].get("gpu") or part["peak_memory_bytes"]["host"] for part in (ours, peft)]
     sizes = [
-        f"{statistics.median(part['seconds']):.2f} s a step and {max(part['peak_memory_bytes'].values()) / 1e9:.1f} GB"
-        for part in (ours, peft)
+        f"{statistics.median(part['seconds']):.2f} s a step and {taken / 1e9:.1f} GB"
+        for part, taken in zip((ours, peft), memory, strict=True)
     ]
     apart = f"losses within {found['largest_relative_difference']:.0e} over {len(ours['losses'])} steps"
     link = f"[The same prefix through PEFT](results/{path.stem}.md), {ours['base_model']['name']}"
