@@ -14,6 +14,7 @@ from tqdm import tqdm
 from gpt2.flags import Decoding
 from gpt2.frozen_lm import count_positions, position_mask
 from gpt2.train_control import Past
+from prefixlib import onednn
 from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, cut_at, sample, stop_rule
 from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
@@ -118,6 +119,7 @@ def decode_several(
     numbered.sort(key=lambda job: -len(prompts[job[0]]))  # longest first: memory trouble shows at once
     results: list[list[Hypothesis]] = [[] for _ in prompts]
     head = Head(model)
+    onednn.prepare_to_decode(model)
     with tqdm(total=len(numbered), desc="decoding", unit=" sentences", disable=not progress, leave=False) as bar:
         for start in range(0, len(numbered), batch_size):
             jobs = numbered[start : start + batch_size]

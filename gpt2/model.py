@@ -730,7 +730,7 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **how
     base = load_model(str(directory), FAMILY, **how)
     check_rows(base)
     tokenizer = load_tokenizer(str(directory), cache_dir=how["cache_dir"])
-    lm = PrefixLM(base, None)
+    lm = PrefixLM(base.requires_grad_(False), None)
     return Model(
         _on_device(lm), tokenizer, {**task, "mode": mode or task.get("mode")}, dict(task.get("base_model", {}))
     )

@@ -227,6 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     settings, mode, split = Decoding.from_args(args), args.mode, args.split
     settings.strategy_for(mode)  # raises UserError before a model is loaded
     record.set_up_logging()
+    record.check_machine(bf16=settings.bf16)
     directory = Path(args.checkpoint).expanduser().resolve()  # resolved: a trailing slash changes no name
     if not settings.output_dir and is_plain_model(directory):
         raise UserError(f"{directory} is a model, not the folder of a run: say with --output_dir where the outputs go")

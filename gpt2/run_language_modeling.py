@@ -73,7 +73,7 @@ def train(settings: Settings) -> TrainResult:
     >>> result.scores["test"]["BLEU all"]  # doctest: +SKIP
     """
     settings.check()
-    record.check_machine(settings.fp16, settings.shard_base)
+    record.check_machine(settings.fp16, settings.bf16, settings.shard_base)
     record.set_up_reporting(settings.report_to)
     if not settings.output_dir:
         raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")

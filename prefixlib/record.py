@@ -42,18 +42,29 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def check_machine(fp16: bool, shard_base: bool = False) -> None:
+def check_machine(fp16: bool = False, bf16: bool = False, shard_base: bool = False) -> None:
     """Raise UserError where the run lacks what it is to use.
 
-    That is a GPU for float16, a GPU for each process, and several processes for a base that is spread over them.
+    That is a GPU for float16, a GPU for each process, and several processes for a base that is spread over them. Warns
+    where bfloat16 would be computed number by number.
     """
     if shard_base and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise UserError("--shard_base yes needs several processes: --num_processes 2 or more")
     gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if fp16 and not gpus:
         raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or neither")
+    if bf16 and not gpus and not has_bfloat16():
+        logger.warning(
+            "--bf16 yes: this processor has no instructions for bfloat16, so matrix products can take 100 times "
+            "as long as without --bf16"
+        )
     if 0 < gpus < processes:
         raise UserError(f"--num_processes {processes}: this machine has {gpus} GPU(s), and every process needs its own")
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 fast: oneDNN, which torch leaves it to, asks for AVX-512 on x86."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def set_up_logging(verbose: bool = True) -> None:

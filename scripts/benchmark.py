@@ -13,7 +13,8 @@ record-lengths  token lengths of a data file, for data/lengths/
 
 Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
 ratios are medians over the rounds. Rows of the same method must have equal losses and tokens, else there is no ratio.
-Peers need `pip install -e .[peers]`. Results go to results/benchmark_WHAT_SHAPE_DEVICE.json.
+Peers need `pip install -e .[peers]`. Results go to results/benchmark_WHAT_SHAPE_DEVICE.json, where DEVICE is cuda or,
+by the processor's instructions, cpu-avx2, cpu-avx512 and so on.
 """
 
 import argparse
@@ -140,13 +141,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def leave_out_missing(args: argparse.Namespace) -> None:
-    """Where rows take turns with peers that few have, those that are not installed are said to be not run."""
+    """Rows for which a library or the processor's instructions are missing are said to be not run, where others are."""
     args.not_run = {}
     for row in args.rows if args.what in ("mixed", "engines", "greedy") else ():
         library = LIBRARIES.get(row)
         if library and not importlib.util.find_spec(library):
             args.not_run[row] = f"{library} is not installed"
             print(f"{row}: not run, {library} is not installed: pip install -e .[peers]", file=sys.stderr)
+        elif row == "bf16" and args.device == "cpu" and not record.has_bfloat16():
+            args.not_run[row] = "this processor has no instructions for bfloat16"
+            print(f"{row}: not run, {args.not_run[row]}", file=sys.stderr)
     args.rows = [row for row in args.rows if row not in args.not_run]
 
 
@@ -177,17 +181,22 @@ def run_of(args: argparse.Namespace) -> dict:
     versions = record.versions()
     libraries = {LIBRARIES[row] for row in args.rows if row in LIBRARIES} if args.what not in SHAPELESS else ()
     versions |= {library: importlib.metadata.version(library) for library in sorted(libraries)}
-    device = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"cpu ({platform.machine()}, {os.cpu_count()} cores)"
-    )
+    cpu = f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)"
+    device = torch.cuda.get_device_name() if args.device == "cuda" else cpu
     return {"device": device, "threads": torch.get_num_threads(), **versions}
+
+
+def kind_of_device(args: argparse.Namespace) -> str:
+    """What results of different machines are told apart by: cuda, or as cpu-avx2 what a processor computes with."""
+    kind = torch.backends.cpu.get_cpu_capability().lower()
+    return "cuda" if args.device == "cuda" else "cpu-" + kind.replace(" ", "-").replace("_", "-")
 
 
 def measure(args: argparse.Namespace) -> int:
     """Measure, write the JSON, print the table."""
     kind = "-".join([args.what, *(["tiny"] if args.tiny else [])])
     shape = [] if args.what in SHAPELESS else [args.shape + ("-accumulated" if args.accumulate > 1 else "")]
-    name = "_".join(["benchmark", kind, *shape]) + ("-bf16" if args.bf16 else "") + f"_{args.device}"
+    name = "_".join(["benchmark", kind, *shape]) + ("-bf16" if args.bf16 else "") + f"_{kind_of_device(args)}"
     output = (args.output or REPOSITORY / "results" / f"{name}.json").expanduser().resolve()
     files.check_can_write(output, "--output")
     args.plots = output.with_suffix("")

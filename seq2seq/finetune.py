@@ -116,7 +116,7 @@ def train(settings: Settings) -> TrainResult:
         raise UserError("train() with do_train=False: load(CHECKPOINT).generate(...) decodes a checkpoint")
     output = _output_dir(settings)
     _quiet_libraries()
-    record.check_machine(settings.fp16, settings.shard_base)
+    record.check_machine(settings.fp16, settings.bf16, settings.shard_base)
     record.set_up_reporting(settings.report_to)
     with files.lock(output):
         if settings.resume and is_finished(settings, output):
@@ -240,7 +240,7 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
     """
     output = _output_dir(settings)
     _quiet_libraries()
-    record.check_machine(fp16=settings.fp16)
+    record.check_machine(settings.fp16, settings.bf16)
     with files.lock(output):
         return _decode(settings, output, given)
 

@@ -214,12 +214,15 @@ WHOLE = ("limit", "engines", "greedy", "mixed")  # whose rows the page shows, al
 
 
 def goals(folder: Path) -> str:
-    """Every goal beside what is stored in `folder`, or "not run"."""
-    lines = ["| figure | now | at least | reach for | made by `benchmark.py` with |", "|---|---|---|---|---|"]
-    for goal in GOALS:
-        found = next(_stored(folder, goal), None)
-        now, command = (f"{found[0]:.2f}", _command(found[1])) if found else ("not run", "")
-        lines.append(f"| {goal.text} | {now} | {goal.least} | {goal.reach} | {command} |")
+    """Every goal beside what is stored in `folder`, a column per kind of device, or "not run"."""
+    found = [{device: (value, result) for device, value, result in _stored(folder, goal)} for goal in GOALS]
+    devices = sorted({device for stored in found for device in stored}) or ["now"]
+    columns = ["figure", *devices, "at least", "reach for", "made by `benchmark.py` with"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for goal, stored in zip(GOALS, found, strict=True):
+        now = [f"{stored[device][0]:.2f}" if device in stored else "not run" for device in devices]
+        command = next((_command(result) for _, result in stored.values()), "")
+        lines.append("| " + " | ".join([goal.text, *now, goal.least, goal.reach, command]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -235,15 +238,15 @@ def whole(folder: Path) -> str:
     return "\n".join(found)
 
 
-def _stored(folder: Path, figure: Figure) -> Iterator[tuple[float, dict]]:
-    """The figure's value in every result that has it, and the result."""
-    for device in figure.devices.split():
-        name = "_".join(filter(None, ("benchmark", figure.what, figure.shape)))
-        for path in (folder / f"{name}{bf16}_{device}.json" for bf16 in ("", "-bf16")):
-            result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
-            value = figure.value(result["rows"])
-            if value is not None:
-                yield value, result
+def _stored(folder: Path, figure: Figure) -> Iterator[tuple[str, float, dict]]:
+    """The kind of device, the figure's value and the result, of every result that has it."""
+    name = "_".join(filter(None, ("benchmark", figure.what, figure.shape)))
+    for path in (path for bf16 in ("", "-bf16") for path in sorted(folder.glob(f"{name}{bf16}_*.json"))):
+        device = path.stem.rpartition("_")[2]
+        result = json.loads(path.read_text(encoding="utf-8"))
+        value = figure.value(result["rows"])
+        if value is not None and device.partition("-")[0] in figure.devices.split():
+            yield device, value, result
 
 
 def _where(result: Mapping) -> str:
@@ -257,7 +260,7 @@ def figures(folder: Path) -> str:
         raise UserError(f"{folder}: no benchmark_*.json there")
     tables: dict[str, list[str]] = {}
     for figure in FIGURES:
-        for value, result in _stored(folder, figure):
+        for _, value, result in _stored(folder, figure):
             line = f"| {figure.text} | {value:.2f} | {_command(result)} |"
             tables.setdefault(_where(result), []).append(line)
     head = "| figure | measured | made by `benchmark.py` with |\n|---|---|---|\n"

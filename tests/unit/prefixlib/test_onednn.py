@@ -25,19 +25,24 @@ def always(monkeypatch):
         return product(*args)
 
     monkeypatch.setattr(onednn, "is_faster", lambda: True)
+    monkeypatch.setattr(onednn, "takes_transposed", lambda: True)
     monkeypatch.setattr(onednn, "WORTH", 0)
     monkeypatch.setattr(onednn, "_product", counted)
     return calls
 
 
 @has_onednn
+@pytest.mark.parametrize("any_layout", [True, False])
 @pytest.mark.parametrize(
     "trained", [(True, False, False), (False, True, True), (True, True, True), (True, True, False)]
 )
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (2, 3), ()])
-def test_product_and_gradients_are_those_of_torch(always, shape, transposed, with_bias, trained):
+def test_product_and_gradients_are_those_of_torch(
+    always, monkeypatch, shape, transposed, with_bias, trained, any_layout
+):
+    monkeypatch.setattr(onednn, "takes_transposed", lambda: any_layout)
     torch.manual_seed(0)
     inputs, weight, bias = torch.randn(*shape, 7), torch.randn(4, 7), torch.randn(4) if with_bias else None
     weight = weight.t().contiguous().t() if transposed else weight
@@ -52,15 +57,16 @@ def test_product_and_gradients_are_those_of_torch(always, shape, transposed, wit
         output *= 2  # in place, as Gemma 3n does it
         output.backward(upstream)
         found.append([output, *(leaf.grad for leaf in leaves if leaf is not None)])
-    assert always
+    assert bool(always) == (any_layout or not transposed)  # with AVX2 MKL takes what lies transposed
     for ours, torchs in zip(*found, strict=True):
         assert (ours is None) == (torchs is None)
         assert ours is None or close(ours, torchs)
 
 
 @has_onednn
+@pytest.mark.parametrize("decoding", [True, False])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_model_keeps_its_names_types_outputs_and_gradients(always, frozen):
+def test_a_model_keeps_its_names_types_outputs_and_gradients(always, frozen, decoding):
     torch.manual_seed(0)
     size = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 31, "n_positions": 32}
     plain = nn.ModuleList([GPT2LMHeadModel(GPT2Config(**size)), _bart(), nn.Linear(3, 3), Conv1D(3, 3)]).eval()
@@ -73,6 +79,11 @@ def test_a_model_keeps_its_names_types_outputs_and_gradients(always, frozen):
     assert nn.Linear not in kinds
     assert Conv1D not in kinds
     assert all(isinstance(a, type(b)) for a, b in zip(fast.modules(), plain.modules(), strict=True))
+    if decoding:
+        onednn.prepare_to_decode(fast)
+    transposed = fast[0].transformer.h[0].attn.c_attn.weight  # (inputs, outputs)
+    assert transposed.is_contiguous() == (not frozen or not decoding)
+    assert transposed.t().is_contiguous() == (frozen and decoding)
     ids = torch.randint(4, 31, (2, 6))
     gradients = []
     for model in (plain, fast):
@@ -133,14 +144,20 @@ def test_not_taken_where_it_does_not_fit_or_pay(always, monkeypatch):
 
 @pytest.mark.parametrize(
     ("capability", "vendor", "expected"),
-    [("AVX512", "AuthenticAMD", True), ("AVX512", "GenuineIntel", False), ("AVX2", "AuthenticAMD", False)],
+    [
+        ("AVX512", "AuthenticAMD", True),
+        ("AVX512", "GenuineIntel", False),
+        ("AVX2", "AuthenticAMD", True),
+        ("DEFAULT", "AuthenticAMD", False),
+    ],
 )
-def test_only_with_avx512_and_not_on_intel(monkeypatch, capability, vendor, expected):
+def test_only_with_avx_and_not_on_intel(monkeypatch, capability, vendor, expected):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(onednn.Path, "is_file", lambda self: True)
     monkeypatch.setattr(onednn.Path, "read_text", lambda self, **_: f"vendor_id\t: {vendor}\n")
     assert onednn.is_faster.__wrapped__() is expected
+    assert onednn.takes_transposed.__wrapped__() is (capability == "AVX512")
     layer = nn.Linear(2, 2)
     monkeypatch.setattr(onednn, "is_faster", lambda: expected)
     onednn.install(layer)
