@@ -38,23 +38,37 @@ def takes_transposed() -> bool:
 def install(model: nn.Module) -> None:
     """Let the linear layers of `model`, and GPT-2's, which hold their weights transposed, compute through `linear`.
 
-    Parameters, names and types stay: a layer gets a subclass of its own class.
+    Parameters, names, shapes and types stay: a layer gets a subclass of its own class. With AVX2 the frozen weights of
+    GPT-2's widening layers are moved (`_move`): MKL is slow at many outputs, so oneDNN computes those forward, as it
+    does backward where a layer narrows.
     """
     if not is_faster():
         return
     for module in model.modules():
         module.__class__ = FASTER.get(type(module), type(module))
+        if isinstance(module, TransposedLinear) and not takes_transposed():
+            inputs, outputs = module.weight.shape
+            if outputs > inputs:
+                _move(module)
 
 
 def prepare_to_decode(model: nn.Module) -> None:
-    """Move the frozen weights of GPT-2's layers, after `install`, so that they lie in memory as a linear layer's do.
+    """Move the frozen weights of all of GPT-2's layers, if they came through `install`.
 
-    That is faster forward and as much slower backward, so training would gain nothing. Shapes and values stay. Weights
-    that were mapped from a file take memory of the process from then on.
+    That is faster forward and as much slower backward.
     """
     for module in model.modules():
-        if isinstance(module, TransposedLinear) and not module.weight.requires_grad and _is_plain(module.weight):
-            module.weight.data = module.weight.data.t().contiguous().t()
+        if isinstance(module, TransposedLinear):
+            _move(module)
+
+
+def _move(layer: "TransposedLinear") -> None:
+    """Lay the layer's frozen weight down in memory as a linear layer's; its shape and values stay.
+
+    A weight that was mapped from a file counts as memory of the process from then on.
+    """
+    if not layer.weight.requires_grad and _is_plain(layer.weight):
+        layer.weight.data = layer.weight.data.t().contiguous().t()
 
 
 def trains_attention_faster_in_float32(query: Tensor) -> bool:
@@ -74,19 +88,18 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not _fits(inputs, weight):
         return nn.functional.linear(inputs, weight, bias)
     if not torch.is_grad_enabled():
-        return _product(inputs, weight, bias)
+        return _multiply(inputs, weight, bias)
     rows = inputs.reshape(-1, inputs.shape[-1])  # (M, K)
     # reshaped out here: what is a view inside of the function could not be changed in place (Gemma 3n does that)
     return _Linear.apply(rows, weight, bias).view(*inputs.shape[:-1], len(weight))
 
 
 def _fits(inputs: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes these and is the faster: plain float32 on the CPU, and enough of it."""
+    """Whether oneDNN takes these and could be the faster: plain float32 on the CPU, and enough of it."""
     return (
         inputs.dtype == torch.float32
         and inputs.device.type == "cpu"
         and _is_plain(weight)
-        and (weight.stride(-1) == 1 or takes_transposed())
         and inputs.numel() * weight.shape[0] >= WORTH
         and not torch.is_autocast_enabled("cpu")
         and is_faster()
@@ -98,12 +111,13 @@ def _is_plain(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and type(weight) in (Tensor, nn.Parameter)
 
 
-def _multiply(inputs: Tensor, weight: Tensor) -> Tensor:
+def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`linear` without a gradient, by the faster of the two libraries."""
-    return _product(inputs, weight) if _fits(inputs, weight) else nn.functional.linear(inputs, weight)
+    faster = _product if weight.stride(-1) == 1 or takes_transposed() else nn.functional.linear
+    return faster(inputs, weight, bias)
 
 
-def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
 
 
@@ -113,7 +127,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs, weight, bias):
         ctx.save_for_backward(inputs if ctx.needs_input_grad[1] else None, weight)
-        return _product(inputs, weight, bias)
+        return _multiply(inputs, weight, bias)
 
     @staticmethod
     def backward(ctx, upstream):
