@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import Cache
 
 from gpt2.flags import Decoding
 from gpt2.frozen_lm import count_positions, position_mask
@@ -20,6 +21,8 @@ from prefixlib.beam_tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.head import Head
 from prefixlib.tasks import clean_up
+
+SIMILAR = 0.75  # of the longest prompt's length, read together with it
 
 
 class CausalSteps:
@@ -41,6 +44,7 @@ class CausalSteps:
     ):
         self.body, self.head, self.config = model.base_model, head or Head(model), model.config
         embeddings = model.get_input_embeddings().weight
+        self.groups = of_similar_length([len(prompt) for prompt in prompts])
         rows, width = len(prompts), max(len(prompt) for prompt in prompts)
         length = layers[0][0].shape[2] if layers else 0
         self.input_ids = torch.zeros(rows, width, dtype=torch.long)
@@ -57,12 +61,35 @@ class CausalSteps:
             self.cache.update(*(states.to(embeddings).expand(rows, -1, -1, -1) for states in layer), index)
 
     def prefill(self) -> Tensor:
-        width, cached = self.input_ids.shape[1], self.positions.shape[1]
+        """Prompts of similar length are read together, so that little of what is read is padding."""
+        if len(self.groups) == 1:
+            return self.head(self._read(torch.arange(len(self.input_ids)), self.cache))
+        last, caches = [], []
+        for group in self.groups:
+            rows, cache = torch.tensor(group), growing_cache()
+            for index, layer in enumerate(self.cache.layers):  # the prefix
+                cache.update(layer.keys[rows], layer.values[rows], index)
+            last.append(self._read(rows, cache))
+            caches.append(cache)
+        order = torch.tensor([row for group in self.groups for row in group]).argsort()
+        width, length = self.input_ids.shape[1], self.positions.shape[1] - self.input_ids.shape[1]
+        for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+            read = ([layer.keys for layer in layers], [layer.values for layer in layers])
+            whole = (torch.cat([_widened(states[:, :, length:], width) for states in kind])[order] for kind in read)
+            self.cache.update(*whole, index)
+        return self.head(torch.cat(last)[order])
+
+    def _read(self, rows: Tensor, cache: Cache) -> Tensor:
+        """Last hidden states (N', E) of the prompts `rows` (N'), appended to `cache`, which holds their prefix."""
+        cached = self.positions.shape[1]
+        length = cached - self.input_ids.shape[1]
+        blank = int((~self.tree.visible[rows, 0, length:]).sum(dim=1).min())  # columns that are padding in all of them
         column = torch.arange(cached, device=self.input_ids.device)
-        token = column[cached - width :].unsqueeze(1)  # the columns of the tokens themselves, (T, 1)
+        column = torch.cat([column[:length], column[length + blank :]])
+        token = column[length:].unsqueeze(1)  # the columns of the tokens themselves, (T', 1)
         # padding attends to itself: a query without any key would give NaN
-        seen = (self.tree.visible & (column <= token)) | (column == token)  # (N, T, W)
-        return self.head(self._forward(self.input_ids, seen)[:, -1])
+        seen = (self.tree.visible[rows][:, :, column] & (column <= token)) | (column == token)  # (N', T', P+T')
+        return self._forward(self.input_ids[rows, blank:], seen, self.positions[rows][:, column], cache)[:, -1]
 
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
         staying = self.tree.advance(rows)
@@ -73,18 +100,36 @@ class CausalSteps:
         sentences, beams, _ = self.tree.visible.shape
         self.positions = torch.cat([self.positions, self.positions[:, -1:].expand(-1, beams) + 1], dim=1)
         tokens = tokens.view(sentences, beams).to(self.positions.device)
-        return self.head(self._forward(tokens, self.tree.visible).flatten(0, 1))
+        return self.head(self._forward(tokens, self.tree.visible, self.positions, self.cache).flatten(0, 1))
 
-    def _forward(self, input_ids: Tensor, seen: Tensor) -> Tensor:
-        """Last hidden states (N, T, E) of tokens (N, T) behind the cache, each of which sees `seen` (N, T, W)."""
-        positions = self.positions[:, -input_ids.shape[1] :]
+    def _forward(self, input_ids: Tensor, seen: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Last hidden states (N, T, E) of tokens (N, T) behind the cache, each of which sees `seen` (N, T, W).
+
+        positions: (N, W), of all columns; the last T are the tokens'.
+        """
+        own = positions[:, -input_ids.shape[1] :]
         return self.body(
             input_ids=input_ids,
-            attention_mask=position_mask(self.config, seen, positions, self.positions),
-            position_ids=positions,
-            past_key_values=self.cache,
+            attention_mask=position_mask(self.config, seen, own, positions),
+            position_ids=own,
+            past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+
+
+def of_similar_length(lengths: Sequence[int]) -> list[list[int]]:
+    """The numbers of the prompts in groups, longest first, whose shortest has at least SIMILAR of its longest."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        if not groups or lengths[row] < SIMILAR * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
+    """Keys or values (N, H, T, D) behind columns of zeros: (N, H, width, D)."""
+    return nn.functional.pad(states, (0, 0, width - states.shape[2], 0))
 
 
 def decode(model: nn.Module, prompts: Sequence[Sequence[int]], rule: DecodingRule, **how: Any) -> list[Hypothesis]:

@@ -142,9 +142,11 @@ class PrefixLM(nn.Module):
 
     def _pack(self, input_ids: Tensor, attention_mask: Tensor | None) -> Packed | None:
         """The packed batch; None where that does not pay, or where source or dropout give each text its own prefix."""
-        if attention_mask is None or self.prefix is None or self.prefix.config.needs_source:
+        if attention_mask is None:
             return None
-        if self.prefix.training and self.prefix.dropout.p > 0:
+        if self.prefix is not None and (
+            self.prefix.config.needs_source or (self.prefix.training and self.prefix.dropout.p > 0)
+        ):
             return None
         return pack(input_ids, attention_mask, self.config.get_text_config(decoder=True).hidden_size)
 

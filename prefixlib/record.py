@@ -53,7 +53,7 @@ def check_machine(fp16: bool = False, bf16: bool = False, shard_base: bool = Fal
     gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if fp16 and not gpus:
         raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or neither")
-    if bf16 and not gpus and not has_bfloat16():
+    if bf16 and not has_fast_bfloat16():
         logger.warning(
             "--bf16 yes: this processor has no instructions for bfloat16, so matrix products can take 100 times "
             "as long as without --bf16"
@@ -62,9 +62,10 @@ def check_machine(fp16: bool = False, bf16: bool = False, shard_base: bool = Fal
         raise UserError(f"--num_processes {processes}: this machine has {gpus} GPU(s), and every process needs its own")
 
 
-def has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 fast: oneDNN, which torch leaves it to, asks for AVX-512 on x86."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def has_fast_bfloat16() -> bool:
+    """Whether bfloat16 is fast here: on a GPU, and where oneDNN multiplies it, which asks for AVX-512 on x86."""
+    on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cuda.is_available() or on_cpu
 
 
 def set_up_logging(verbose: bool = True) -> None:

@@ -264,7 +264,7 @@ def add_number(group: Any, flag: str, kind: type = int, *, help: str, **about: A
     group.add_argument(flag, type=parse, metavar=about.pop("metavar", "N"), help=help, **about)
 
 
-def add_yes_no(group: Any, flag: str, default: str, help: str) -> None:
+def add_yes_no(group: Any, flag: str, default: str | None, help: str) -> None:
     """Add a switch to a parser that is not made from settings."""
     group.add_argument(flag, choices=("yes", "no"), default=default, help=help)
 

@@ -141,14 +141,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def leave_out_missing(args: argparse.Namespace) -> None:
-    """Rows for which a library or the processor's instructions are missing are said to be not run, where others are."""
+    """Take rows out whose library, or whose processor instructions, are missing here; they are said to be not run."""
     args.not_run = {}
     for row in args.rows if args.what in ("mixed", "engines", "greedy") else ():
         library = LIBRARIES.get(row)
         if library and not importlib.util.find_spec(library):
             args.not_run[row] = f"{library} is not installed"
             print(f"{row}: not run, {library} is not installed: pip install -e .[peers]", file=sys.stderr)
-        elif row == "bf16" and args.device == "cpu" and not record.has_bfloat16():
+        elif row == "bf16" and args.device == "cpu" and not record.has_fast_bfloat16():
             args.not_run[row] = "this processor has no instructions for bfloat16"
             print(f"{row}: not run, {args.not_run[row]}", file=sys.stderr)
     args.rows = [row for row in args.rows if row not in args.not_run]
@@ -187,7 +187,7 @@ def run_of(args: argparse.Namespace) -> dict:
 
 
 def kind_of_device(args: argparse.Namespace) -> str:
-    """What results of different machines are told apart by: cuda, or as cpu-avx2 what a processor computes with."""
+    """The end of a result's file name: cuda, or the processor's instructions, such as cpu-avx2."""
     kind = torch.backends.cpu.get_cpu_capability().lower()
     return "cuda" if args.device == "cuda" else "cpu-" + kind.replace(" ", "-").replace("_", "-")
 

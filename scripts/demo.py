@@ -96,7 +96,7 @@ def summarisation(output: Path) -> list[dict]:
 
 def restaurants(output: Path) -> list[dict]:
     """A real language model: what it writes of 30 restaurants with no prefix, and with one trained on 100 others."""
-    from prefixlib import gguf_base  # here: it imports torch, which the other tables do not need
+    from prefixlib import gguf_base, record  # here: they import torch, which the other tables do not need
 
     folder = gguf_base.model_folder(gguf_base.find(REAL))
     sets = DEMO_DATA / "e2e_data"
@@ -104,12 +104,13 @@ def restaurants(output: Path) -> list[dict]:
     data = ("--train_file", str(output / "train.txt"), "--eval_file", str(sets / "src1_valid.txt"))
     start = ("--init_text", "table-to-text:", "--mid_dim", "512", "--learning_rate", "1e-3", "--bsz", "10")
     length = ("--max_steps", "40", "--eval_steps", "20", "--keep_best", "yes", "--skip_decode", "yes")
-    rule = ("--length_normalization", "output", "--decode_limit", "30", "--bf16", "yes")
+    precision = ("--bf16", "yes" if record.has_fast_bfloat16() else "no")
+    rule = ("--length_normalization", "output", "--decode_limit", "30", *precision)
     rows = []
     for row, directory in [*rows_to_compare(output)][:2]:
         checkpoint = folder
         if row["tuning_mode"]:
-            train = ("gpt2/train_e2e.py", "--mode", "data2text", "--model_name_or_path", REAL, "--bf16", "yes", *data)
+            train = ("gpt2/train_e2e.py", "--mode", "data2text", "--model_name_or_path", REAL, *precision, *data)
             run(*train, *start, *length, "--output_dir", str(directory), "--overwrite_output_dir", "yes")
             training, checkpoint = read(directory)["training"], directory / "best"
             stored = (checkpoint / "prefix_flat.safetensors").stat().st_size

@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     where.add_argument("--bart_model", help="hub name or folder (default: bart-large)")
     how = parser.add_argument_group("passed on to every training")
     add_number(how, "--max_steps", above=0, help="stop each training after this many steps: a trial, not a result")
-    add_yes_no(how, "--bf16", "no", "bfloat16 arithmetic")
+    add_yes_no(how, "--bf16", None, "bfloat16 arithmetic (default: no; own base model: if it is fast here)")
     add_yes_no(how, "--gradient_checkpointing", "no", "recompute activations: less memory, more time")
     add_number(how, "--num_processes", above=0, help="processes per training, one per GPU")
     parser.add_argument("--dry_run", action="store_true", help="print every command and stop")
@@ -110,6 +110,8 @@ def _check_base(args: argparse.Namespace) -> None:
         if getattr(args, name) not in (None, {"demo": "no", "keep_weights": "yes"}.get(name)):
             first = "--model_name_or_path (or --size)" if own else f"--size {args.size}"
             raise UserError(f"{first} and --{name} do not go together: a base model of your own is not the paper's")
+    if own and args.bf16 is None:
+        args.bf16 = real_model.precision()
     if args.budget_examples and args.experiment not in real_model.BUDGETS:
         raise UserError(f"--budget_examples: {args.experiment} has training sets of its own sizes")
 
@@ -118,8 +120,6 @@ def make_settings(args: argparse.Namespace) -> Settings:
     """The settings that all runs share."""
     given = {name: getattr(args, name) for name in PASSED_ON if getattr(args, name) not in (None, "no")}
     own = args.model_name_or_path
-    if own:
-        given.setdefault("bf16", "yes")  # half the time of float32 on processors that have it
     runs_dir = (args.runs_dir or REPOSITORY / "runs" / "reproduce").expanduser().resolve()
     return Settings(
         runs_dir,
@@ -220,7 +220,7 @@ def own_base(args: argparse.Namespace) -> real_model.Base:
     path = stem.with_name(f"{stem.name}.json")  # no with_suffix: a dot in the model's name is no ending
     found = report.read_results(path)["runs"] if path.is_file() else {}
     rates = real_model.chosen_rates(found)
-    return real_model.Base(real_model.shown(name), shape, args.budget_examples, args.test_sources, rates)
+    return real_model.Base(real_model.shown(name), shape, args.budget_examples, args.test_sources, rates, args.bf16)
 
 
 def build_own(args: argparse.Namespace) -> Experiment:

@@ -79,7 +79,8 @@ def sharpen(base: nn.Module) -> nn.Module:
         for name, parameter in base.named_parameters():
             for ending_in, std in spread.items():
                 if name.endswith(f"{ending_in}.weight"):
-                    parameter.normal_(std=std)
+                    # drawn apart: in place the numbers would follow how the weight lies in memory
+                    parameter.copy_(torch.empty(parameter.shape).normal_(std=std))
         head.weight = nn.Parameter(torch.empty_like(head.weight).normal_(std=SPREAD / head.in_features**0.5))
         norm = getattr(base.base_model, "ln_f", None)
         if hasattr(base, "final_logits_bias"):

@@ -49,6 +49,7 @@ class Base:
     budget: int | None = None  # --budget_examples
     test_sources: int | None = None
     rates: Mapping[str, float] = field(default_factory=dict)  # "method@examples" -> the rate that won there
+    bf16: str = "yes"  # or "no"
 
     def rate(self, method: str, size: int) -> float:
         """The rate that won at the method's searched size nearest to `size` (by their ratio).
@@ -65,7 +66,14 @@ class Base:
         makes an empty output the best one for a model that is not sure of itself.
         """
         rule = {"length_normalization": "output"}
-        return {"reference_loss": "yes", "bf16": "yes", "decode_limit": self.test_sources, **rule}
+        return {"reference_loss": "yes", "bf16": self.bf16, "decode_limit": self.test_sources, **rule}
+
+
+def precision() -> str:
+    """--bf16 of the runs where the command line says nothing: yes where this machine is fast at it."""
+    from prefixlib import record  # here: it imports torch, which a table needs not wait for
+
+    return "yes" if record.has_fast_bfloat16() else "no"
 
 
 def searched_sizes(method: str) -> tuple[int, ...]:
@@ -323,4 +331,5 @@ def caption(base: Base) -> str:
         cut += " (WebNLG: half of them from unseen categories)."
     settings = "not the paper's settings: nothing here compares with its numbers."
     beams = " Beams are compared by their score per generated token."
-    return f"Base model: {base.name}, in bfloat16. These are {settings}{beams}{cut}"
+    precision = "bfloat16" if base.bf16 == "yes" else "float32"
+    return f"Base model: {base.name}, in {precision}. These are {settings}{beams}{cut}"

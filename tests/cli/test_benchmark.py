@@ -279,7 +279,7 @@ def test_ctranslate2_is_given_the_same_work(monkeypatch):
 
 def test_decoding_in_bfloat16_is_compared_with_float32(tmp_path, monkeypatch):
     """In bfloat16 it is the model that is rounded; sentences that differ are counted, not refused."""
-    monkeypatch.setattr(record, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(record, "has_fast_bfloat16", lambda: True)
     seen, ours = [], decode.our_model
     monkeypatch.setattr(decode, "our_model", lambda args: seen.append(ours(args)) or seen[-1])
     rows = measure(tmp_path, "engines", "--shape", "gpt2-tiny", *SHORT, "--vs", "bf16")["rows"]
@@ -298,7 +298,7 @@ def test_decoding_beside_generate_of_a_fine_tuned_model(tmp_path, shape):
 
 
 def test_decoding_one_sentence_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(record, "has_fast_bfloat16", lambda: True)
     result = measure(tmp_path, "greedy", "--shape", "gpt2-tiny", *SHORT)
     assert list(result["rows"]) == ["prefix", "bf16", "finetune", "finetune-static"]
     assert (result["settings"]["beams"], result["settings"]["batch_size"]) == (1, 1)
@@ -315,7 +315,7 @@ def test_a_missing_engine_is_not_run(tmp_path, monkeypatch, capsys):
 
 
 def test_bfloat16_is_not_run_where_it_would_take_hours(tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(record, "has_fast_bfloat16", lambda: False)
     rows = measure(tmp_path, "greedy", "--shape", "gpt2-tiny", *SHORT, "--vs", "bf16")["rows"]
     assert list(rows) == ["prefix", "bf16"]
     assert rows["bf16"] == {"not_run": "this processor has no instructions for bfloat16"}

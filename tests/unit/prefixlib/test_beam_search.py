@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gpt2 import decoding
 from gpt2.decoding import CausalSteps, decode
 from gpt2.train_control import split_layers
 from prefixlib.beam_search import DecodingRule, _choose, _Sentence, beam_search, sample
+from tests.conftest import close
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 49], [3, 49], [12, 13, 14, 49], [7, 7, 7, 7, 7, 49], [20, 49]]
 
@@ -180,6 +182,28 @@ def test_prefill_positions_start_at_p_whatever_the_padding(model):
     assert steps.positions[0].tolist() == list(range(11))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("similar", [0.75, 0.0, 1.1])
+def test_prompts_read_in_groups_give_what_each_gives_alone(model, monkeypatch, similar):
+    """Logits and the cache behind them; the prefix is one for all, or a padded one for each."""
+    base, layers = model
+    monkeypatch.setattr(decoding, "SIMILAR", similar)
+    torch.manual_seed(0)
+    own = [tuple(states * torch.rand(len(PROMPTS), 1, 1, 1) for states in layer) for layer in layers]
+    visible = torch.ones(len(PROMPTS), 3, dtype=torch.bool)
+    visible[1, 0] = visible[3, :2] = False
+    for prefix, seen in ((layers, None), (own, visible), (None, None)):
+        together = CausalSteps(base, PROMPTS, prefix, seen)
+        assert len(together.groups) == {0.75: 3, 0.0: 1, 1.1: 5}[similar]
+        found = [together.prefill(), together.advance(torch.arange(5), torch.tensor([9, 8, 7, 6, 5]))]
+        for n, prompt in enumerate(PROMPTS):
+            rows = slice(n, n + 1) if prefix is own else slice(None)
+            one = prefix and [tuple(states[rows] for states in layer) for layer in prefix]
+            alone = CausalSteps(base, [prompt], one, None if seen is None else seen[n : n + 1])
+            assert close(found[0][n], alone.prefill()[0])
+            assert close(found[1][n], alone.advance(torch.tensor([0]), torch.tensor([9 - n]))[0])
+
+
 def test_finished_sentences_leave_the_batch(model):
     base, layers = model
     sizes = []
@@ -187,8 +211,9 @@ def test_finished_sentences_leave_the_batch(model):
     rule = DecodingRule(eos_token_id=49, max_new_tokens=20, num_beams=2)
     base.lm_head.weight.data[49] *= 3  # eos now and then
     decode(base, PROMPTS, rule, layers=layers, batch_size=5, progress=False)
-    assert sizes[:2] == [(5, 8), (5, 2)]  # the padded prompts once, then a token for each beam
-    rows, beams = zip(*sizes[1:], strict=True)
+    # the prompts once, those of similar length together, then a token for each beam
+    assert sizes[:4] == [(2, 8), (1, 4), (2, 2), (5, 2)]
+    rows, beams = zip(*sizes[3:], strict=True)
     assert set(beams) == {2}
     assert list(rows) == sorted(rows, reverse=True)
     assert rows[-1] < 5

@@ -1,6 +1,7 @@
 """Tables with a base model of the user's choice: commands that the launchers take, names everywhere, rates from dev."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -32,8 +33,9 @@ def test_every_experiment_is_walked():
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_launchers_take_every_command(name, tmp_path):
-    made, counted = runs(name, tmp_path), 0
+@pytest.mark.parametrize("precision", ["yes", "no"])
+def test_the_launchers_take_every_command(name, tmp_path, precision):
+    made, counted = runs(name, tmp_path, replace(BASE, bf16=precision)), 0
     for run in made:
         parsed = [check_words(words) for words in run.steps()]
         counted += len(parsed)
@@ -43,7 +45,7 @@ def test_the_launchers_take_every_command(name, tmp_path):
             assert spelled(getattr(train, flag)) == value
         assert train.train_file.startswith(str(tmp_path / "drawn_data"))  # the user's data folder is left as it is
         if run.row.decoded:
-            assert (parsed[2].decode_limit, parsed[2].reference_loss, parsed[2].bf16) == (20, "yes", "yes")
+            assert (parsed[2].decode_limit, parsed[2].reference_loss, parsed[2].bf16) == (20, "yes", precision)
             assert parsed[2].length_normalization == "output"
     assert len(made) == 2 * ROWS[name]
     assert counted == len(made) * (2 if name == "rates" else 3)
@@ -58,6 +60,8 @@ def test_every_row_names_the_model_and_none_quotes_the_paper():
         assert rebuild(name, json.loads(json.dumps(experiment.own))) == experiment
     assert "smollm2-135m" in real_model.caption(BASE)
     assert "first 20 test inputs" in real_model.caption(BASE)
+    assert "in bfloat16" in real_model.caption(BASE)
+    assert "in float32" in real_model.caption(replace(BASE, bf16="no"))
     assert "test inputs" not in real_model.caption(Base("x", (1, 1, 1)))
 
 
