@@ -192,12 +192,19 @@ def kind_of_device(args: argparse.Namespace) -> str:
     return "cuda" if args.device == "cuda" else "cpu-" + kind.replace(" ", "-").replace("_", "-")
 
 
+def name_of(args: argparse.Namespace) -> str:
+    """The file name of the result, without its ending."""
+    what = args.what + ("-tiny" if args.tiny else "")
+    batch = "-accumulated" if args.accumulate > 1 else ""
+    if not batch and args.what in ("train-step", "memory", "epoch") and args.bsz != tables.USUAL_BSZ:
+        batch = f"-bsz{args.bsz}"
+    shape = [] if args.what in SHAPELESS else [args.shape + batch]
+    return "_".join(["benchmark", what, *shape]) + ("-bf16" if args.bf16 else "") + f"_{kind_of_device(args)}"
+
+
 def measure(args: argparse.Namespace) -> int:
     """Measure, write the JSON, print the table."""
-    kind = "-".join([args.what, *(["tiny"] if args.tiny else [])])
-    shape = [] if args.what in SHAPELESS else [args.shape + ("-accumulated" if args.accumulate > 1 else "")]
-    name = "_".join(["benchmark", kind, *shape]) + ("-bf16" if args.bf16 else "") + f"_{kind_of_device(args)}"
-    output = (args.output or REPOSITORY / "results" / f"{name}.json").expanduser().resolve()
+    output = (args.output or REPOSITORY / "results" / f"{name_of(args)}.json").expanduser().resolve()
     files.check_can_write(output, "--output")
     args.plots = output.with_suffix("")
     rows = MEASURE[args.what](args) | {row: {"not_run": why} for row, why in args.not_run.items()}

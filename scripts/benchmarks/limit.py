@@ -66,11 +66,11 @@ def limit(args: argparse.Namespace) -> dict[str, dict]:
         name: {"bytes_per_second" if name == MEMORY else "operations_per_second": statistics.median(values)}
         for name, values in rates.items()
     }
-    product = PRODUCT.format("bfloat16" if args.bf16 else "float32")
+    rate = rates[PRODUCT.format("bfloat16" if args.bf16 else "float32")]
     for name, (_, numbers) in work.items():
         times = seconds[name]
         table[name] = {"seconds": statistics.median(times), **numbers}
-        table[name]["share"] = share(numbers["operations"], times, rates[product])
+        table[name]["share"] = share(numbers["operations"], times, rate)
         if "bytes" in numbers:
             table[name]["memory_share"] = share(numbers["bytes"], times, rates[MEMORY])
         table[name]["all_seconds"] = [round(value, 4) for value in times]
@@ -84,17 +84,18 @@ def share(amount: float, seconds: list[float], rates: list[float]) -> float:
 
 def machine(device: str) -> dict[str, float]:
     """Operations per second of a matrix product in both precisions, and bytes per second of reading memory."""
-    width = MATRIX[device]
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        square = torch.ones(width, width, device=device, dtype=dtype)
-        name = PRODUCT.format(str(dtype).removeprefix("torch."))
-        ways = (lambda one=square: linear(one, one)), (lambda one=square: onednn.linear(one, one))
-        found[name] = 2 * width**3 / min(_median_seconds(device, way) for way in ways)
-    matrix = torch.ones(READ // 4 // width, width, device=device)
-    vector = torch.ones(width, device=device)
+    found = {PRODUCT.format(name): product(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    matrix = torch.ones(READ // 4 // MATRIX[device], MATRIX[device], device=device)
+    vector = torch.ones(MATRIX[device], device=device)
     ways = (lambda: matrix @ vector), (lambda: onednn.linear(vector.unsqueeze(0), matrix))
     return {**found, MEMORY: READ / min(_median_seconds(device, way) for way in ways)}
+
+
+def product(device: str, dtype: torch.dtype) -> float:
+    """Operations per second of a product of two large matrices, by the faster of torch's two libraries."""
+    square = torch.ones(MATRIX[device], MATRIX[device], device=device, dtype=dtype)
+    ways = (lambda: linear(square, square)), (lambda: onednn.linear(square, square))
+    return 2 * MATRIX[device] ** 3 / min(_median_seconds(device, way) for way in ways)
 
 
 def _median_seconds(device: str, run: Callable[[], Any]) -> float:
@@ -123,7 +124,7 @@ def prepare(args: argparse.Namespace, row: Row) -> Prepared:
 def at_the_limit(args: argparse.Namespace, work: str) -> float:
     """What a "step" (seconds) or a "decode" (sentences per second) could be, by the rate of the matrix products now."""
     sizes = Sizes.of(models.make_base(argparse.Namespace(**{**vars(args), "device": "meta"})))
-    rate = machine(args.device)[PRODUCT.format("bfloat16" if args.bf16 else "float32")]
+    rate = product(args.device, torch.bfloat16 if args.bf16 else torch.float32)
     if work == "step":
         return sum(_operations_of_step(args, sizes).values()) / rate
     texts = decode.make_work(args)

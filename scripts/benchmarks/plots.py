@@ -41,9 +41,9 @@ def plot(path: Path, panels: Sequence[Panel], xlabel: str, title: str) -> None:
         axis.minorticks_off()
         axis.set(xlabel=xlabel, ylabel=panel.ylabel)
         highest = max([y for points in panel.curves.values() for _, y in points] + [float(panel.is_ratio)])
-        axis.set_ylim(0, 1.15 * highest)
+        axis.set_ylim(0, 1.4 * highest)  # room for the legend
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper left")
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

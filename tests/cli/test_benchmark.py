@@ -33,6 +33,21 @@ def measure(folder, what, *more):
     return json.loads(output.read_text())
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("train-step --shape bart-base", "train-step_bart-base"),
+        ("train-step --shape bart-base --bsz 2", "train-step_bart-base-bsz2"),
+        ("memory --shape bart-large --bsz 16 --accumulate 16", "memory_bart-large-accumulated"),
+        ("limit --tiny", "limit-tiny"),
+    ],
+)
+def test_what_differs_goes_to_another_file(words, name):
+    args = benchmark.parse_args([*words.split(), "--device", "cpu"])
+    assert benchmark.name_of(args).rpartition("_")[0] == f"benchmark_{name}"
+    assert benchmark.name_of(args).rpartition("_")[2].startswith("cpu-")
+
+
 def test_a_training_step_of_every_row(tmp_path, capsys):
     result = measure(tmp_path, "train-step", "--shape", "gpt2-tiny")
     assert list(result["rows"]) == ["prefix", "checkpointing", "peft", "lora", "finetune", "original-style"]
