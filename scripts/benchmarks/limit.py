@@ -121,10 +121,9 @@ def prepare(args: argparse.Namespace, row: Row) -> Prepared:
     return (_decode if row.work == "decode" else _step)(own, sizes, row.real_lengths)
 
 
-def at_the_limit(args: argparse.Namespace, work: str) -> float:
-    """What a "step" (seconds) or a "decode" (sentences per second) could be, by the rate of the matrix products now."""
+def at_the_limit(args: argparse.Namespace, work: str, rate: float) -> float:
+    """What a "step" (seconds) or a "decode" (sentences per second) could be at `rate` operations per second."""
     sizes = Sizes.of(models.make_base(argparse.Namespace(**{**vars(args), "device": "meta"})))
-    rate = product(args.device, torch.bfloat16 if args.bf16 else torch.float32)
     if work == "step":
         return sum(_operations_of_step(args, sizes).values()) / rate
     texts = decode.make_work(args)
