@@ -56,8 +56,10 @@ def install(model: nn.Module) -> None:
 def prepare_to_decode(model: nn.Module) -> None:
     """Move the frozen weights of all of GPT-2's layers, if they came through `install`.
 
-    That is faster forward and as much slower backward.
+    That is faster forward and as much slower backward. Not where several processes run: layers may be spread over them.
     """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return
     for module in model.modules():
         if isinstance(module, TransposedLinear):
             _move(module)

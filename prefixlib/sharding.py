@@ -29,6 +29,8 @@ def shard(model: nn.Module, base: nn.Module, device: str) -> None:
     mesh = init_device_mesh(device, (processes,))
     for _, layers in find_stacks(base):
         for layer in layers:
+            for parameter in layer.parameters():  # prefixlib.onednn may have moved it; FSDP takes none that lies so
+                parameter.data = parameter.data.contiguous()
             fully_shard(layer, mesh=mesh)
     spread = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
     setattr(model, APART, list(spread))
