@@ -44,8 +44,9 @@ class CausalSteps:
     ):
         self.body, self.head, self.config = model.base_model, head or Head(model), model.config
         embeddings = model.get_input_embeddings().weight
-        self.groups = of_similar_length([len(prompt) for prompt in prompts])
-        rows, width = len(prompts), max(len(prompt) for prompt in prompts)
+        self.lengths = [len(prompt) for prompt in prompts]
+        self.groups = of_similar_length(self.lengths)
+        rows, width = len(prompts), max(self.lengths)
         length = layers[0][0].shape[2] if layers else 0
         self.input_ids = torch.zeros(rows, width, dtype=torch.long)
         mask = torch.zeros(rows, length + width, dtype=torch.bool)
@@ -62,28 +63,32 @@ class CausalSteps:
 
     def prefill(self) -> Tensor:
         """Prompts of similar length are read together, so that little of what is read is padding."""
+        count, width = self.input_ids.shape
         if len(self.groups) == 1:
-            return self.head(self._read(torch.arange(len(self.input_ids)), self.cache))
+            return self.head(self._read(torch.arange(count), width, self.cache))
         last, caches = [], []
         for group in self.groups:
             rows, cache = torch.tensor(group), growing_cache()
             for index, layer in enumerate(self.cache.layers):  # the prefix
                 cache.update(layer.keys[rows], layer.values[rows], index)
-            last.append(self._read(rows, cache))
+            last.append(self._read(rows, self.lengths[group[0]], cache))
             caches.append(cache)
         order = torch.tensor([row for group in self.groups for row in group]).argsort()
-        width, length = self.input_ids.shape[1], self.positions.shape[1] - self.input_ids.shape[1]
+        length = self.positions.shape[1] - width
         for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
             read = ([layer.keys for layer in layers], [layer.values for layer in layers])
             whole = (torch.cat([_widened(states[:, :, length:], width) for states in kind])[order] for kind in read)
             self.cache.update(*whole, index)
         return self.head(torch.cat(last)[order])
 
-    def _read(self, rows: Tensor, cache: Cache) -> Tensor:
-        """Last hidden states (N', E) of the prompts `rows` (N'), appended to `cache`, which holds their prefix."""
+    def _read(self, rows: Tensor, width: int, cache: Cache) -> Tensor:
+        """Last hidden states (N', E) of the prompts `rows` (N'), appended to `cache`, which holds their prefix.
+
+        width: tokens of the longest of them.
+        """
         cached = self.positions.shape[1]
         length = cached - self.input_ids.shape[1]
-        blank = int((~self.tree.visible[rows, 0, length:]).sum(dim=1).min())  # columns that are padding in all of them
+        blank = self.input_ids.shape[1] - width  # columns that are padding in all of them
         column = torch.arange(cached, device=self.input_ids.device)
         column = torch.cat([column[:length], column[length + blank :]])
         token = column[length:].unsqueeze(1)  # the columns of the tokens themselves, (T', 1)

@@ -215,9 +215,8 @@ WHOLE = ("limit", "engines", "greedy", "mixed")  # whose rows the page shows, al
 
 def goals(folder: Path) -> str:
     """Every goal beside what is stored in `folder`, a column per kind of device, or "not run"."""
-    found = [
-        {device: rest for device, *rest in reversed([*_stored(folder, goal)])} for goal in GOALS
-    ]  # float32 before bfloat16
+    # reversed: where both are stored, float32 replaces bfloat16
+    found = [{device: rest for device, *rest in reversed([*_stored(folder, goal)])} for goal in GOALS]
     devices = sorted({device for stored in found for device in stored}) or ["now"]
     columns = ["figure", *devices, "at least", "reach for", "made by `benchmark.py` with"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]

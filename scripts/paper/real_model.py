@@ -331,5 +331,5 @@ def caption(base: Base) -> str:
         cut += " (WebNLG: half of them from unseen categories)."
     settings = "not the paper's settings: nothing here compares with its numbers."
     beams = " Beams are compared by their score per generated token."
-    precision = "bfloat16" if base.bf16 == "yes" else "float32"
-    return f"Base model: {base.name}, in {precision}. These are {settings}{beams}{cut}"
+    arithmetic = "bfloat16" if base.bf16 == "yes" else "float32"
+    return f"Base model: {base.name}, in {arithmetic}. These are {settings}{beams}{cut}"
