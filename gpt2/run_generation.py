@@ -3,6 +3,11 @@
 python gpt2/run_generation.py --mode webnlg --split valid --checkpoint gpt2/webnlg_models/NAME
 """
 
+if __name__ == "__main__":
+    from prefixlib import startup
+
+    startup.begin()
+
 import logging
 import sys
 import time

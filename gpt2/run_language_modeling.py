@@ -3,6 +3,11 @@
 python gpt2/run_language_modeling.py --mode webnlg --model_name_or_path gpt2-medium --output_dir runs/webnlg
 """
 
+if __name__ == "__main__":
+    from prefixlib import startup
+
+    startup.begin()
+
 import functools
 import logging
 import math

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from prefixlib import processes
+from prefixlib import processes, startup
 
 # Library messages that mean out of memory, on the processor or a GPU; none comes as a MemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread", "unable to mmap")
@@ -37,6 +37,7 @@ def one_line_errors():
 
     Exit code: 2 wrong input, 1 operating-system error (disk full, no permission, broken pipe), 130 Ctrl-C, 143 SIGTERM.
     """
+    startup.end()
     # a worker ends at once: the process that started it reports the signal
     if threading.current_thread() is threading.main_thread() and not processes.is_worker():
         signal.signal(signal.SIGTERM, _terminate)

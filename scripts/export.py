@@ -6,6 +6,11 @@ python scripts/export.py CHECKPOINT --to cache     what transformers.DynamicCach
 python scripts/export.py ADAPTER --from peft --mode webnlg --output_dir OUT     a checkpoint that gpt2/gen.py decodes
 """
 
+if __name__ == "__main__":
+    from prefixlib import startup
+
+    startup.begin()
+
 import argparse
 import logging
 import sys

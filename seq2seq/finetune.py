@@ -4,6 +4,11 @@ python seq2seq/finetune.py --mode xsum --preseqlen 200 --mid_dim 800 --output_di
 train_bart.py and train_e2e.py fill in the flags. In Python: `seq2seq.train(seq2seq.Settings(mode="xsum", ...))`.
 """
 
+if __name__ == "__main__":
+    from prefixlib import startup
+
+    startup.begin()
+
 import dataclasses
 import logging
 import os
