@@ -78,7 +78,8 @@ def train(settings: Settings) -> TrainResult:
     >>> result.scores["test"]["BLEU all"]  # doctest: +SKIP
     """
     settings.check()
-    record.check_machine(settings.fp16, settings.bf16, settings.shard_base)
+    settings.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
+    record.check_machine(settings.fp16, settings.bf16)
     record.set_up_reporting(settings.report_to)
     if not settings.output_dir:
         raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")

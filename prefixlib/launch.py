@@ -121,11 +121,13 @@ def _demo_settings(found: Training, tree: str) -> dict[str, Any]:
 
 
 def check_launch(settings: Training, launch: Launch) -> None:
-    """Raise UserError for a batch that the processes cannot share, or a name that would be several folders."""
+    """Raise UserError for what the processes cannot share, batch or model, or a name that would be several folders."""
     if launch.num_processes > 0 and settings.bsz % launch.num_processes:
         raise UserError(
             f"--bsz {settings.bsz} cannot be shared by --num_processes {launch.num_processes}: not a multiple"
         )
+    if getattr(settings, "do_train", True):
+        settings.check_processes(launch.num_processes)
     for name in ("notes", "dir_name"):
         value = getattr(launch, name)
         if value and ("/" in value or "\0" in value):

@@ -42,14 +42,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def check_machine(fp16: bool = False, bf16: bool = False, shard_base: bool = False) -> None:
+def check_machine(fp16: bool = False, bf16: bool = False) -> None:
     """Raise UserError where the run lacks what it is to use.
 
-    That is a GPU for float16, a GPU for each process, and several processes for a base that is spread over them. Warns
-    where bfloat16 would be computed number by number.
+    That is a GPU for float16, and one for each process. Warns where bfloat16 would be computed number by number.
     """
-    if shard_base and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        raise UserError("--shard_base yes needs several processes: --num_processes 2 or more")
     gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if fp16 and not gpus:
         raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or neither")

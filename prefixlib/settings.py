@@ -569,6 +569,11 @@ class Training(Flags):
             )
         self._check_one_start()
 
+    def check_processes(self, processes: int) -> None:
+        """Raise UserError where the model is to be spread over the processes of a run that has one alone."""
+        if self.shard_base and processes == 1:
+            raise UserError("--shard_base yes needs several processes: --num_processes 2 or more")
+
     def _check_one_start(self) -> None:
         """Only one initialisation may be given: another prefix's weights, or one text."""
         spellings = {

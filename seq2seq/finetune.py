@@ -121,7 +121,8 @@ def train(settings: Settings) -> TrainResult:
         raise UserError("train() with do_train=False: load(CHECKPOINT).generate(...) decodes a checkpoint")
     output = _output_dir(settings)
     _quiet_libraries()
-    record.check_machine(settings.fp16, settings.bf16, settings.shard_base)
+    settings.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
+    record.check_machine(settings.fp16, settings.bf16)
     record.set_up_reporting(settings.report_to)
     with files.lock(output):
         if settings.resume and is_finished(settings, output):

@@ -7,6 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import gpt2
+import seq2seq
+from prefixlib.errors import UserError
 from tests.conftest import run_command
 
 TREES = {
@@ -53,3 +56,9 @@ def test_what_does_not_go_with_it(flags, message, tmp_path):
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("tree", [gpt2, seq2seq])
+def test_the_library_says_so_too(tree, tmp_path):
+    with pytest.raises(UserError, match="--shard_base yes needs several processes"):
+        tree.train(tree.Settings(mode="webnlg", shard_base=True, output_dir=str(tmp_path)))
