@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-WORTH = 2**21  # multiplications from which on a call pays: oneDNN's take 10 µs to prepare
+WORTH = 2**19  # multiplications from which on a call pays: oneDNN's take 10 µs to prepare
 
 
 @cache

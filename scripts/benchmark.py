@@ -17,6 +17,11 @@ Peers need `pip install -e .[peers]`. Results go to results/benchmark_WHAT_SHAPE
 by the processor's instructions, cpu-avx2, cpu-avx512 and so on.
 """
 
+if __name__ == "__main__":
+    from prefixlib import startup
+
+    startup.begin()
+
 import argparse
 import importlib.metadata
 import importlib.util

@@ -7,6 +7,11 @@ AdamW's steps without decay; each is a process of its own, so that its peak memo
 vectors as wide as the keys of a layer, so ours does here too; it is otherwise as wide as the model.
 """
 
+if __name__ == "__main__":
+    from prefixlib import startup
+
+    startup.begin()
+
 import argparse
 import json
 import logging

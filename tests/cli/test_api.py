@@ -91,15 +91,17 @@ def test_a_stream_is_what_generate_gives(trained, data):
 
 def test_several_outputs_and_their_scores(trained):
     model, sources = gpt2.load(trained[1]), [" | A : b : C", " | D : e : F"]
-    best = model.generate(sources, num_beams=3)
-    lists = model.generate(sources, num_beams=3, num_return_sequences=3)
+    short = {"max_new_tokens": 25}
+    best = model.generate(sources, num_beams=3, **short)
+    lists = model.generate(sources, num_beams=3, num_return_sequences=3, **short)
     assert [texts[0] for texts in lists] == best
-    scored = model.generate(sources, num_beams=3, num_return_sequences=2, return_scores=True)
+    scored = model.generate(sources, num_beams=3, num_return_sequences=2, return_scores=True, **short)
     for pairs, texts in zip(scored, lists, strict=True):
         assert [text for text, _ in pairs] == texts[:2]
         assert pairs[0][1] >= pairs[1][1]
-    samples = model.generate(sources, strategy="nucleus", num_return_sequences=4, seed=3)
-    assert samples == model.generate(sources, strategy="nucleus", num_return_sequences=4, seed=3, batch_size=1)
+    drawn = {"strategy": "nucleus", "num_return_sequences": 4, "seed": 3, **short}
+    samples = model.generate(sources, **drawn)
+    assert samples == model.generate(sources, **drawn, batch_size=1)
     assert len({text for texts in samples for text in texts}) > 2
 
 

@@ -146,7 +146,7 @@ def test_gpt2_base_is_where_the_prefix_says(data, tmp_path):
 def test_gpt2_checkpointing_and_bf16(data, tmp_path):
     for mode in TUNED:
         output = tmp_path / mode
-        more = {"gradient_checkpointing": "yes", "bf16": "yes", "max_steps": 2, "skip_decode": "yes"}
+        more = {"gradient_checkpointing": "yes", "bf16": "yes", "max_steps": 2, "bsz": 1, "skip_decode": "yes"}
         run_language_modeling.main(gpt2_flag_words(data, output, mode, **more))
         assert all(tensor.dtype == torch.float32 for tensor in model_weights(mode, output).values())
 
