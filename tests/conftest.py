@@ -1,10 +1,12 @@
 """What the tests share: golden numbers, a tiny GPT-2, the real data where it is, running a command as a user would."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported: it is read only then
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads would only wait for each other
@@ -71,6 +73,12 @@ def gpt2_settings(*argv: str) -> Settings:
     settings = Settings.from_args(parser.parse_args(argv))
     settings.check()
     return settings
+
+
+def train_here(launcher: ModuleType, *arguments) -> None:
+    """Train in this process as the child of `launcher`, gpt2.train_e2e or seq2seq.train_bart, does."""
+    package = importlib.import_module(launcher.__package__)
+    package.train(launcher.parse_args([*map(str, arguments)]).settings)
 
 
 def close(actual: torch.Tensor, reference: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gpt2 import gen, run_generation, run_language_modeling, train_e2e
 from prefixlib.errors import UserError
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_command, train_here
 
 DEMO = ROOT / "data" / "demo"
 SETTINGS = ["--preseqlen", "3", "--bsz", "4", "--learning_rate", "0.01", "--disable_tqdm", "yes"]
@@ -51,11 +51,6 @@ def run(data, tmp_path_factory):
     result = run_command(*training_command(data, output, "--epoch", "2", "--logging_steps", "5", "--save_steps", "5"))
     assert result.returncode == 0, result.stderr
     return output, result
-
-
-def train_here(command, *more):
-    """What the launcher's child does, in this process."""
-    return run_language_modeling.train(train_e2e.parse_args([*map(str, command[1:]), *more]).settings)
 
 
 def weights(directory):
@@ -144,9 +139,9 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(run, data, tmp_path, 
     assert list(output.glob("checkpoint-*"))
     assert not (output / "prefix_config.json").exists(), "killed too late: the run had ended"
     with pytest.raises(UserError, match="holds an earlier run: --resume yes goes on with it"):
-        train_here(command)
+        train_here(train_e2e, *command[1:])
     with pytest.raises(UserError, match=r"--learning_rate 0\.5 contradicts"):
-        train_here(command, "--resume", "yes", "--learning_rate", "0.5")
+        train_here(train_e2e, *command[1:], "--resume", "yes", "--learning_rate", "0.5")
     resumed = run_command(*command, "--resume", "yes")
     assert resumed.returncode == 0, resumed.stderr
     for name, tensor in weights(whole).items():
@@ -154,14 +149,14 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(run, data, tmp_path, 
     before = {path: path.read_bytes() for path in output.glob("*.safetensors")}
     trained = json.loads((output / "results.json").read_text())["training"]
     with caplog.at_level("INFO"):
-        train_here(command, "--resume", "yes")
+        train_here(train_e2e, *command[1:], "--resume", "yes")
     assert "trained to its end" in caplog.text
     assert json.loads((output / "results.json").read_text())["training"] == trained
     assert all(path.read_bytes() == data for path, data in before.items())
     (output / "results.json").unlink()  # as if killed between the last checkpoint and the end
     for path in before:
         path.unlink()
-    train_here(command, "--resume", "yes")
+    train_here(train_e2e, *command[1:], "--resume", "yes")
     again = json.loads((output / "results.json").read_text())["training"]
     same = ("steps", "dev_loss", "first_train_loss", "last_train_loss", "tokens_seen")
     assert [again[name] for name in same] == [trained[name] for name in same]
@@ -196,7 +191,8 @@ def test_two_processes_equal_one_with_the_same_global_batch(run, data, tmp_path)
 
 def test_two_processes_equal_one_when_steps_share_a_run_of_the_network(data, tmp_path):
     accumulated = ("--gradient_accumulation_steps", "2")
-    train_here(training_command(data, tmp_path / "one", "--epoch", "2", "--skip_decode", "yes", *accumulated))
+    single = training_command(data, tmp_path / "one", "--epoch", "2", "--skip_decode", "yes", *accumulated)
+    train_here(train_e2e, *single[1:])
     compare_processes(data, tmp_path / "two", tmp_path / "one", *accumulated)
 
 
@@ -261,7 +257,7 @@ def test_greedy_and_nucleus_write_files_of_their_own(run, data, tmp_path):
 def test_finetune_trains_saves_and_decodes(data, tmp_path):
     output = tmp_path / "finetune"
     more = ("--tuning_mode", "finetune", "--max_steps", "6", "--learning_rate", "0.001")
-    train_here(training_command(data, output, *more, settings=SETTINGS))
+    train_here(train_e2e, *training_command(data, output, *more, settings=SETTINGS)[1:])
     names = {path.name for path in output.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "task_config.json"} <= names
     assert not any(name.startswith("prefix_") for name in names)

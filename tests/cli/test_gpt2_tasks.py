@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from gpt2 import decoding, run_generation, run_language_modeling, train_e2e
 from prefixlib.errors import UserError
 from prefixlib.tasks import SENTIMENT_OPENINGS, TOPIC_OPENINGS, data_file
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_command, train_here
 
 DEMO = ROOT / "data" / "demo"
 MODEL = ["--model_name_or_path", str(DEMO / "gpt2"), "--preseqlen", "3"]
@@ -160,9 +160,7 @@ def prefix_weights(directory):
 def test_two_processes_distil_as_one(data, teacher, tmp_path):
     """Over the tokens of the texts: padding differs where two processes pad their halves."""
     flags = ["--matching_positions", "text"]
-    run_language_modeling.train(
-        train_e2e.parse_args([*map(str, student_command(data, tmp_path / "1", teacher, *flags)[1:])]).settings
-    )
+    train_here(train_e2e, *student_command(data, tmp_path / "1", teacher, *flags)[1:])
     two = run_command(*student_command(data, tmp_path / "2", teacher, *flags, "--num_processes", "2"))
     assert two.returncode == 0, two.stderr
     assert not (tmp_path / "2" / "model.safetensors").exists()

@@ -12,24 +12,24 @@ import seq2seq
 from gpt2 import train_e2e
 from prefixlib.errors import UserError
 from seq2seq import train_bart
-from tests.conftest import run_command
+from tests.conftest import run_command, train_here
 
 TREES = {
-    "gpt2/train_e2e.py": (gpt2, train_e2e, ()),
-    "seq2seq/train_bart.py": (seq2seq, train_bart, ("--use_dropout", "no", "--n_train", 16, "--n_val", 5)),
+    "gpt2/train_e2e.py": (train_e2e, ()),
+    "seq2seq/train_bart.py": (train_bart, ("--use_dropout", "no", "--n_train", 16, "--n_val", 5)),
 }
 
 
 @pytest.mark.parametrize("program", TREES)
 def test_half_of_the_layers_each(program, tmp_path):
-    tree, launcher, more = TREES[program]
+    launcher, more = TREES[program]
     weights, texts, dev_losses = [], [], []
     for processes in (1, 2):
         output = tmp_path / str(processes) / "run"
         flags = ["--demo", "yes", "--bsz", 4, "--max_steps", 3, "--learning_rate", 1e-4, "--decode", "test"]
         flags += ["--decode_limit", 2, "--disable_tqdm", "yes", "--output_dir", output, *more]
         if processes == 1:
-            tree.train(launcher.parse_args([*map(str, flags)]).settings)
+            train_here(launcher, *flags)
         else:
             done = run_command(program, *flags, "--num_processes", 2, "--shard_base", "yes")
             assert done.returncode == 0, done.stderr
