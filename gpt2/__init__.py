@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt2.flags import Settings
-    from gpt2.mixed import MixedPrefixes, load_mixed
-    from gpt2.model import Model, load
+    from gpt2.model import Model, load, load_mixed
     from gpt2.run_language_modeling import TrainResult, train
+    from prefixlib.mixed import MixedPrefixes
 
 __all__ = ["MixedPrefixes", "Model", "Settings", "TrainResult", "load", "load_mixed", "train"]
 
 _HOME = {
     "Model": "gpt2.model",
     "load": "gpt2.model",
-    "MixedPrefixes": "gpt2.mixed",
-    "load_mixed": "gpt2.mixed",
+    "MixedPrefixes": "prefixlib.mixed",
+    "load_mixed": "gpt2.model",
     "Settings": "gpt2.flags",
     "train": "gpt2.run_language_modeling",
     "TrainResult": "gpt2.run_language_modeling",

@@ -1,4 +1,4 @@
-"""The stepwise model that prefixlib.beam_search drives, decoding prompts in batches, and from tokens back to text.
+"""The stepwise model that prefixlib.decoding.search drives, decoding prompts in batches, and from tokens back to text.
 
 Legend: N sentences of a batch, K beams, T tokens of the longest prompt, P prefix length, W cached positions, H heads,
 D head size, V vocabulary.
@@ -9,29 +9,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import Cache
 
-from gpt2.flags import Decoding
 from gpt2.frozen_lm import count_positions, position_mask
 from gpt2.train_control import Past
 from prefixlib import onednn
-from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, cut_at, sample, stop_rule
-from prefixlib.beam_tree import BeamTree, growing_cache
+from prefixlib.decoding import loop
+from prefixlib.decoding.search import DecodingRule, Hypothesis, rule_of
+from prefixlib.decoding.text import cut_at, stop_rule
+from prefixlib.decoding.tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.head import Head
-from prefixlib.tasks import clean_up
+from prefixlib.search_settings import Search
+from prefixlib.tasks import InGPT2, clean_up
 
 SIMILAR = 0.75  # of the longest prompt's length, read together with it
 
 
 class CausalSteps:
-    """A decoder-only model over a batch of prompts: a `StepwiseModel` of prefixlib.beam_search.
+    """A decoder-only model over a batch of prompts: a `StepwiseModel` of prefixlib.decoding.search.
 
     Prompts are padded on the left; the padding is masked and takes no position, so a row's numbers do not depend on
     its neighbours. The prefix (layers of keys and values, (1, H, P, D), or (N, H, P, D) where every prompt has its own)
     seeds the cache; text starts at position P. `visible`, bool (N, P), is False where a prompt's prefix is padded. The
-    beams of a prompt share its row of the cache (prefixlib.beam_tree).
+    beams of a prompt share its row of the cache (prefixlib.decoding.tree).
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class CausalSteps:
         visible: Tensor | None = None,
         head: Head | None = None,
     ):
+        onednn.prepare_to_decode(model)
         self.body, self.head, self.config = model.base_model, head or Head(model), model.config
         embeddings = model.get_input_embeddings().weight
         self.lengths = [len(prompt) for prompt in prompts]
@@ -142,7 +144,6 @@ def decode(model: nn.Module, prompts: Sequence[Sequence[int]], rule: DecodingRul
     return [hypotheses[0] for hypotheses in decode_several(model, prompts, rule, **how)]
 
 
-@torch.no_grad()
 def decode_several(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -150,67 +151,43 @@ def decode_several(
     *,
     layers: Sequence[tuple[Tensor, Tensor]] | None = None,
     past: Callable[[Sequence[int]], Past] | None = None,
-    strategy: str = "beam",
-    count: int = 1,
-    batch_size: int = 32,
-    seed: int = 42,
-    progress: bool = True,
+    **how: Any,
 ) -> list[list[Hypothesis]]:
-    """The `count` best hypotheses for every prompt, or as many samples; in the order given.
+    """The hypotheses for every prompt of token ids; `how` as in `loop.decode`.
 
-    layers: the prefix that all prompts share. past: gives the prefixes of the prompts with the numbers it is called
-    with, where each has its own. Batches are made of prompts of similar length; results do not depend on `batch_size`.
-    Raises ValueError for a prompt without tokens: there is nothing whose next token could be predicted.
+    layers: the prefix that all prompts share. past: gives the prefixes of the prompts of the given numbers, if each has
+    its own. Raises ValueError for a prompt without tokens: there is nothing whose next token could be predicted.
     """
     if not all(map(len, prompts)):
         raise ValueError("a prompt needs at least one token")
-    repeats = 1 if strategy == "beam" else count  # samples are drawn one by one
-    numbered = [(n, repeat) for n in range(len(prompts)) for repeat in range(repeats)]
-    numbered.sort(key=lambda job: -len(prompts[job[0]]))  # longest first: memory trouble shows at once
-    results: list[list[Hypothesis]] = [[] for _ in prompts]
     head = Head(model)
-    onednn.prepare_to_decode(model)
-    with tqdm(total=len(numbered), desc="decoding", unit=" sentences", disable=not progress, leave=False) as bar:
-        for start in range(0, len(numbered), batch_size):
-            jobs = numbered[start : start + batch_size]
-            members = [n for n, _ in jobs]
-            batch = [prompts[n] for n in members]
-            if past is None:
-                steps = CausalSteps(model, batch, layers, head=head)
-            else:
-                own = past(members)
-                steps = CausalSteps(model, batch, own.layers, own.visible, head)
-            if strategy == "beam":
-                found = [hypotheses[:count] for hypotheses in beam_search(steps, batch, rule)]
-            else:
-                seeds = [seed + n * count + repeat for n, repeat in jobs] if strategy == "nucleus" else None
-                found = [[hypothesis] for hypothesis in sample(steps, batch, rule, seeds)]
-            for n, hypotheses in zip(members, found, strict=True):
-                results[n] += hypotheses
-            bar.update(len(jobs))
-    return results
+
+    def start(members: Sequence[int]) -> tuple[CausalSteps, list[Sequence[int]]]:
+        batch, own = [prompts[n] for n in members], past(members) if past else Past(layers or [])
+        return CausalSteps(model, batch, own.layers, own.visible, head), batch
+
+    return loop.decode(start, [len(prompt) for prompt in prompts], rule, **how)
 
 
-def decoding_rule(settings: Decoding, tokenizer: Any, verbatim: bool = False) -> DecodingRule:
-    """The rule of the settings; raises UserError for values that no search can have.
+def decoding_rule(search: Search, tokenizer: Any, usual: InGPT2 | None = None, verbatim: bool = False) -> DecodingRule:
+    """The rule of a search, with the values of the task's row `usual` where the search has none.
 
-    Newlines are banned, as in the original, unless the task's texts are to stay as they are (`verbatim`).
+    Newlines are banned, as in the original, unless the task's texts are to stay as they are (`verbatim`). Raises
+    UserError for values that no search can have, and for settings of encoder-decoders.
     """
-    try:
-        return DecodingRule(
-            eos_token_id=tokenizer.eos_token_id,
-            max_new_tokens=settings.length,
-            num_beams=settings.num_beams,
-            length_penalty=settings.length_penalty,
-            length_normalization=settings.length_normalization,
-            banned_token_ids=() if verbatim else newline_token_ids(tokenizer),
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            temperature=settings.temperature or 1.0,  # 0 is greedy, which takes none
-            stop=stop_rule(settings.stop, lambda tokens: tokenizer.decode(list(tokens))),
-        )
-    except ValueError as error:
-        raise UserError(f"decoding flags: {error}") from error
+    usual = usual or InGPT2(folder="")
+    if search.min_length:
+        raise UserError(f"min_length {search.min_length}: a decoder-only model has no such rule here; leave it out")
+    if search.force_bos:
+        raise UserError("force_bos: a decoder-only model has no start token to force; leave it out")
+    return rule_of(
+        search,
+        usual,
+        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=search.max_new_tokens or usual.max_new_tokens,
+        banned_token_ids=() if verbatim else newline_token_ids(tokenizer),
+        stop=stop_rule(search.stop, lambda tokens: tokenizer.decode(list(tokens))),
+    )
 
 
 def to_text(tokenizer, tokens: Sequence[int], verbatim: bool = False, stop: Sequence[str] = ()) -> str:

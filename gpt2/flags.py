@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from prefixlib.errors import UserError
+from prefixlib.search_settings import Search, SearchFlags
 from prefixlib.settings import (
+    DECODING,
     METHOD,
     MODEL,
     QUANTIZATIONS,
@@ -16,20 +18,17 @@ from prefixlib.settings import (
     TASK,
     TRAINING,
     WITH_PREFIX,
-    Flags,
     Only,
     Training,
     flag,
     refuse_together,
     spelled,
-    strategy_of,
 )
 from prefixlib.tables import Columns
 from prefixlib.tasks import GPT2_MODES, OWN_DATA, TASKS, find_task
 
 DEFAULT_MODEL = "gpt2-medium"
-OBJECTIVE, DECODING = "objective", "decoding"
-STRATEGIES = ("beam", "greedy", "nucleus")
+OBJECTIVE = "objective"
 LENGTHS = ("max_source_length", "train_max_target_length", "val_max_target_length")
 
 
@@ -160,8 +159,6 @@ class Settings(Training):
         for name in ("distill", "init_text", "prefix_model_path") if self.distill_context else ():
             if getattr(self, name):
                 refuse_together("--distill_context", f"--{name}", "the text is the teacher's and the prefix's start")
-        if self.freeze_first and self.weight_decay:
-            refuse_together("--freeze_first yes", "--weight_decay", "decay moves every position")
         if self.init_random != "normal":
             word = self.init_shallow and self.init_shallow_word != "no"
             starts = {
@@ -259,7 +256,7 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class Decoding(Flags):
+class Decoding(SearchFlags):
     """How texts are decoded. Every field is a flag of run_generation.py, which gen.py passes on."""
 
     data_file: str | None = flag(None, "the file to decode (default: the task's SPLIT file under --data_dir)", DECODING)
@@ -286,35 +283,21 @@ class Decoding(Flags):
         False, "decode with a base model of the same shape that is not the one trained on", DECODING
     )
     cache_dir: str | None = flag(None, "where hub files are kept", RARE)
-    strategy: str | None = flag(
-        None,
-        "how tokens are chosen (default: classify-* greedy; sentiment, topic, writingPrompts nucleus; text nucleus "
-        "where --top_p, --top_k or --temperature is given; else beam)",
-        DECODING,
-        choices=STRATEGIES,
-    )
     samples: int | None = flag(
         None, "outputs per prompt, drawn one by one (default: sentiment, topic 3; else 1)", RARE, low=1
     )
     openings: str | None = flag(
         None, "sentiment, topic: file of what texts begin with, one a line (default: PPLM's)", RARE
     )
-    num_beams: int = flag(5, "beams (strategy beam)", DECODING, **SEARCH_BOUNDS["num_beams"])
     length: int = flag(100, "most tokens to generate", DECODING, above=0, names=("--max_new_tokens",))
-    stop: tuple[str, ...] = flag(
-        (), r"an output ends before this text (\n: a line break); may be given several times", DECODING
+    length_penalty: float | None = flag(
+        None, "above 1 favours long outputs (default: 1)", DECODING, **SEARCH_BOUNDS["length_penalty"]
     )
-    length_penalty: float = flag(1.0, "above 1 favours long outputs", DECODING, **SEARCH_BOUNDS["length_penalty"])
     length_normalization: str = flag(
         "prompt+output",
         "what a beam's score is divided by: the original's rule, or that of transformers today",
         RARE,
         choices=("prompt+output", "output"),
-    )
-    top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, **SEARCH_BOUNDS["top_p"])
-    top_k: int = flag(0, "only the N likeliest tokens (strategy nucleus; 0: all)", DECODING, low=0)
-    temperature: float = flag(
-        1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0, below=1001
     )
     seed: int = flag(42, "seed of nucleus sampling", DECODING, low=0)
     batch_size: int = flag(32, "sentences decoded together; changes speed only", DECODING, above=0)
@@ -337,16 +320,18 @@ class Decoding(Flags):
         """Which columns of a table are read: the flags', else those that the checkpoint was trained on."""
         return Columns.of(task, self.source_column, self.target_column)
 
+    def search(self) -> Search:
+        """What these flags say of the search."""
+        return Search.of(self, max_new_tokens=self.length)
+
     def strategy_for(self, mode: str) -> tuple[str, int]:
         """The strategy and the outputs per prompt: the flags', else the task's.
 
         Raises UserError for values that make no sense, and for flags that have no effect under the strategy.
         """
         self.check_values()
-        if self.top_p > 1:
-            raise UserError(f"--top_p {self.top_p}: must be at most 1")
         task = find_task(mode).gpt2
-        strategy = strategy_of(self, mode, task.strategy, ("num_beams", "length_penalty", "length_normalization"))
+        strategy = self.search().chosen_strategy(mode, task.strategy)
         samples = self.samples or (task.samples if strategy == "nucleus" else 1)
         if samples > 1 and strategy != "nucleus":
             refuse_together(f"--strategy {strategy}", f"--samples {samples}", "every sample would be the same")

@@ -3,8 +3,6 @@
 Legend: B batch, S inputs, Q queries, W keys of a row, L layers, H key/value heads, D head size, E embedding width.
 """
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from prefixlib import attention
+from prefixlib.base_model import evaluating
 from prefixlib.errors import UserError
 
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, S, D)
@@ -189,14 +188,3 @@ def check_takes_prefix(base: nn.Module) -> None:
             f"its config.json says, {sorted({shape for layer in found for shape in layer})}"
         )
     check_rows(base)
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """While open, `module` is in eval mode."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

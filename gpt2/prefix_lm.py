@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from gpt2.dataset import IGNORED, Encoded, collate
-from gpt2.frozen_lm import attention_modules, count_positions, evaluating, position_mask
+from gpt2.frozen_lm import attention_modules, count_positions, position_mask
 from gpt2.train_control import Past
 from prefixlib import attention, onednn, packing
+from prefixlib.base_model import evaluating
 from prefixlib.errors import UserError
 from prefixlib.head import Head
 from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from gpt2 import model
+from gpt2 import building
 from gpt2.flags import Settings
 from gpt2.train_control import PrefixConfig
 from gpt2.trainer_prefix import is_exhausted
@@ -63,7 +63,7 @@ def find_resume(settings: Settings, output: Path) -> Resumption | None:
     if checkpoint.is_checkpoint(last):
         saved = checkpoint.read_config(last)
         task = saved["task"]
-        model.check_same_prefix(settings, checkpoint.rebuild(PrefixConfig, saved["prefix"], last), last)
+        building.check_same_prefix(settings, checkpoint.rebuild(PrefixConfig, saved["prefix"], last), last)
     else:
         task = checkpoint.load_task(last)
         given["lowdata_token"] = settings.source_word()

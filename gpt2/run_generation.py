@@ -76,7 +76,7 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     texts = [trained.format.prompt(mode, group.source, tokenizer) for group in groups]
     whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
     if not openings:
-        inputs = trained.fit(whole, settings)
+        inputs = trained.fit(whole, settings.search())
         cut = sum(len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
         return Prompts(groups, texts, inputs, [[]] * len(inputs), cut)
     beginnings = [f" {openings[n % len(openings)]}" for n in range(len(groups))]
@@ -115,9 +115,9 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
     strategy, samples = settings.strategy_for(mode)
     prompts = make_prompts(trained, path, settings)
     started = time.perf_counter()
-    found = trained.decode(prompts.inputs, settings, samples)
+    found = trained.decode(prompts.inputs, settings.search(), samples, progress=not settings.disable_tqdm)
     seconds = time.perf_counter() - started
-    to_text = trained.to_text(settings)
+    to_text = trained.to_text(settings.stop)
     outputs = [
         to_text(opening + hypothesis.tokens)
         for opening, hypotheses in zip(prompts.openings, found, strict=True)

@@ -24,7 +24,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from gpt2 import context, model, run_generation
+from gpt2 import building, context, model, run_generation
 from gpt2.callbacks import TensorBoard
 from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
@@ -113,7 +113,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     if resumption and resumption.earlier:
         task[schedule.EARLIER] = resumption.earlier
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
-    trained = model.new(settings, resuming=resumption is not None, task=task, texts=texts)
+    trained = building.new(settings, resuming=resumption is not None, task=task, texts=texts)
     if settings.mode in OWN_DATA:
         warn_of_lost_characters(trained.tokenizer, texts)
     distillation = make_distillation(settings, trained)
@@ -184,7 +184,7 @@ def make_datasets(
 def make_distillation(settings: Settings, trained: model.Model) -> Distillation | None:
     """The teacher, in the precision of the frozen base: of --distill yes or --distill_context; None without."""
     if settings.distill_context:
-        teacher = context.TextInFront(trained.base, model.context_ids(settings, trained.base, trained.tokenizer))
+        teacher = context.TextInFront(trained.base, building.context_ids(settings, trained.base, trained.tokenizer))
         positions = "text" if settings.matching_positions == "all" else settings.matching_positions
         return Distillation(teacher, settings.matching_objective, positions, settings.matching_top_k)
     if not settings.distill:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from gpt2.frozen_lm import Layers, attention_window, evaluating, key_values, max_positions, shape_of
+from gpt2.frozen_lm import Layers, attention_window, key_values, max_positions, shape_of
+from prefixlib.base_model import evaluating
 from prefixlib.errors import UserError
 
 FAMILY = "decoder-only"
@@ -120,6 +121,34 @@ class PrefixTuning(nn.Module):
         return {"prefix": self.flat().detach()}
 
 
+class AnchoredPrefixTuning(PrefixTuning):
+    """Keys and values without an MLP, the first position of which stays as it starts (--freeze_first).
+
+    Models attend to their first position whatever it says; a trained cache keeps it (Eyuboglu et al. 2025, Cartridges).
+    The state dict is PrefixTuning's: one array (P, 2*L*H*D).
+    """
+
+    def __init__(self, config: PrefixConfig):
+        super().__init__(config)
+        self.first = nn.Parameter(self.control_trans.data[:1].clone(), requires_grad=False)  # (1, 2*L*H*D)
+        self.control_trans = nn.Parameter(self.control_trans.data[1:].clone())  # (P-1, 2*L*H*D)
+        self.register_state_dict_post_hook(_join_first)
+        self.register_load_state_dict_pre_hook(_split_first)
+
+    def flat(self) -> Tensor:
+        return torch.cat([self.first, self.control_trans])
+
+
+def _join_first(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    name = f"{prefix}control_trans"
+    state[name] = torch.cat([state.pop(f"{prefix}first"), state[name]])
+
+
+def _split_first(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    name = f"{prefix}control_trans"
+    state[f"{prefix}first"], state[name] = state[name][:1], state[name][1:]
+
+
 class InfixTuning(PrefixTuning):
     """Source, P trained positions, target (section 7.2): the model reads the source and P trained embeddings, and the
     network's keys and values are added to its own at these P positions.
@@ -188,8 +217,10 @@ class PrefixEmbTuning(nn.Module):
             return {"prefix": join_layers(self.past(base, 1).layers).float()}
 
 
-def make_prefix(config: PrefixConfig) -> nn.Module:
+def make_prefix(config: PrefixConfig, freeze_first: bool = False) -> nn.Module:
     """The prefix module that the settings ask for."""
+    if freeze_first:
+        return AnchoredPrefixTuning(config)
     if config.prefix_mode == "embedding":
         return PrefixEmbTuning(config)
     if not config.optim_prefix:

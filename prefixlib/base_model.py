@@ -1,11 +1,12 @@
 """Resolve and load the frozen base model and its tokenizer: the one place for names, folders, dtypes and hub errors."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,24 @@ def save_whole(directory: Path, model: torch.nn.Module, tokenizer) -> None:
     """Write a model that was tuned itself, and its tokenizer, in transformers' own format (safetensors)."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """While open, `module` is in eval mode."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+def on_device(lm: torch.nn.Module) -> torch.nn.Module:
+    """The model on a GPU if there is one, in eval mode."""
+    if next(lm.parameters()).is_cuda:  # bitsandbytes' models are there already, and cannot be moved
+        return lm.eval()
+    return lm.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def freeze(model: torch.nn.Module) -> torch.nn.Module:

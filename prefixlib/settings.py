@@ -26,7 +26,6 @@ from prefixlib.tasks import OWN_DATA
 
 TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
 WITH_PREFIX = ("prefixtune", "bothtune")
-SAMPLING = ("top_p", "top_k", "temperature")  # how tokens are drawn
 DECODE = ("valid", "test", "both", "none")
 QUANTIZATIONS = ("no", "4bit", "8bit", "int8")
 
@@ -44,6 +43,7 @@ METHOD = "method"
 START = "initialisation of the prefix (default: random; section 7.4)"
 TRAINING = "training"
 RECORDS = "evaluation, checkpoints, what happens afterwards"
+DECODING = "decoding"
 RARE = "rarely needed"  # stands last in --help
 USAGE = "%(prog)s [--FLAG VALUE ...]"
 REPORTS = ("tensorboard", "wandb", "mlflow", "none")
@@ -300,31 +300,6 @@ def explicit_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[
     blank = argparse.Namespace(**{action.dest: unset for action in parser._actions})
     parsed = parser.parse_args(argv, namespace=blank)
     return {name for name, value in vars(parsed).items() if value is not unset}
-
-
-def choose_strategy(mode: str, given: str | None, usual: str, temperature: float, sampled: bool) -> str:
-    """The strategy that is given, else the task's `usual` one.
-
-    Temperature 0 is greedy. `sampled`: whether a flag of sampling is away from its default; then outputs for
-    user data are sampled. Raises UserError for a temperature between 0 and the least that numbers allow.
-    """
-    least = SEARCH_BOUNDS["temperature"]["low"]
-    if 0 < temperature < least:
-        raise UserError(f"--temperature {temperature}: 0, which is greedy, or at least {least}")
-    if given is None:
-        given = "nucleus" if temperature == 0 or (sampled and mode in OWN_DATA) else usual
-    return "greedy" if given == "nucleus" and temperature == 0 else given
-
-
-def strategy_of(settings: Flags, mode: str, usual: str, beams: Sequence[str]) -> str:
-    """The strategy of decoding settings. Raises UserError for a flag without effect; `beams`: those of beam search."""
-    sampled = any(getattr(settings, name) != settings.default(name) for name in SAMPLING)
-    strategy = choose_strategy(mode, settings.strategy, usual, settings.temperature, sampled)
-    for name, owner in {**dict.fromkeys(SAMPLING, "nucleus"), **dict.fromkeys(beams, "beam")}.items():
-        made_greedy = owner == "nucleus" and strategy == "greedy" and settings.temperature == 0
-        if strategy != owner and getattr(settings, name) != settings.default(name) and not made_greedy:
-            refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {owner}")
-    return strategy
 
 
 def decode_command(

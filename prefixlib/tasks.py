@@ -44,6 +44,11 @@ class InGPT2:
     samples: int = 1  # outputs per input, where the strategy draws them
     openings: tuple[str, ...] = ()  # words that its outputs are made to begin with
     lengths: Mapping[str, int] = field(default_factory=dict)  # most tokens of a part, by flag; else the model decides
+    max_new_tokens: int = 100
+    num_beams: int = 5
+    no_repeat_ngram_size: int = 0
+    early_stopping: bool = False
+    length_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class InSeq2Seq:
     max_length: int
     no_repeat_ngram_size: int = 3
     early_stopping: bool = True
-    length_pen: float = 1.0
+    length_penalty: float = 1.0
+    strategy: str = "beam"
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,7 @@ ROWS = (
             num_beams=4,
             min_length=56,
             max_length=142,
-            length_pen=2.0,
+            length_penalty=2.0,
         ),
         demo_epoch=40,
     ),

@@ -184,7 +184,7 @@ def import_adapter(args: argparse.Namespace) -> Path:
     saved = {**adapter.base, "name": HUB_IDS.get(adapter.base["name"], adapter.base["name"])}
     name, revision = choose_base(saved, args.model_name_or_path, directory)
     base = load_config(name, revision=revision)
-    gpt2_model.check_fits(adapter.config, base, directory, name)
+    gpt2_model.Model.check_fits(adapter.config, base, directory, name)
     prefix = adapter.for_decoding()
     prefix.config = replace(prefix.config, n_embd=shape_of(base)["n_embd"])
     task = {**adapter.task, "mode": args.mode}

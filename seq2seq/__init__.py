@@ -12,19 +12,19 @@ Nothing heavy is imported before a name is used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefixlib.mixed import MixedPrefixes
     from seq2seq.finetune import TrainResult, train
     from seq2seq.flags import Settings
-    from seq2seq.mixed import MixedPrefixes, load_mixed
-    from seq2seq.model import Model, load
+    from seq2seq.model import Model, load, load_mixed
 
 __all__ = ["MixedPrefixes", "Model", "Settings", "TrainResult", "load", "load_mixed", "train"]
 _HOMES = {
-    "MixedPrefixes": "seq2seq.mixed",
+    "MixedPrefixes": "prefixlib.mixed",
     "Model": "seq2seq.model",
     "Settings": "seq2seq.flags",
     "TrainResult": "seq2seq.finetune",
     "load": "seq2seq.model",
-    "load_mixed": "seq2seq.mixed",
+    "load_mixed": "seq2seq.model",
     "train": "seq2seq.finetune",
 }
 

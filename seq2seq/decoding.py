@@ -10,17 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from prefixlib import attention
-from prefixlib.beam_search import DecodingRule, Hypothesis, beam_search, cut_at, sample, stop_rule
-from prefixlib.beam_tree import BeamTree, growing_cache
+from prefixlib.decoding import loop
+from prefixlib.decoding.search import DecodingRule, Hypothesis, beam_search, rule_of
+from prefixlib.decoding.text import cut_at, stop_rule
+from prefixlib.decoding.tree import BeamTree, growing_cache
 from prefixlib.errors import UserError
 from prefixlib.head import Head
-from prefixlib.settings import SEARCH_BOUNDS, out_of_bounds
-from prefixlib.tasks import clean_up, find_task
+from prefixlib.search_settings import Search
+from prefixlib.tasks import Task, clean_up
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, end_token, max_positions, shares_rows, start_token
 from seq2seq.prefix_lm import encoder_mask, pack_sources
 
@@ -64,9 +65,9 @@ def side_by_side(prefixes: Sequence[Mapping[str, Layers]]) -> Past:
 
 
 class Seq2SeqSteps:
-    """An encoder-decoder over a batch of sources: a `StepwiseModel` of prefixlib.beam_search.
+    """An encoder-decoder over a batch of sources: a `StepwiseModel` of prefixlib.decoding.search.
 
-    The beams of a source share its row of both caches (prefixlib.beam_tree), which start with the prefix; positions
+    The beams of a source share its row of both caches (prefixlib.decoding.tree), which start with the prefix; positions
     count the text alone. The base model must be installed in prefixlib.attention and in eval mode.
     """
 
@@ -219,26 +220,12 @@ def make_steps(base: nn.Module, *batch: Any, **how: Any) -> Seq2SeqSteps | Copyi
     return (Seq2SeqSteps if shares_rows(base) else CopyingSteps)(base, *batch, **how)
 
 
-@torch.no_grad()
 def decode_batch(
-    base: nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    rule: DecodingRule,
-    past: Past,
-    strategy: str = "beam",
-    seeds: Sequence[int] | None = None,
-    head: Head | None = None,
+    base: nn.Module, input_ids: Tensor, attention_mask: Tensor, rule: DecodingRule, past: Past, head: Head | None = None
 ) -> list[list[Hypothesis]]:
-    """For every row of right-padded sources (N, S) its hypotheses, best first: K by beam search, else one.
-
-    seeds: one for each source (strategy "nucleus").
-    """
-    steps = make_steps(base, input_ids, attention_mask, past, head)
-    starts = start_tokens(base, len(input_ids))
-    if strategy == "beam":
-        return beam_search(steps, starts, rule)
-    return [[hypothesis] for hypothesis in sample(steps, starts, rule, seeds if strategy == "nucleus" else None)]
+    """The hypotheses of a beam search for every row of right-padded sources (N, S), best first."""
+    steps = make_steps(base, input_ids, attention_mask, past, head=head)
+    return beam_search(steps, start_tokens(base, len(input_ids)), rule)
 
 
 def start_tokens(base: nn.Module, rows: int) -> list[list[int]]:
@@ -256,6 +243,13 @@ def pad_sources(base: nn.Module, sources: Sequence[Sequence[int]]) -> tuple[Tens
     return ids.to(device), mask.long().to(device)
 
 
+def start(
+    base: nn.Module, sources: Sequence[Sequence[int]], past: Past, head: Head | None = None
+) -> tuple[Seq2SeqSteps | CopyingSteps, list[list[int]]]:
+    """The stepwise model over a batch of sources (token ids) with their prefixes, and what each output follows."""
+    return make_steps(base, *pad_sources(base, sources), past, head=head), start_tokens(base, len(sources))
+
+
 def decode(
     base: nn.Module,
     sources: Sequence[Sequence[int]],
@@ -263,45 +257,20 @@ def decode(
     *,
     prefix: Mapping[str, Layers] | None = None,
     past: Callable[[Sequence[int]], Past] | None = None,
-    strategy: str = "beam",
-    count: int = 1,
-    seed: int = 42,
-    batch_size: int = 10,
-    progress: bool = True,
+    **how: Any,
 ) -> list[list[Hypothesis]]:
-    """The `count` best hypotheses of every source (token ids), or as many samples, in the order of the sources.
+    """The hypotheses of every source (token ids), in the order of the sources; `how` as in `loop.decode`.
 
-    prefix: the one that all sources share. past: gives the prefixes of the sources with the numbers that it is called
-    with, where each has its own. Batches are made of sources of similar length; results do not depend on
-    `batch_size`. A sample (strategy "nucleus") is drawn from its own seed: seed, seed + 1, ... in the order of the
-    results.
+    prefix: the one that all sources share. past: gives the prefixes of the sources of the given numbers, if each has
+    its own.
     """
-    if strategy == "nucleus" and count > 1:
-        repeated = [source for source in sources for _ in range(count)]
-        own = (lambda members: past([n // count for n in members])) if past else None
-        how = {
-            "prefix": prefix,
-            "past": own,
-            "strategy": strategy,
-            "seed": seed,
-            "batch_size": batch_size,
-            "progress": progress,
-        }
-        samples = [one for (one,) in decode(base, repeated, rule, **how)]
-        return [samples[start : start + count] for start in range(0, len(samples), count)]
-    order = sorted(range(len(sources)), key=lambda n: -len(sources[n]))  # longest first: memory trouble shows at once
-    results: list[list[Hypothesis]] = [[] for _ in sources]
     head = Head(base)
-    with tqdm(total=len(sources), desc="decoding", unit=" sources", disable=not progress, leave=False) as bar:
-        for start in range(0, len(order), batch_size):
-            members = order[start : start + batch_size]
-            input_ids, mask = pad_sources(base, [sources[n] for n in members])
-            seeds, own = [seed + n for n in members], past(members) if past else Past(prefix or {})
-            found = decode_batch(base, input_ids, mask, rule, own, strategy, seeds, head)
-            for n, hypotheses in zip(members, found, strict=True):
-                results[n] = hypotheses[:count]
-            bar.update(len(members))
-    return results
+
+    def start_batch(members: Sequence[int]) -> tuple[Seq2SeqSteps | CopyingSteps, list[list[int]]]:
+        own = past(members) if past else Past(prefix or {})
+        return start(base, [sources[n] for n in members], own, head)
+
+    return loop.decode(start_batch, [len(source) for source in sources], rule, **how)
 
 
 def to_text(tokenizer: Any, tokens: Sequence[int], verbatim: bool = False, stop: Sequence[str] = ()) -> str:
@@ -314,67 +283,34 @@ def to_text(tokenizer: Any, tokens: Sequence[int], verbatim: bool = False, stop:
     return text if verbatim else clean_up(text)
 
 
-def stops(tokenizer: Any, stop: Sequence[str]) -> Callable[[Sequence[int]], bool] | None:
-    """What ends an output at one of the strings `stop`, for a DecodingRule; None without strings."""
-    return stop_rule(stop, lambda tokens: tokenizer.decode(list(tokens), skip_special_tokens=True))
+def decoding_rule(search: Search, tokenizer: Any, config: PreTrainedConfig, task: Task) -> DecodingRule:
+    """The rule of a search, with the task's values where the search has none.
 
-
-def decoding_rule(
-    mode: str,
-    config: PreTrainedConfig,
-    *,
-    num_beams: int | None = None,
-    min_length: int | None = None,
-    max_length: int | None = None,
-    no_repeat_ngram_size: int | None = None,
-    early_stopping: bool | None = None,
-    length_pen: float | None = None,
-    force_bos: bool = False,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    temperature: float = 1.0,
-    stop: Callable[[Sequence[int]], bool] | None = None,
-) -> DecodingRule:
-    """The search of the task; settings that are not None replace the task's.
-
-    Lengths are in tokens and count the decoder's start token, as in the original. Raises UserError for values out of
-    range.
+    The task's lengths are in tokens and count the decoder's start token, as in the original; so does
+    `search.min_length`. Raises UserError for values out of range.
     """
-    row, limit = find_task(mode).seq2seq, max_positions(config)
-    min_length = row.min_length if min_length is None else min_length
-    if max_length is None:  # outputs for user data are as long as the model allows
-        max_length = min(row.max_length, limit) if find_task(mode).verbatim else row.max_length
+    usual, limit = task.seq2seq, max_positions(config)
+    min_length = usual.min_length if search.min_length is None else search.min_length
+    if search.max_new_tokens is not None:
+        max_length = search.max_new_tokens + 1
+        if search.min_length is None:  # an output may be shorter than is usual for the task
+            min_length = min(usual.min_length, max_length)
+    else:  # outputs for user data are as long as the model allows
+        max_length = min(usual.max_length, limit) if task.verbatim else usual.max_length
     if max_length > limit or max_length < max(min_length, 2):
         raise UserError(
             f"--max_length {max_length}: at least --min_length {min_length} and at most the model's {limit} positions"
         )
-    first = getattr(config, "bos_token_id", None) if force_bos else None
-    if force_bos and first is None:
+    first = getattr(config, "bos_token_id", None) if search.force_bos else None
+    if search.force_bos and first is None:
         raise UserError(f"--force_bos yes: a {config.model_type} model has no token that begins a text")
-    if top_p > 1:
-        raise UserError(f"top_p {top_p}: must be at most 1")
-    if top_k < 0:
-        raise UserError(f"top_k {top_k}: must be at least 0")
-    try:
-        rule = DecodingRule(
-            eos_token_id=end_token(config),
-            max_new_tokens=max_length - 1,
-            num_beams=row.num_beams if num_beams is None else num_beams,
-            min_length=min_length,
-            length_penalty=row.length_pen if length_pen is None else length_pen,
-            no_repeat_ngram_size=row.no_repeat_ngram_size if no_repeat_ngram_size is None else no_repeat_ngram_size,
-            early_stopping=row.early_stopping if early_stopping is None else early_stopping,
-            forced_first_token_id=first,
-            forced_last_token_id=end_token(config),
-            top_p=top_p,
-            top_k=top_k,
-            temperature=temperature or 1.0,  # 0 is greedy, which takes none
-            stop=stop,
-        )
-    except ValueError as error:
-        raise UserError(f"decoding settings: {error}") from error
-    for name, bounds in SEARCH_BOUNDS.items():
-        wanted = out_of_bounds(getattr(rule, name), **bounds)
-        if wanted:
-            raise UserError(f"{name} {getattr(rule, name)}: must be {wanted}")
-    return rule
+    return rule_of(
+        search,
+        usual,
+        eos_token_id=end_token(config),
+        max_new_tokens=max_length - 1,
+        min_length=min_length,
+        forced_first_token_id=first,
+        forced_last_token_id=end_token(config),
+        stop=stop_rule(search.stop, lambda tokens: tokenizer.decode(list(tokens), skip_special_tokens=True)),
+    )

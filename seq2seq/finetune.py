@@ -24,17 +24,20 @@ from typing import Any
 import torch
 
 from prefixlib import checkpoint, files, original, processes, record, schedule, sharding, tables
+from prefixlib.base_model import on_device
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
+from prefixlib.search_settings import Search
 from prefixlib.settings import USAGE, Parser, explicit_flags
 from prefixlib.tables import Chat, Columns, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, find_task, is_there
+from seq2seq.building import new
 from seq2seq.callbacks import Checkpoints, LogLines
-from seq2seq.decoding import decoding_rule, stops, to_text
+from seq2seq.decoding import to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
 from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
-from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
+from seq2seq.model import Model, load, load_prefix, saved_settings
 from seq2seq.prefixTuning import FAMILY
 from seq2seq.utils import Example, build_loaders, check_texts, examples_of, read_examples
 
@@ -144,7 +147,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
     steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
-    rule = decoding_rule(settings.mode, config, **settings.search())
+    rule = model.rule(settings.search())
     module = SummarizationModule(model.lm, settings, steps, model.tokenizer, rule)
     log = LogLines(settings.logging_steps)
     keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
@@ -175,7 +178,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         logger.info("decoding with the last weights; those of the best validation are in %s", output / "best")
     for split in to_decode if trainer.is_global_zero else ():
         found = examples_of(settings, split, settings.columns)
-        decoded[split] = decode_split(settings, model, split, found, output, SEED)
+        decoded[split] = decode_split(settings, model, split, found, output, settings.search())
     return TrainResult(model, module.validation_result, log.curves, output, decoded)
 
 
@@ -211,7 +214,9 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     if os.environ.get("RANK", "0") == "0":
         for split in left_to_decode(settings, output):
             logger.info("the run in %s was trained to its end; decoding its %s file", output, split)
-            decode_split(settings, model, split, examples_of(settings, split, settings.columns), output, SEED)
+            decode_split(
+                settings, model, split, examples_of(settings, split, settings.columns), output, settings.search()
+            )
     decoded = {split: row["scores"] for split, row in record.read_results(output).get("decoding", {}).items()}
     return TrainResult(model, trained.get("last", {}), history, output, decoded)
 
@@ -260,26 +265,23 @@ def _decode(settings: Settings, output: Path, given: Collection[str]) -> dict[st
     examples = {split: examples_of(settings, split, columns) for split in splits}
     model = load_for(settings, given)
     record.set_aside_damaged(output)
-    seed = settings.seed if "seed" in given else SEED
-    return {split: decode_split(settings, model, split, examples[split], output, seed) for split in splits}
+    search = settings.search(settings.seed) if "seed" in given else settings.search()
+    return {split: decode_split(settings, model, split, examples[split], output, search) for split in splits}
 
 
 def decode_split(
-    settings: Settings, model: Model, split: str, examples: Sequence[Example], output: Path, seed: int
+    settings: Settings, model: Model, split: str, examples: Sequence[Example], output: Path, search: Search
 ) -> dict[str, Any]:
     """Decode the examples of a split: write SPLIT_beam_LENGTHPENALTY and results.json; returns the scores.
 
     Another strategy gives SPLIT_STRATEGY. For the user's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
     """
-    strategy = settings.strategy_now()
+    strategy, rule = model.strategy(search), model.rule(search)
     limit = settings.max_source_length or model.task.get("max_source_length")
     lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
-    stop = stops(model.tokenizer, settings.stop)
-    rule = decoding_rule(settings.mode, model.base.config, **settings.search(), stop=stop)
-    inputs, cut = model.encode([example.source for example in examples], lengths["max_source_length"])
+    inputs, cut = model.encode_texts([example.source for example in examples], lengths["max_source_length"])
     started = time.perf_counter()
-    how = {"batch_size": settings.eval_batch_size, "progress": not settings.disable_tqdm}
-    found = model.decode(inputs, rule, strategy=strategy, seed=seed, **how)
+    found = model.decode(inputs, search, progress=not settings.disable_tqdm)
     seconds = time.perf_counter() - started
     texts = [model.to_text(settings.stop)(hypotheses[0].tokens) for hypotheses in found]
     target = output / f"{split}_{strategy}{f'_{rule.length_penalty}' if strategy == 'beam' else ''}"

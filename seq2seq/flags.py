@@ -7,10 +7,11 @@ A field is a flag of train_bart.py, train_e2e.py and finetune.py; prefixlib/sett
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prefixlib.errors import UserError
+from prefixlib.search_settings import Search, SearchFlags
 from prefixlib.settings import (
+    DECODING,
     METHOD,
     RARE,
     RECORDS,
@@ -23,22 +24,14 @@ from prefixlib.settings import (
     Training,
     flag,
     refuse_together,
-    strategy_of,
 )
 from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, data_file, find_task, given_file
 
 DEFAULT_MODEL = "bart-large"
-DECODING = "decoding (lengths count the start token; default: the task's)"
-# The flags of a beam search, in the names of `decoding.decoding_rule`; None or False leaves the task's.
-SEARCH = (
-    *("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "early_stopping", "length_pen", "force_bos"),
-    *("top_p", "top_k", "temperature"),
-)
-STRATEGIES = ("beam", "greedy", "nucleus")
 
 
 @dataclass(frozen=True)
-class Settings(Training):
+class Settings(Training, SearchFlags):
     """A training run, or with do_train=False the decoding of a checkpoint."""
 
     mode: str = flag("", "the task: its data, lengths and decoding", TASK, choices=SEQ2SEQ_MODES)
@@ -85,24 +78,11 @@ class Settings(Training):
     val_metric: str = flag("rouge2", "what the best checkpoint is best in", RECORDS, choices=("rouge2", "loss"))
     early_stopping_patience: int = flag(-1, "stop after N validations without a better one (-1: no)", RECORDS, low=-1)
 
-    strategy: str | None = flag(
-        None,
-        "how tokens are chosen (default: text nucleus where --top_p, --top_k or --temperature is given; else beam)",
-        DECODING,
-        choices=STRATEGIES,
+    min_length: int | None = flag(None, "fewest tokens, the start token included", DECODING, low=0)
+    max_length: int | None = flag(
+        None, "most tokens, the start token included", DECODING, low=2, names=("--eval_max_gen_length",)
     )
-    num_beams: int | None = flag(None, "beams", DECODING, **SEARCH_BOUNDS["num_beams"], names=("--eval_beams",))
-    min_length: int | None = flag(None, "fewest tokens", DECODING, low=0)
-    max_length: int | None = flag(None, "most tokens", DECODING, above=0, names=("--eval_max_gen_length",))
     max_new_tokens: int | None = flag(None, "--max_length without the start token", DECODING, above=0)
-    stop: tuple[str, ...] = flag(
-        (), r"an output ends before this text (\n: a line break); may be given several times", DECODING
-    )
-    top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, **SEARCH_BOUNDS["top_p"])
-    top_k: int = flag(0, "only the N likeliest tokens (strategy nucleus; 0: all)", DECODING, low=0)
-    temperature: float = flag(
-        1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0, below=1001
-    )
     no_repeat_ngram_size: int | None = flag(None, "no n-gram of this size occurs twice (0: no rule)", DECODING, low=0)
     early_stopping: bool | None = flag(None, "stop a search at its first full set of outputs", DECODING)
     length_pen: float | None = flag(
@@ -150,14 +130,22 @@ class Settings(Training):
             lengths[name] = min(given or usual, positions)
         return lengths
 
-    def search(self) -> dict[str, Any]:
-        """The flags of the search, in the names of `decoding.decoding_rule`."""
-        longest = {} if self.max_new_tokens is None else {"max_length": self.max_new_tokens + 1}
-        return {name: getattr(self, name) for name in SEARCH} | longest
+    def search(self, seed: int = 42) -> Search:
+        """What these flags say of the search."""
+        longest = self.max_length - 1 if self.max_length is not None else self.max_new_tokens
+        fewest = self.task.min_length if self.min_length is None and longest is not None else self.min_length
+        return Search.of(
+            self,
+            max_new_tokens=longest,
+            min_length=fewest,
+            length_penalty=self.length_pen,
+            seed=seed,
+            batch_size=self.eval_batch_size,
+        )
 
     def strategy_now(self) -> str:
         """How tokens are chosen. Raises UserError for a flag that has no effect on that."""
-        return strategy_of(self, self.mode, "beam", ("num_beams", "early_stopping", "length_pen"))
+        return self.search().chosen_strategy(self.mode, self.task.strategy)
 
     def check(self) -> None:
         """Raise UserError for values that make no sense, alone or together, naming the flags."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from prefixlib import attention
+from prefixlib.base_model import evaluating
 from prefixlib.errors import UserError
 
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, P, D), or (1, H, P, D) for all rows
@@ -122,7 +123,7 @@ def install(base: nn.Module) -> None:
     sites = attention_sites(base)
     token = torch.full((1, 1), start_token(base.config), device=base.get_input_embeddings().weight.device)
     modules = [module for layers in sites.values() for module in layers]
-    with torch.no_grad(), _evaluating(base), attention.record_key_values(modules) as seen:
+    with torch.no_grad(), evaluating(base), attention.record_key_values(modules) as seen:
         try:
             hidden_states(base, token, torch.ones_like(token), token, torch.ones_like(token))
         except (TypeError, ValueError, AttributeError) as error:
@@ -190,20 +191,10 @@ def key_values_of_text(base: nn.Module, ids: list[int]) -> dict[str, Tensor]:
     text = torch.tensor([ids], device=base.get_input_embeddings().weight.device)
     sites, all_of_it = attention_sites(base), torch.ones_like(text)
     modules = [module for layers in sites.values() for module in layers]
-    with _evaluating(base), attention.record_key_values(modules) as seen:
+    with evaluating(base), attention.record_key_values(modules) as seen:
         hidden_states(base, text, all_of_it, text, all_of_it)
     flat = {}
     for site, modules in sites.items():
         states = torch.cat([state for module in modules for state in seen[module]])  # (2L, H, P, D)
         flat[site] = states.permute(2, 0, 1, 3).flatten(1)
     return flat
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

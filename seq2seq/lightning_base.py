@@ -18,8 +18,8 @@ from transformers import get_scheduler
 
 from prefixlib import files, schedule, schema, sharding
 from prefixlib.accumulation import OncePerStep
-from prefixlib.beam_search import DecodingRule
 from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
+from prefixlib.decoding.search import DecodingRule
 from prefixlib.errors import Terminated, UserError, first_line
 from prefixlib.metrics import rouge
 from prefixlib.settings import spelled
@@ -28,11 +28,10 @@ from seq2seq import decoding
 from seq2seq.callbacks import RESUME
 from seq2seq.flags import Settings
 from seq2seq.prefix_lm import PrefixLM
-from seq2seq.utils import ResumableLoader
+from seq2seq.utils import INPUTS, ResumableLoader
 
 logger = logging.getLogger(__name__)
 
-INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "labels")
 # What a run of this tree leaves in its folder beside checkpoint.RUN_FILES and its logs, as patterns.
 OUTPUTS = (
     RESUME,
@@ -197,9 +196,8 @@ class SummarizationModule(BaseModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         total, count = self.lm.loss(*(batch[name] for name in INPUTS))
-        found = decoding.decode_batch(
-            self.lm.base, batch["input_ids"], batch["attention_mask"], self.rule, decoding.Past(self.prefix)
-        )
+        texts, past = (batch["input_ids"], batch["attention_mask"]), decoding.Past(self.prefix)
+        found = decoding.decode_batch(self.lm.base, *texts, self.rule, past, self.lm.head)
         self.sums[:2] += torch.tensor([total.item(), count.item()])
         for references, hypotheses in zip(batch["references"], found, strict=True):
             if references is not None:  # None: a filler

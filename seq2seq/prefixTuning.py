@@ -72,6 +72,11 @@ class PrefixConfig:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The sites that have a prefix."""
+        return tuple(branch for branch in BRANCHES if getattr(self, branch.switch))
+
     def shape(self, site: str) -> tuple[int, int, int]:
         """(2L, H, D) at a site: a key and a value per layer."""
         side = "encoder" if site == "encoder" else "decoder"
@@ -88,7 +93,7 @@ class PrefixTuning(nn.Module):
     def __init__(self, config: PrefixConfig):
         super().__init__()
         self.config = config
-        self.branches = tuple(branch for branch in BRANCHES if getattr(config, branch.switch))
+        self.branches = config.branches
         for branch in self.branches:
             layers, heads, size = config.shape(branch.site)
             width = layers * heads * size
@@ -111,6 +116,12 @@ class PrefixTuning(nn.Module):
             network = getattr(self, branch.network)
             flat[branch.site] = network if self.config.init_shallow else network(getattr(self, branch.embedding).weight)
         return flat
+
+    @torch.no_grad()
+    def stored(self, base: nn.Module | None) -> dict[str, Tensor]:
+        """What decoding needs: the keys and values of every site, under the names of the checkpoint."""
+        flat = self.flat()
+        return {branch.saved: flat[branch.site] for branch in self.branches}
 
     def forward(self, batch_size: int) -> dict[str, Layers]:
         """Per site and layer keys and values (B, H, P, D), or (1, H, P, D) where all rows are equal.

@@ -271,6 +271,9 @@ class _WithFillers(Dataset):
         return replace(self.examples[~index], filler=True) if index < 0 else self.examples[index]
 
 
+INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "labels")  # of a batch, as PrefixLM.loss takes them
+
+
 @dataclass(frozen=True)
 class Collator:
     """Examples -> padded tensors: input_ids and attention_mask (B, S), decoder_input_ids and labels (B, T).

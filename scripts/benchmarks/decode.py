@@ -20,7 +20,7 @@ from benchmarks.lengths import draw, load_lengths
 from benchmarks.models import IDS, POSITIONS, OriginalStyle, config_of, is_seq2seq, our_model, peft_model
 from benchmarks.steps import now, pairwise_ratio
 from gpt2 import decoding
-from prefixlib.beam_search import DecodingRule
+from prefixlib.decoding.search import DecodingRule
 from prefixlib.errors import UserError
 from seq2seq import decoding as seq2seq_decoding
 from seq2seq.frozen_lm import attend_to, shares_rows
@@ -95,7 +95,7 @@ def sharpen(base: nn.Module) -> nn.Module:
 
 
 def ending(steps: type, work: Work, eos: int, prompts_of: Callable[..., Sequence]) -> type:
-    """A stepwise model (prefixlib.beam_search) like `steps` whose sentences end where `work` says."""
+    """A stepwise model (prefixlib.decoding.search) like `steps` whose sentences end where `work` says."""
     end_of = work.end_of()
 
     class Ending(steps):

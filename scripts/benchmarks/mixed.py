@@ -20,14 +20,13 @@ from benchmarks.models import LORA_RANK, LOUDER, SETTINGS, import_peft, is_seq2s
 from benchmarks.steps import peak_memory
 from gpt2 import decoding
 from gpt2.dataset import Encoded
-from gpt2.mixed import MixedPrefixes
 from gpt2.model import Model
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, PrefixTuning
 from prefixlib import record
 from prefixlib.base_model import fuse_gelu
 from prefixlib.errors import UserError
-from prefixlib.mixed import Prepared
+from prefixlib.mixed import MixedPrefixes, Prepared
 
 COUNTS = (1, 8, 64)  # prefixes
 SIZES = {"sentences": 64, "batch_size": 64, "beams": 1}
@@ -62,7 +61,7 @@ def our_decoder(args: argparse.Namespace, work: decode.Work, count: int) -> deco
     base = decode.sharpen(make_base(args))
     fuse_gelu(base)
     models = {str(n): Model(PrefixLM(base, make_prefix(args, base, n)), None) for n in range(count or 1)}
-    mixed, eos = MixedPrefixes(base, None, "", models), base.config.eos_token_id
+    mixed, eos = MixedPrefixes(Model, base, None, "", models), base.config.eos_token_id
     rule, steps = decode.rule_of(args, eos), decode.causal_steps(work, eos)
     how = {"batch_size": args.batch_size, "progress": False}
 

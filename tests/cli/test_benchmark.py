@@ -252,8 +252,12 @@ def test_many_prefixes_in_one_batch(tmp_path, monkeypatch):
 
 
 def test_a_mixed_batch_with_the_wrong_prefixes_is_refused(tmp_path, monkeypatch):
-    right = mixed.MixedPrefixes._past
-    monkeypatch.setattr(mixed.MixedPrefixes, "_past", lambda self, jobs: right(self, [("0", job) for _, job in jobs]))
+    right = mixed.MixedPrefixes._decode
+
+    def wrong(self, jobs, prepared, **how):
+        return right(self, [("0", job) for _, job in jobs], prepared, **how)
+
+    monkeypatch.setattr(mixed.MixedPrefixes, "_decode", wrong)
     with pytest.raises(UserError, match=r"do not decode the same tokens.* 'peft-3': 2\} of 4"):
         measure(tmp_path, "mixed", *MIXED, "--vs", "peft")
 

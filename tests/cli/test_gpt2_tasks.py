@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from gpt2 import decoding, run_generation, run_language_modeling, train_e2e
+from gpt2 import run_generation, run_language_modeling, train_e2e
+from gpt2.model import Model
 from prefixlib.errors import UserError
 from prefixlib.tasks import SENTIMENT_OPENINGS, TOPIC_OPENINGS, data_file
 from tests.conftest import ROOT, run_command, train_here
@@ -85,13 +86,13 @@ def test_split_means_what_it_says(data, tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """The prompts that were given to the decoder, in its order."""
-    prompts, decoder = [], decoding.decode_several
+    prompts, decoder = [], Model.decode
 
-    def spy(model, given, *args, count, **kwargs):
-        prompts.extend(prompt for prompt in given for _ in range(count))
-        return decoder(model, given, *args, count=count, **kwargs)
+    def spy(model, inputs, search, count, **kwargs):
+        prompts.extend(example.prompt for example in inputs for _ in range(count))
+        return decoder(model, inputs, search, count, **kwargs)
 
-    monkeypatch.setattr(decoding, "decode_several", spy)
+    monkeypatch.setattr(Model, "decode", spy)
     return prompts
 
 

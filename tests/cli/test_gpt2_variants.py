@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gpt2 import model as gpt2_model
-from gpt2 import run_generation, run_language_modeling
+from gpt2 import building, run_generation, run_language_modeling
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -84,7 +83,7 @@ def test_train_decode_resume_and_start_again(data, tmp_path, variant, monkeypatc
         patch.setattr(run_language_modeling.PrefixTrainer, "training_step", stop_after_two_steps())
         with pytest.raises(KeyboardInterrupt):
             train(data, stopped, *flags, "--skip_decode", "yes")
-    monkeypatch.setattr(gpt2_model, "start_from_text", lambda *a: pytest.fail("a resumed run started anew"))
+    monkeypatch.setitem(building.STARTS, "text", lambda *a: pytest.fail("a resumed run started anew"))
     assert train(data, stopped, *flags, "--skip_decode", "yes", "--resume", "yes") == 0
     network = load_file(whole / "prefix_model.safetensors")
     for name, tensor in load_file(stopped / "prefix_model.safetensors").items():

@@ -10,7 +10,9 @@ import gpt2
 from gpt2 import decoding, gen, run_generation, run_language_modeling, train_e2e
 from gpt2.dataset import Format, encode, encode_inputs, truncate
 from gpt2.flags import Decoding
+from prefixlib.decoding import loop
 from prefixlib.errors import UserError
+from prefixlib.search_settings import Search
 from prefixlib.tables import Wording, as_chat
 from prefixlib.tasks import as_group, training_text
 from tests.conftest import ROOT
@@ -100,7 +102,7 @@ def test_python_gives_what_the_command_line_gives(trained, data):
 
 def test_the_template_is_what_the_model_reads(trained):
     model = trained.model
-    (example,) = model.encode(["the mill"], Decoding(length=12))
+    (example,) = model.encode(["the mill"], Search(max_new_tokens=12))
     text = f"Say the mill:{model.tokenizer.eos_token}"
     assert example.prompt == model.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert (trained.output_dir / "run_test_src").read_text().split("\n")[0] == text
@@ -115,8 +117,8 @@ def test_values_survive_the_tokenizer(which, llama):
     assert [decoding.to_text(tokenizer, ids, verbatim=True) for ids in encode(tokenizer, ends)] == texts
     newline = decoding.newline_token_ids(tokenizer)
     assert newline
-    assert decoding.decoding_rule(Decoding(), tokenizer, verbatim=True).banned_token_ids == ()
-    assert decoding.decoding_rule(Decoding(), tokenizer).banned_token_ids == newline
+    assert decoding.decoding_rule(Search(), tokenizer, verbatim=True).banned_token_ids == ()
+    assert decoding.decoding_rule(Search(), tokenizer).banned_token_ids == newline
 
 
 def test_line_breaks_are_learnt(data, tmp_path):
@@ -152,13 +154,14 @@ def test_sampling_and_stops(trained):
 def test_a_stop_ends_the_search(trained):
     """No token is generated behind it."""
     model, source = trained.model, "the mill"
-    (found,) = model.decode(model.encode([source], Decoding(length=20)), Decoding(strategy="greedy", length=20))
-    text = model.to_text(Decoding())(found[0].tokens[:4])
-    how = Decoding(strategy="greedy", length=20, stop=(text[-1],))
+    greedy = Search(strategy="greedy", max_new_tokens=20)
+    (found,) = model.decode(model.encode([source], greedy), greedy)
+    text = model.to_text()(found[0].tokens[:4])
+    how = Search(strategy="greedy", max_new_tokens=20, stop=(text[-1],))
     (stopped,) = model.decode(model.encode([source], how), how)
     assert stopped[0].finished
     assert len(stopped[0].tokens) <= 4
-    beams = Decoding(num_beams=3, length=20)
+    beams = Search(num_beams=3, max_new_tokens=20)
     ((best, *_),) = model.decode(model.encode([source], beams), beams)
     stop = model.to_text(beams)(best.tokens)[1]
     (found,) = model.decode(model.encode([source], beams), replace(beams, stop=(stop,)), 3)
@@ -188,7 +191,7 @@ def test_conversations_go_through_the_models_template(llama, tmp_path):
     assert row["source"] == [USER]
     assert row["references"] == [f"by the\nriver {n}" for n in range(4)]
     model = gpt2.load(tmp_path / "run")
-    (example,) = model.encode([[USER]], Decoding(length=12))
+    (example,) = model.encode([[USER]], Search(max_new_tokens=12))
     assert model.tokenizer.decode(example.prompt) == "<s> [user]the mill?[/user]\n[assistant]"
     assert example.prompt.count(1) == 1
     assert result.model.generate([[USER], USER["content"]], max_new_tokens=12) == [row["output"]] * 2
@@ -278,7 +281,7 @@ def test_a_tuned_model_with_the_originals_word_reads_it_once(data, tmp_path):
     """generate put the word in front twice."""
     more = {"tuning_mode": "finetune", "use_lowdata_token": True, "lowdata_token": "say", "mid_dim": 512}
     result = gpt2.train(settings(data, tmp_path / "run", decode="none", **more))
-    (example,) = result.model.encode(["the mill"], Decoding(length=12))
+    (example,) = result.model.encode(["the mill"], Search(max_new_tokens=12))
     assert result.model.tokenizer.decode(example.prompt) == "say the mill<|endoftext|>"
 
 
@@ -297,13 +300,13 @@ def test_in_a_mixed_batch_every_task_keeps_its_own_rule(trained, data, tmp_path,
     gpt2.train(replace(settings(data, tmp_path / "tables", max_steps=1), **demo, **where))
     mixed = gpt2.load_mixed({"own": trained.output_dir, "tables": tmp_path / "tables"})
     how = {"strategy": "greedy", "max_new_tokens": 20, "stop": "e"}
-    banned, decode = [], decoding.decode_several
+    banned, decode = [], loop.decode
 
-    def spy(model, prompts, rule, **more):
-        banned.append((len(prompts), bool(rule.banned_token_ids)))
-        return decode(model, prompts, rule, **more)
+    def spy(start, lengths, rule, **more):
+        banned.append((len(lengths), bool(rule.banned_token_ids)))
+        return decode(start, lengths, rule, **more)
 
-    monkeypatch.setattr(decoding, "decode_several", spy)
+    monkeypatch.setattr(loop, "decode", spy)
     found = mixed.generate(["the mill", table, "a"], ["own", "tables", "own"], **how)
     assert sorted(banned) == [(1, True), (2, False)]
     own, tables = gpt2.load(trained.output_dir), gpt2.load(tmp_path / "tables")

@@ -7,6 +7,7 @@ import pytest
 
 import seq2seq
 from prefixlib.errors import UserError
+from prefixlib.search_settings import Search
 from seq2seq import finetune, train_bart
 from seq2seq.finetune import parse_args
 from tests.cli.test_own_data import PAIRS, USER, read, write
@@ -77,7 +78,7 @@ def test_python_gives_what_the_command_line_gives(trained, place):
 
 def test_the_template_is_what_the_model_reads(trained):
     model = trained.model
-    ((ids,), _) = model.encode(["the mill"], 100)
+    (ids,) = model.encode(["the mill"], Search())
     assert ids == model.tokenizer("Say the mill:")["input_ids"]
 
 
@@ -152,7 +153,7 @@ def test_conversations_go_through_the_models_template(place, tmp_path):
     result = seq2seq.train(settings(place, tmp_path / "run", **files, **columns))
     (row,) = read(tmp_path / "run" / "run_valid_beam.jsonl")
     assert row["source"] == [USER]
-    ((ids,), _) = result.model.encode(["the mill?"], 100)
+    (ids,) = result.model.encode(["the mill?"], Search())
     assert ids == result.model.tokenizer("<s>[user]the mill?[/user]\n[assistant]")["input_ids"]
     assert seq2seq.load(tmp_path / "run").generate([[USER]], max_new_tokens=9) == [row["output"]]
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BartConfig, BartForConditionalGeneration
 
-from prefixlib.beam_search import DecodingRule, beam_search
+from prefixlib.decoding.search import DecodingRule, beam_search
 from seq2seq.decoding import Past, Seq2SeqSteps, decode
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning

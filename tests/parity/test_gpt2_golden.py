@@ -13,7 +13,7 @@ from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import split_layers
 from gpt2.trainer_prefix import PrefixTrainer, row_losses
 from prefixlib.base_model import dropout_settings
-from prefixlib.beam_search import DecodingRule, beam_search, sample
+from prefixlib.decoding.search import DecodingRule, beam_search, sample
 from tests.conftest import GOLDEN, close
 
 GENERATIONS = json.loads((GOLDEN / "gpt2_generation.json").read_text())

@@ -7,13 +7,14 @@ import torch
 from safetensors.torch import load_file
 
 from gpt2 import frozen_lm, prefix_lm
+from gpt2.building import Given, start_from_text
 from gpt2.dataset import Encoded, pad_sources
 from gpt2.decoding import CausalSteps
-from gpt2.model import load_prefix, start_from_text
+from gpt2.model import load_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import make_prefix
 from gpt2.trainer_prefix import row_losses
-from prefixlib.beam_search import DecodingRule, beam_search, sample
+from prefixlib.decoding.search import DecodingRule, beam_search, sample
 from prefixlib.errors import UserError
 from tests.conftest import GOLDEN, close
 
@@ -108,7 +109,7 @@ def test_words_are_the_keys_and_values_copied(golden_gpt2, tmp_path):
     model, arrays, _ = golden("shallow_words", golden_gpt2, tmp_path)
     copied = model.prefix.flat().detach().clone()
     model.prefix.control_trans.data.zero_()
-    assert start_from_text(model.prefix, model.base, arrays["init_words"][0].tolist()) == []
+    assert start_from_text(model.prefix, Given(model.base, arrays["init_words"][0].tolist())) == []
     assert close(model.prefix.flat().detach(), copied)
 
 
@@ -116,7 +117,7 @@ def test_low_data_start_takes_the_500_steps_of_the_original(golden_gpt2, tmp_pat
     model, arrays, _ = golden("lowdata", golden_gpt2, tmp_path)
     start = {name.removeprefix("init."): array for name, array in arrays.items() if name.startswith("init.")}
     model.prefix.load_state_dict(start)
-    losses = start_from_text(model.prefix, model.base, arrays["init_words"][0].tolist())
+    losses = start_from_text(model.prefix, Given(model.base, arrays["init_words"][0].tolist()))
     assert len(losses) == 500
     assert close(torch.tensor(losses), arrays["mse_losses"])
     for name, parameter in model.prefix.named_parameters():

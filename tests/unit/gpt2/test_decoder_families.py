@@ -42,15 +42,16 @@ from transformers import (
 
 import gpt2
 from gpt2 import run_generation
+from gpt2.building import Given, start_from_text
 from gpt2.dataset import IGNORED, Encoded, collate, pad_sources
 from gpt2.decoding import decode, decode_several
 from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_positions
-from gpt2.model import Model, load, start_from_text
+from gpt2.model import Model, load
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, join_layers, make_prefix, split_layers
 from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib import baselines
-from prefixlib.beam_search import DecodingRule, beam_search
+from prefixlib.decoding.search import DecodingRule, beam_search
 from prefixlib.errors import UserError
 from scripts import export
 from tests import llama_tiny
@@ -205,7 +206,7 @@ def test_keys_and_values_of_real_tokens_equal_those_tokens_prepended(base):
         if kind not in kinds_for(base):
             continue
         model = make(base, kind, **extra)
-        assert start_from_text(model.prefix, base, [3, 1, 4]) == []
+        assert start_from_text(model.prefix, Given(base, [3, 1, 4])) == []
         source = pad_sources([Encoded([], [], [7, 8])]) if kind == "infix" else {}
         before = [7, 8, 3, 1, 4] if kind == "infix" else [3, 1, 4]
         whole = base(torch.tensor([[*before, 5, 6, 49, 9]])).logits[:, len(before) :]
@@ -393,7 +394,7 @@ def test_adapters_and_top_layers_are_those_of_the_model_that_writes(base):
 
 
 def test_a_text_start_through_an_mlp_comes_near(base):
-    losses = start_from_text((model := make(base)).prefix, base, [3, 1, 4])
+    losses = start_from_text((model := make(base)).prefix, Given(base, [3, 1, 4]))
     assert len(losses) == 500
     assert losses[-1] < losses[0]
     states = [states for layer in key_values(base, input_ids=torch.tensor([[3, 1, 4]])) for states in layer]

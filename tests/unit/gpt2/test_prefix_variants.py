@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from gpt2 import model as model_module
+from gpt2 import building
+from gpt2.building import Given
 from gpt2.dataset import Encoded, Format, TableToTextDataset, collate, encode_inputs, pad_sources, truncate
 from gpt2.decoding import decode
 from gpt2.model import Model, load_prefix, save_prefix
@@ -14,7 +15,7 @@ from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, make_prefix
 from prefixlib import checkpoint
 from prefixlib.base_model import load_tokenizer
-from prefixlib.beam_search import DecodingRule
+from prefixlib.decoding.search import DecodingRule
 from prefixlib.errors import UserError
 from prefixlib.readers import Record
 from tests.conftest import ROOT, SETTINGS, close, gpt2_settings
@@ -182,7 +183,7 @@ def test_an_infix_without_additions_equals_its_embeddings_between_source_and_tar
 @pytest.mark.parametrize("kind", ["shallow", "embedding Emb", "infix", "infix shallow", "infix deep"])
 def test_a_text_start_equals_the_text_itself(tiny_lm, kind):
     model = make(tiny_lm, kind)
-    assert model_module.start_from_text(model.prefix, model.base, [3, 1, 4]) == []
+    assert building.start_from_text(model.prefix, Given(model.base, [3, 1, 4])) == []
     example = EXAMPLES[0]
     infix = kind.startswith("infix")
     prompt = [49] if infix else example.prompt
@@ -196,7 +197,7 @@ def test_a_text_start_through_an_mlp_comes_near_and_leaves_no_gradient(tiny_lm):
     for kind in ("cat", "deep", "embedding"):
         model = make(tiny_lm, kind)
         before = copy.deepcopy(model.prefix.state_dict())
-        losses = model_module.start_from_text(model.prefix, model.base, [3, 1, 4])
+        losses = building.start_from_text(model.prefix, Given(model.base, [3, 1, 4]))
         assert len(losses) == 500
         assert losses[-1] < losses[0]
         assert torch.equal(before["wte.weight"], model.prefix.wte.weight)
@@ -284,14 +285,14 @@ def test_a_start_has_the_texts_own_length_and_is_not_repeated_on_resume(demo, ar
     (tmp_path / "start.txt").write_text("from a\nfile\n")
     argv = [word.replace("FILE", str(tmp_path / "start.txt")) for word in argv]
     starts = []
-    monkeypatch.setattr(model_module, "start_from_text", lambda prefix, base, ids: starts.append(ids))
+    monkeypatch.setitem(building.STARTS, "text", lambda prefix, given: starts.append(given.ids))
     base, tokenizer = demo
-    prefix = model_module.make_start(gpt2_settings(*argv), base, tokenizer, resuming=False)
+    prefix = building.make_start(gpt2_settings(*argv), base, tokenizer, resuming=False)
     assert prefix.config.init_text == text
     expected = tokenizer(f" {text}")["input_ids"] if text else None
     assert prefix.config.preseqlen == (len(expected) if text else 10)
     assert starts == ([expected] if text else [])
-    model_module.make_start(gpt2_settings(*argv), base, tokenizer, resuming=True)
+    building.make_start(gpt2_settings(*argv), base, tokenizer, resuming=True)
     assert len(starts) == bool(text)
 
 
@@ -310,7 +311,7 @@ def test_a_uniform_start(demo, argv, drawn):
 
     def parameters(*more, resuming=False):
         torch.manual_seed(0)
-        prefix = model_module.make_start(gpt2_settings(*argv, *more), base, tokenizer, resuming)
+        prefix = building.make_start(gpt2_settings(*argv, *more), base, tokenizer, resuming)
         return {name: parameter.detach() for name, parameter in prefix.named_parameters()}
 
     plain, uniform = parameters(), parameters("--init_random", "uniform")
@@ -350,7 +351,7 @@ def test_a_uniform_start_is_a_random_one(argv, message):
 )
 def test_texts_that_cannot_start_a_prefix(demo, argv, message):
     with pytest.raises(UserError, match=message):
-        model_module.make_start(gpt2_settings(*argv), *demo, resuming=False)
+        building.make_start(gpt2_settings(*argv), *demo, resuming=False)
 
 
 @pytest.mark.parametrize(
@@ -369,12 +370,12 @@ def test_texts_that_cannot_start_a_prefix(demo, argv, message):
 )
 def test_resume_and_prefix_model_path_want_the_same_prefix(demo, saved, given, message):
     base, tokenizer = demo
-    earlier = model_module.make_start(gpt2_settings(*saved), base, tokenizer, resuming=True).config
+    earlier = building.make_start(gpt2_settings(*saved), base, tokenizer, resuming=True).config
     if message is None:
-        model_module.check_same_prefix(gpt2_settings(*given), earlier, "RUN")
+        building.check_same_prefix(gpt2_settings(*given), earlier, "RUN")
     else:
         with pytest.raises(UserError, match=message):
-            model_module.check_same_prefix(gpt2_settings(*given), earlier, "RUN")
+            building.check_same_prefix(gpt2_settings(*given), earlier, "RUN")
 
 
 def test_settings_of_an_earlier_version_load(tiny_lm):

@@ -12,6 +12,7 @@ from gpt2.dataset import TableToTextDataset
 from gpt2.decoding import to_text
 from gpt2.model import load
 from prefixlib.base_model import load_model
+from prefixlib.search_settings import Search
 from prefixlib.tasks import read_records
 from scripts import export
 from tests.conftest import ROOT
@@ -65,7 +66,7 @@ def test_exported_prompt_tokens_are_the_trained_prompt_tokens(trained, tmp_path,
     exported = names["prompt"][0].tolist()
     model = load(trained)
     triples = [("The Eagle", "type", "pub")]
-    (decoded,) = model.encode([triples], gpt2.flags.Decoding(length=50))
+    (decoded,) = model.encode([triples], Search(max_new_tokens=50))
     assert exported == decoded.prompt
     file = tmp_path / "train.json"
     entry = {

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2 import decoding
 from gpt2.decoding import CausalSteps, decode
 from gpt2.train_control import split_layers
-from prefixlib.beam_search import DecodingRule, _choose, _Sentence, beam_search, sample
+from prefixlib.decoding.search import DecodingRule, _choose, _Sentence, beam_search, sample
 from tests.conftest import close
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 49], [3, 49], [12, 13, 14, 49], [7, 7, 7, 7, 7, 49], [20, 49]]

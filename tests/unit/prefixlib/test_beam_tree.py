@@ -5,7 +5,7 @@ import torch
 from transformers import MistralConfig, Qwen3Config
 
 from gpt2.decoding import CausalSteps
-from prefixlib.beam_tree import BeamTree, GrowingLayer, growing_cache
+from prefixlib.decoding.tree import BeamTree, GrowingLayer, growing_cache
 from tests.unit.gpt2.test_decoder_families import GROUPED, random_model
 
 

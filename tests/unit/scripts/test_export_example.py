@@ -9,8 +9,8 @@ import pytest
 
 import gpt2
 import seq2seq
-from gpt2.flags import Decoding
 from prefixlib.errors import UserError
+from prefixlib.search_settings import Search
 from prefixlib.tasks import find_task
 from scripts import export
 from tests.cli.test_own_data import USER, settings, write
@@ -79,7 +79,7 @@ def test_the_example_reads_and_writes_what_we_do(place, monkeypatch, to, name):
     source = SOURCE if name != "table" else " | A : b : C"
     names, printed = run(place / name / to, monkeypatch, source)
     model = gpt2.load(checkpoint)
-    (expected,) = model.encode([source], Decoding(length=100))
+    (expected,) = model.encode([source], Search(max_new_tokens=100))
     assert names["prompt"].tolist() == [expected.prompt]
     (text,) = model.generate([source], strategy="greedy")
     if name != "table":  # there we ban newlines and clean the text

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from gpt2 import decoding
 from gpt2.train_control import split_layers
-from prefixlib.beam_search import DecodingRule
+from prefixlib.decoding.search import DecodingRule
 from scripts import export
 from seq2seq import model as seq2seq_model
 from seq2seq import prefix_lm, prefixTuning

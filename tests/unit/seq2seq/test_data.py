@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, BartConfig
 
 from prefixlib.errors import UserError
 from prefixlib.metrics import rouge
-from prefixlib.tasks import SEQ2SEQ_MODES
+from prefixlib.tasks import SEQ2SEQ_MODES, find_task
 from seq2seq import decoding
 from seq2seq.flags import Settings
 from seq2seq.utils import Collator, EpochBatches, Example, load_examples, source_lengths
@@ -184,7 +184,7 @@ def test_rouge_of_the_corpus_and_the_original_s_average():
 def rule_for(mode, **changes):
     settings = Settings(mode=mode, **changes)
     settings.check()
-    return decoding.decoding_rule(mode, BartConfig(max_position_embeddings=1024), **settings.search())
+    return decoding.decoding_rule(settings.search(), None, BartConfig(max_position_embeddings=1024), find_task(mode))
 
 
 def test_decoding_rules_of_the_modes():

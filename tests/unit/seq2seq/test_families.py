@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from prefixlib import attention, baselines
-from prefixlib.beam_search import DecodingRule, beam_search
+from prefixlib.decoding.search import DecodingRule, beam_search
 from prefixlib.errors import UserError
+from prefixlib.search_settings import Search
+from prefixlib.tasks import find_task
 from scripts import export
 from seq2seq import finetune
+from seq2seq.building import Given, start_from_text
 from seq2seq.callbacks import Checkpoints
 from seq2seq.decoding import (
     CopyingSteps,
@@ -27,7 +30,7 @@ from seq2seq.decoding import (
     start_tokens,
 )
 from seq2seq.frozen_lm import attend_to, attention_sites, hidden_states, shares_rows
-from seq2seq.model import load, start_from_text
+from seq2seq.model import load
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
 from seq2seq.utils import Collator, Example
@@ -418,7 +421,7 @@ def test_adapters_and_top_layers_find_their_places(name):
 
 def test_a_text_start_is_that_text_s_keys_and_values(name):
     model = make(name, init_shallow=True)
-    assert start_from_text(model.prefix, model.base, [40, 41, 42]) == []
+    assert start_from_text(model.prefix, Given(model.base, [40, 41, 42])) == []
     sites, text = attention_sites(model.base), torch.tensor([[40, 41, 42]])
     modules = [module for site in sites.values() for module in site]
     with torch.no_grad(), attention.record_key_values(modules) as seen:
@@ -448,4 +451,4 @@ def test_a_layer_whose_attention_sees_no_prefix_is_refused():
 
 def test_a_first_token_cannot_be_forced_where_there_is_none():
     with pytest.raises(UserError, match="--force_bos yes: a t5 model has no token that begins a text"):
-        decoding_rule("xsum", FAMILIES["T5"](), force_bos=True)
+        decoding_rule(Search(force_bos=True), None, FAMILIES["T5"](), find_task("xsum"))

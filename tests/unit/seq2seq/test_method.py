@@ -7,11 +7,12 @@ import torch
 from transformers import BartForConditionalGeneration
 
 from prefixlib import attention, checkpoint
-from prefixlib.beam_search import DecodingRule
+from prefixlib.decoding.search import DecodingRule
 from prefixlib.errors import UserError
+from seq2seq.building import Given, start_from_text
 from seq2seq.decoding import Past, Seq2SeqSteps, decode
 from seq2seq.frozen_lm import attend_to, attention_sites, key_values_of_text
-from seq2seq.model import load_prefix, save_prefix, start_from_text
+from seq2seq.model import load_prefix, save_prefix
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, PrefixConfig, PrefixTuning
 from tests.seq2seq_tiny import make_bart, random_model
@@ -254,11 +255,11 @@ def test_start_from_a_text(bart):
     ids = [40, 41, 42]
     target = key_values_of_text(bart, ids)
     shallow = make_prefix(bart, init_shallow=True)
-    assert start_from_text(shallow, bart, ids) == []
+    assert start_from_text(shallow, Given(bart, ids)) == []
     assert all(torch.equal(flat, target[site]) for site, flat in shallow.flat().items())
     mlp = make_prefix(bart)
     embeddings = {branch.embedding: getattr(mlp, branch.embedding).weight.clone() for branch in BRANCHES}
-    losses = start_from_text(mlp, bart, ids)
+    losses = start_from_text(mlp, Given(bart, ids))
     assert len(losses) == 500
     assert losses[-1] < losses[0]
     distance = sum((mlp.flat()[site] - target[site]).square().mean() for site in target)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import seq2seq
 from prefixlib.errors import UserError
+from prefixlib.search_settings import Search
 from prefixlib.settings import TUNING_MODES
 from seq2seq import decoding, finetune
 from seq2seq.model import Model
@@ -140,10 +141,10 @@ def test_samples_depend_on_their_seed_alone(model):
 @torch.no_grad()
 def test_scores_are_those_of_teacher_forcing_behind_the_prefix(model):
     """The sum of the tokens' log-probabilities; the end is free of charge where the limit forces it."""
-    inputs, _ = model.encode(SOURCES, model.source_limit)
-    rule = decoding.decoding_rule("xsum", model.base.config, max_length=10, min_length=0)
+    search = Search(strategy="greedy", max_new_tokens=9, min_length=0)
+    inputs, rule = model.encode(SOURCES, search), model.rule(search)
     bare = PrefixLM(model.base)
-    for source, (best,) in zip(inputs, model.decode(inputs, rule, strategy="greedy", progress=False), strict=True):
+    for source, (best,) in zip(inputs, model.decode(inputs, search), strict=True):
         ids, start = torch.tensor([source]), model.base.config.decoder_start_token_id
         expected = best.tokens + [rule.eos_token_id] * (len(best.tokens) < 8)
         scores = []
@@ -179,11 +180,14 @@ def test_min_length_gives_way_to_a_short_limit_that_was_asked_for(model, place):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"strategy": "beams"}, "strategy 'beams': one of beam, greedy, nucleus"),
-        ({"strategy": "greedy", "num_beams": 3}, "'greedy' and num_beams do not go together: it belongs to 'beam'"),
-        ({"top_p": 0.5}, "'beam' and top_p do not go together: it belongs to 'nucleus'"),
+        ({"strategy": "beams"}, "--strategy beams: one of beam, greedy, nucleus"),
+        (
+            {"strategy": "greedy", "num_beams": 3},
+            "--strategy greedy and --num_beams do not go together: it belongs to --strategy beam",
+        ),
+        ({"top_p": 0.5}, "--strategy beam and --top_p do not go together: it belongs to --strategy nucleus"),
         ({"strategy": "nucleus", "top_p": 1.5}, "top_p 1.5"),
-        ({"num_beams": 0}, "num_beams and max_new_tokens must be at least 1"),
+        ({"num_beams": 0}, "--num_beams 0: must be above 0"),
         ({"num_beams": 2, "num_return_sequences": 3}, r"num_return_sequences 3: must be 1 to 2 \(beam\)"),
         ({"strategy": "greedy", "num_return_sequences": 2}, r"must be 1 to 1 \(greedy\)"),
         ({"max_new_tokens": 500}, "--max_length 501: .* at most the model's 160 positions"),

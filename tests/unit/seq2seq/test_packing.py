@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prefixlib import attention, packing
-from prefixlib.beam_search import DecodingRule
+from prefixlib.decoding.search import DecodingRule
 from prefixlib.packing import width_of
 from seq2seq import prefix_lm
 from seq2seq.decoding import Past, decode_batch

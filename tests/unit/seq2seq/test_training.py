@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from prefixlib.errors import UserError
-from seq2seq import finetune, lightning_base, model
+from seq2seq import building, finetune, lightning_base
 from seq2seq.callbacks import RESUME, Checkpoints, LogLines
 from tests.seq2seq_tiny import make_bart, make_summaries, training_flags
 
@@ -114,7 +114,7 @@ def test_a_prefix_that_started_from_a_text_is_resumed_without_starting_again(pla
         kill_at(patch, Checkpoints, "on_train_batch_end", 3)
         with pytest.raises(Killed):
             train(place, tmp_path / "killed", **settings)
-    monkeypatch.setattr(model, "start_from_text", None)
+    monkeypatch.setitem(building.STARTS, "text", None)
     assert equal(train(place, tmp_path / "killed", resume="yes", **settings)[0], whole)
 
 
@@ -236,7 +236,7 @@ def test_checkpointing_changes_nothing(place, whole_run, tmp_path):
 def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumulated, steps):
     """Three branches; six batches in `steps` steps, one validation pass of two batches, whose outputs share a run."""
     shapes = []
-    build = model.PrefixTuning
+    build = building.PrefixTuning
 
     def watched(config):
         prefix = build(config)
@@ -244,7 +244,7 @@ def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumu
             getattr(prefix, branch.network).register_forward_hook(lambda _m, inputs, _o: shapes.append(inputs[0].shape))
         return prefix
 
-    monkeypatch.setattr(model, "PrefixTuning", watched)
+    monkeypatch.setattr(building, "PrefixTuning", watched)
     train(place, tmp_path, epoch=1, gradient_accumulation_steps=accumulated)
     flattened = 2  # for the best and the last checkpoint
     assert shapes == [(3, 16)] * 3 * (steps + 2 + 1 + flattened)
@@ -262,7 +262,7 @@ def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumu
 )
 def test_optimiser_is_fused_but_not_where_that_rules_out_clipping(place, settings, fused):
     parsed, _ = finetune.parse_args(training_flags(place / "bart", place / "data", place, **settings))
-    lm = model.new(parsed).lm
+    lm = building.new(parsed).lm
     optimizer = lightning_base.BaseModule(lm, parsed, total_steps=10).configure_optimizers()["optimizer"]
     assert [group["fused"] for group in optimizer.param_groups] == [fused, fused]
 

@@ -9,26 +9,27 @@ candidate, eos included, would be at the current length. `length_normalization="
 length alone, as transformers does today.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from prefixlib.errors import UserError
+from prefixlib.search_settings import Search
+from prefixlib.tasks import InGPT2, InSeq2Seq
 
 
 class StepwiseModel(Protocol):
-    """A model with its cache filled for N prompts, moved on by one token per call."""
+    """A language model over N prompts with a cache, which each call extends by one token per row."""
 
     def prefill(self) -> Tensor:
         """Next-token logits (N, V) after the prompts; the cache then has one row per prompt."""
 
     def advance(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """Go on from the rows `rows` (R',), in that order, with `tokens` (R',); return next-token logits (R', V).
+        """Continue the rows `rows` (R',), in that order, with `tokens` (R',); return next-token logits (R', V).
 
-        `rows` is on the CPU. The rows of a sentence stand side by side, equally many for all sentences.
+        `rows` is on the CPU. The rows of a sentence are adjacent, and all sentences have equally many.
         """
 
 
@@ -57,6 +58,25 @@ class DecodingRule:
             raise ValueError(f"length_normalization {self.length_normalization!r}: 'prompt+output' or 'output'")
         if self.num_beams < 1 or self.max_new_tokens < 1:
             raise ValueError("num_beams and max_new_tokens must be at least 1")
+
+
+def rule_of(search: Search, usual: InGPT2 | InSeq2Seq, **more: Any) -> DecodingRule:
+    """The rule of a search, with the values of the task's row `usual` where the search has none; `more` as it is.
+
+    Raises UserError for values that no search can have.
+    """
+    names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "early_stopping")
+    values = {name: getattr(search, name) for name in names}
+    chosen = {name: getattr(usual, name) if value is None else value for name, value in values.items()}
+    search.check_values()
+    return DecodingRule(
+        **chosen,
+        length_normalization=search.length_normalization,
+        top_p=search.top_p,
+        top_k=search.top_k,
+        temperature=search.temperature or 1.0,  # 0 is greedy, which has none
+        **more,
+    )
 
 
 @dataclass
@@ -115,7 +135,7 @@ def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: De
     logits = model.prefill()
     for generated in range(rule.max_new_tokens):
         states = [(sentences[n].prompt, beam) for n in alive for beam in sentences[n].beams]
-        allowed = _allowed(logits, states, rule, generated)
+        allowed = allowed_tokens(logits, states, rule, generated)
         beams_now, wide = len(sentences[alive[0]].beams), min(2 * width, allowed.shape[1])
         # the best 2K of a sentence are among the best 2K of each of its beams, so no (R, V) sum is ever made
         values, token_ids = allowed.topk(wide, dim=1)  # (R, 2K)
@@ -170,21 +190,24 @@ def _choose(
 
 
 @torch.no_grad()
-def sample(
-    model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: DecodingRule, seeds: Sequence[int] | None = None
-) -> list[Hypothesis]:
-    """Decode N prompts by nucleus sampling (Holtzman et al. 2020), or greedily if `seeds` is None.
+def sampling(
+    model: StepwiseModel,
+    prompts: Sequence[Sequence[int]],
+    rule: DecodingRule,
+    seeds: Sequence[int] | None,
+    results: Sequence[Hypothesis],
+) -> Iterator[None]:
+    """Extend the N `results` in place, one token each per iteration, until all of them have ended.
 
-    Every prompt draws from its own seed, so a sample does not depend on its neighbours either. Scores are sums of
-    log-probabilities, not normalised.
+    Tokens are drawn by nucleus sampling (Holtzman et al. 2020), each prompt from its own seed, so that a sample does
+    not depend on its neighbours; greedily if `seeds` is None. Scores are sums of log-probabilities, not normalised.
     """
     generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
-    results = [Hypothesis(0.0, [], False) for _ in prompts]
     alive = list(range(len(prompts)))
     logits = model.prefill()
     for generated in range(rule.max_new_tokens):
         states = [(prompts[n], results[n].tokens) for n in alive]
-        allowed = _allowed(logits, states, rule, generated)
+        allowed = allowed_tokens(logits, states, rule, generated)
         picked = _pick(allowed, rule, None if generators is None else [generators[n] for n in alive])
         gained = allowed.gather(1, picked.unsqueeze(1)).squeeze(1).tolist()
         rows, next_alive = [], []
@@ -198,91 +221,30 @@ def sample(
             if not results[n].finished:
                 rows.append(row)
                 next_alive.append(n)
+        yield
         alive = next_alive
         if not alive or generated + 1 == rule.max_new_tokens:
-            break
+            return
         logits = model.advance(torch.tensor(rows), picked[rows])
+
+
+def sample(
+    model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: DecodingRule, seeds: Sequence[int] | None = None
+) -> list[Hypothesis]:
+    """Decode N prompts by `sampling` to their ends: from `seeds`, one per prompt, or greedily if there are none."""
+    results = [Hypothesis(0.0, [], False) for _ in prompts]
+    for _ in sampling(model, prompts, rule, seeds, results):
+        pass
     return results
 
 
-@torch.no_grad()
 def stream(model: StepwiseModel, prompt: Sequence[int], rule: DecodingRule, seed: int | None = None) -> Iterator[int]:
-    """The tokens of `sample` for one prompt, each as soon as it is chosen; the final eos is not among them."""
-    generators = None if seed is None else [torch.Generator().manual_seed(seed)]
-    tokens: list[int] = []
-    logits = model.prefill()
-    for generated in range(rule.max_new_tokens):
-        picked = _pick(_allowed(logits, [(prompt, tokens)], rule, generated), rule, generators)
-        if picked.item() == rule.eos_token_id:
-            return
-        tokens.append(picked.item())
-        yield tokens[-1]
-        if rule.stop and rule.stop(tokens):
-            return
-        if generated + 1 < rule.max_new_tokens:
-            logits = model.advance(torch.tensor([0]), picked)
-
-
-def as_texts(
-    found: Iterable[Sequence[Hypothesis]], to_text: Callable[[list[int]], str], *, several: bool, scores: bool
-) -> list[Any]:
-    """The texts of each prompt's hypotheses: the first one's, or with `several` a list; (text, score) with `scores`."""
-    results = []
-    for hypotheses in found:
-        texts: list[Any] = [to_text(hypothesis.tokens) for hypothesis in hypotheses]
-        if scores:
-            texts = [(text, hypothesis.score) for text, hypothesis in zip(texts, hypotheses, strict=True)]
-        results.append(texts if several else texts[0])
-    return results
-
-
-def check_count(count: int, strategy: str, num_beams: int) -> None:
-    """Raise UserError unless a search gives `count` outputs per prompt: as many as beams, one greedily, any sampled."""
-    most = max({"beam": num_beams, "greedy": 1}.get(strategy, count), 1)
-    if not 1 <= count <= most:
-        raise UserError(f"num_return_sequences {count}: must be 1 to {most} ({strategy})")
-
-
-def stop_rule(stop: Sequence[str], to_text: Callable[[Sequence[int]], str]) -> Callable[[Sequence[int]], bool] | None:
-    """Whether one of the strings `stop` stands at the end of generated tokens; None without strings."""
-    if not stop:
-        return None
-    longest = max(len(text.encode()) for text in stop) + 8  # a token is at least a byte; some decode only with others
-    return lambda tokens: any(text in to_text(tokens[-longest:]) for text in stop)
-
-
-def as_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One text or several as the flag has them."""
-    return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def cut_at(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the strings `stop`."""
-    return min((text.split(end, 1)[0] for end in stop), key=len, default=text)
-
-
-def text_pieces(
-    tokens: Iterable[int], to_text: Callable[[list[int]], str], stop: Sequence[str] = (), verbatim: bool = False
-) -> Iterator[str]:
-    """The text of a stream of tokens, a piece at a time; the pieces joined are `to_text` of all tokens.
-
-    The last word is held back until the next one begins, for cleaning may still change it ("do n't" -> "don't"); of
-    `verbatim` texts, half a character is. So is what may be the beginning of one of the strings `stop`.
-    """
-    seen: list[int] = []
-    given = text = ""
-    for token in tokens:
-        seen.append(token)
-        text = to_text(seen)
-        whole = text.rstrip("\ufffd") if verbatim else text[: text.rfind(" ") + 1].rstrip()
-        begun = [n for end in stop for n in range(1, len(end)) if whole.endswith(end[:n])]
-        whole = whole[: len(whole) - max(begun, default=0)]
-        if len(whole) > len(given) and whole.startswith(given):
-            yield whole[len(given) :]
-            given = whole
-    text = to_text(seen)
-    if len(text) > len(given):
-        yield text[len(given) :]
+    """Yield the tokens of `sample` for one prompt, each as soon as it is chosen, without the final eos."""
+    result = Hypothesis(0.0, [], False)
+    given = 0
+    for _ in sampling(model, [prompt], rule, None if seed is None else [seed], [result]):
+        yield from result.tokens[given:]
+        given = len(result.tokens)
 
 
 def _pick(allowed: Tensor, rule: DecodingRule, generators: Sequence[torch.Generator] | None) -> Tensor:
@@ -305,7 +267,7 @@ def _nucleus(allowed: Tensor, rule: DecodingRule) -> Tensor:
     return torch.zeros_like(allowed).scatter(1, order, probabilities)
 
 
-def _allowed(logits: Tensor, states: list, rule: DecodingRule, generated: int) -> Tensor:
+def allowed_tokens(logits: Tensor, states: list, rule: DecodingRule, generated: int) -> Tensor:
     """Log-probabilities (R, V) in float32 with what the rule forbids at -inf, which does not raise the others'.
 
     `states` holds (prompt, generated tokens) per row.

@@ -1,0 +1,279 @@
+"""A new model to train: the base model, a prefix and its start; or what is tuned inside the base model.
+
+Legend: P prefix length, L layers, H key/value heads, D head size, E width of the word embeddings.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.dataset import encode
+from gpt2.flags import DEFAULT_MODEL, Settings
+from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_positions
+from gpt2.model import Model, load_prefix
+from gpt2.prefix_lm import PrefixLM
+from gpt2.train_control import FAMILY, PrefixConfig, join_layers, make_prefix
+from prefixlib import baselines, checkpoint, gguf_base
+from prefixlib.base_model import (
+    check_tokenizer,
+    dropout_settings,
+    evaluating,
+    fingerprint,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_model_name,
+)
+from prefixlib.errors import UserError
+from prefixlib.readers import read_text
+
+logger = logging.getLogger(__name__)
+
+
+def new(
+    settings: Settings, *, resuming: bool = False, task: Mapping[str, Any] | None = None, texts: Sequence[str] = ()
+) -> Model:
+    """The model that a run trains: a base with a new prefix in front, or the base itself, whole, in part, or adapters.
+
+    Just what the tuning mode trains requires gradients. A resumed run has its weights already, so its prefix does not
+    start from a text again. The tokenizer must be able to write `texts`. Raises UserError for a base model that does
+    not fit.
+    """
+    name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
+    hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
+    tokenizer = load_tokenizer(name, **hub)
+    base = _load_base(name, settings, hub)
+    check_tokenizer(name, tokenizer, base, texts)
+    revision = settings.model_revision or getattr(base.config, "_commit_hash", None)
+    base_record = {"name": name, "revision": revision, "fingerprint": fingerprint(base, tokenizer)}
+    base_record |= gguf_base.described(name)
+    if settings.quantization:
+        base_record["quantization"] = settings.quantization
+    checkpointing, both = settings.gradient_checkpointing, settings.tuning_mode == "bothtune"
+    prefix, train_base = None, True
+    if settings.has_prefix:
+        prefix = make_start(settings, base, tokenizer, resuming)
+        train_base = both or settings.use_dropout or checkpointing
+    else:
+        check_rows(base)  # now, not when the result of the training is to be decoded
+        if settings.tuning_mode == "finetune-top":
+            baselines.train_top(base, settings.top_layers, embeddings=settings.top_embeddings)
+        elif settings.tuning_mode == "adaptertune":
+            baselines.insert(base, settings.adapter_design, settings.adapter_bottleneck)
+            baselines.train_only_adapters(base)
+    lm = PrefixLM(base, prefix, train_base=train_base, checkpointing=checkpointing, freeze=not both)
+    return Model(lm, tokenizer, dict(task or settings.training_settings()), base_record)
+
+
+def _load_base(name: str, settings: Settings, hub: Mapping[str, Any]) -> nn.Module:
+    """The base model in the precision and with the dropout that the run wants."""
+    frozen = settings.tuning_mode == "prefixtune"
+    # frozen weights need no float32 master copy under bf16; weights that are trained do
+    dtype = torch.bfloat16 if settings.bf16 and frozen else torch.float32
+    dropout = {}
+    if settings.use_custom_teacher_dropout:
+        if not hasattr(load_config(name, **hub), "resid_pdrop"):
+            raise UserError(f"--use_custom_teacher_dropout yes: {name} has no residual dropout (resid_pdrop) to set")
+        dropout = {"resid_pdrop": settings.dropout}
+    if frozen and settings.gradient_checkpointing and not settings.use_dropout:
+        # layers are checkpointed in train mode only, so there the dropout has to be taken out of the model
+        dropout = dict.fromkeys(dropout_settings(load_config(name, **hub)), 0.0)
+    return load_model(name, FAMILY, **hub, dtype=dtype, quantization=settings.quantization, **dropout)
+
+
+def prefix_settings(settings: Settings) -> dict[str, Any]:
+    """The settings of PrefixConfig that the flags choose. P is the flag's: a text to start from has its own."""
+    return {
+        "preseqlen": settings.preseqlen if settings.optim_prefix else 0,
+        "mid_dim": settings.mid_dim,
+        "prefix_dropout": settings.dropout,
+        "prefix_mode": settings.prefix_mode,
+        "format_mode": settings.format_mode,
+        "optim_prefix": settings.optim_prefix,
+        "parametrize_emb": settings.parametrize_emb,
+        "use_deep": settings.use_deep,
+        "init_shallow": settings.init_shallow,
+        "init_text": settings.start_text(),
+    }
+
+
+def check_same_prefix(settings: Settings, earlier: PrefixConfig, directory: Path | str) -> None:
+    """Raise UserError naming both values if the flags ask for another prefix than the checkpoint in `directory` has."""
+    given, known = prefix_settings(settings), earlier.as_dict()
+    text, started = given.pop("init_text"), known.pop("init_text")
+    if not settings.prefix_model_path and text != started:  # initialisation does not apply to a loaded prefix
+        how = "did not start from a text" if started is None else f"started from the text {started!r}"
+        raise UserError(f"{directory} {how}: --init_text (--init_shallow_word, --lowdata_token) says otherwise")
+    if text is not None:
+        del given["preseqlen"]  # it is the text's
+    for values in (given, known):
+        values["dropout"] = values.pop("prefix_dropout")
+    checkpoint.check_agrees(given, known, directory)
+
+
+def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bool) -> nn.Module:
+    """The prefix with the start that the flags ask for: see STARTS.
+
+    A resumed run reads its weights later; it does not start again. Raises UserError for a model that it does not fit.
+    """
+    chosen, name = prefix_settings(settings), choose_start(settings)
+    given = Given(base)
+    if name == "text":
+        given.ids = text_ids(tokenizer, chosen["init_text"], max_positions(base.config) - 2)
+        chosen["preseqlen"] = len(given.ids)
+    elif name == "context":
+        given.ids = context_ids(settings, base, tokenizer)[: chosen["preseqlen"]]
+    config = PrefixConfig.for_model(base.config, **chosen)
+    check_takes_prefix(base)
+    if name == "checkpoint":
+        earlier = load_prefix(Path(settings.prefix_model_path).expanduser())
+        check_same_prefix(settings, earlier.config, settings.prefix_model_path)
+        shape = {name: value for name, value in config.as_dict().items() if name.startswith(("n_", "head"))}
+        checkpoint.check_agrees(shape, earlier.config.as_dict(), settings.prefix_model_path)
+        given.network = earlier.network
+    prefix = make_prefix(config, freeze_first=settings.freeze_first)
+    if not resuming:
+        STARTS[name](prefix, given)
+    return prefix
+
+
+LEAST_BEHIND = 64  # positions that --distill_context has to leave for what stands behind its text
+
+
+def context_ids(settings: Settings, base: nn.Module, tokenizer: Any) -> list[int]:
+    """The tokens of --distill_context. Raises UserError unless they are more than the prefix, and fit the model."""
+    path = Path(settings.distill_context).expanduser()
+    if not path.is_file():
+        raise UserError(f"--distill_context {path}: no such file")
+    ids, positions = encode(tokenizer, [read_text(path)])[0], max_positions(base.config)
+    if not 1 <= len(ids) <= positions - LEAST_BEHIND:
+        raise UserError(
+            f"--distill_context {path} has {len(ids)} tokens; the model takes 1 to {positions - LEAST_BEHIND}, "
+            f"as {LEAST_BEHIND} of its {positions} positions are for what stands behind the text"
+        )
+    if len(ids) <= settings.preseqlen:
+        raise UserError(
+            f"--preseqlen {settings.preseqlen}: {path} has {len(ids)} tokens, and the prefix stands for more"
+        )
+    return ids
+
+
+# ---- starting a prefix from a text (paper section 7.4) -----------------------------------------------------------
+
+STEPS, LEARNING_RATE = 500, 1e-4  # the original's regression onto the activations of real words
+
+
+def text_ids(tokenizer: Any, text: str, limit: int) -> list[int]:
+    """The text's tokens, its first word with a leading space as inside a sentence. UserError unless 1 to `limit`."""
+    ids = encode(tokenizer, [text if text[:1].isspace() else f" {text}"])[0] if text.strip() else []
+    if not 1 <= len(ids) <= limit:
+        raise UserError(f"the initial text {text[:40]!r} has {len(ids)} tokens; it needs 1 to {limit}")
+    return ids
+
+
+@dataclass
+class Given:
+    """What a start may be made of."""
+
+    base: nn.Module
+    ids: Sequence[int] = ()  # the tokens of a text
+    network: Mapping[str, Tensor] | None = None  # another prefix's weights
+
+
+def choose_start(settings: Settings) -> str:
+    """The name of the start in STARTS."""
+    if settings.prefix_model_path:
+        return "checkpoint"
+    if settings.distill_context:
+        return "context"
+    if settings.start_text() is not None:
+        return "text"
+    return "uniform" if settings.init_random == "uniform" else "random"
+
+
+def start_from_checkpoint(prefix: nn.Module, given: Given) -> None:
+    """Copy the weights of another prefix."""
+    prefix.load_state_dict(given.network)
+
+
+def start_random(prefix: nn.Module, given: Given) -> None:
+    """Keep torch's initialisation: N(0, 1) for the P vectors, or for keys and values without an MLP."""
+
+
+def start_uniform(prefix: nn.Module, given: Given) -> None:
+    """Draw what a random prefix is made of, its P vectors (without an MLP its keys and values), from [0, 1)."""
+    drawn = [module.weight for module in prefix.modules() if isinstance(module, nn.Embedding)]
+    for parameter in [*drawn, prefix.control_trans] if prefix.config.init_shallow else drawn:
+        nn.init.uniform_(parameter)
+
+
+def start_from_text(prefix: nn.Module, given: Given) -> list[float]:
+    """Start the prefix at a text of P tokens; returns the losses of a regression, [] if none is needed.
+
+    activation, no MLP (--init_shallow yes)     copied: the prefix starts exactly as if the text preceded every input
+    activation, MLP                             the MLP is trained onto the text's keys and values for 500 steps
+    embedding, --parametrize_emb Emb            copied: the trained embeddings start as the text's words
+    embedding, MLP                              the MLP is trained onto the words' embeddings for 500 steps
+    infix                                       exact: the MLP adds 0 to the keys and values of the text's words
+    """
+    base = given.base
+    text = torch.tensor([list(given.ids)], device=base.get_input_embeddings().weight.device)
+    with torch.no_grad(), evaluating(base):
+        words = base.get_input_embeddings()(text)[0].float()  # (P, E)
+        states = join_layers(key_values(base, input_ids=text)).float()  # (P, 2*L*H*D), at positions 0..P-1
+    config = prefix.config
+    if config.prefix_mode == "embedding":
+        if config.parametrize_emb == "Emb":
+            return _copy(prefix.wte.weight, words)
+        return _regress(prefix, prefix.embeddings, words)
+    if config.format_mode == "infix":
+        for added in [prefix.control_trans] if config.init_shallow else prefix.control_trans[-1].parameters():
+            _copy(added, torch.zeros_like(added))
+        return _copy(prefix.wte2.weight, words)
+    if config.init_shallow:
+        prefix.load_state_dict({"control_trans": states})
+        return []
+    return _regress(prefix, prefix.flat, states)
+
+
+# Every start of a prefix, by the name that `choose_start` gives: (prefix, what it is made of) -> None.
+STARTS: Mapping[str, Callable[[nn.Module, Given], Any]] = {
+    "random": start_random,
+    "uniform": start_uniform,
+    "text": start_from_text,
+    "context": start_from_text,  # the first P tokens of --distill_context
+    "checkpoint": start_from_checkpoint,
+}
+
+
+def _copy(parameter: Tensor, values: Tensor) -> list[float]:
+    with torch.no_grad():
+        parameter.copy_(values)
+    return []
+
+
+def _regress(prefix: nn.Module, output, target: Tensor) -> list[float]:
+    """The original's regression: Adam on the network, not on its P input vectors; mean squared error, dropout on."""
+    optimizer = torch.optim.Adam(prefix.control_trans.parameters(), lr=LEARNING_RATE)
+    target = target.to(prefix.wte.weight.device)
+    losses, last_line = [], time.perf_counter()
+    for step in range(STEPS):
+        if time.perf_counter() - last_line > 3:  # seconds
+            last_line = time.perf_counter()
+            logger.info("training the prefix onto the initial text: step %d of %d", step, STEPS)
+        loss = nn.functional.mse_loss(prefix.dropout(output()), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    prefix.zero_grad()
+    logger.info(
+        "prefix trained onto the initial text's %d tokens: loss %.4f -> %.4f", len(target), losses[0], losses[-1]
+    )
+    return losses

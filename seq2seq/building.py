@@ -1,0 +1,177 @@
+"""A new model to train: the base model, a prefix and its start; or what is tuned inside the base model.
+
+Legend: P prefix length, L layers, H heads, D head size.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefixlib import attention, baselines
+from prefixlib.base_model import (
+    check_tokenizer,
+    dropout_settings,
+    fingerprint,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_model_name,
+)
+from prefixlib.errors import UserError
+from seq2seq.flags import DEFAULT_MODEL, Settings
+from seq2seq.frozen_lm import install, key_values_of_text, max_positions
+from seq2seq.model import Model, load_prefix
+from seq2seq.prefix_lm import PrefixLM
+from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning
+
+logger = logging.getLogger(__name__)
+
+
+def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()) -> Model:
+    """The model that a run trains: a base with a new prefix, or the base itself, whole, in part, or its adapters.
+
+    Just what the tuning mode trains requires gradients. The prefix starts at random, from a text, or at the weights of
+    --prefix_model_path; that of a resumed run gets its weights later, so it does not start from a text again. The
+    tokenizer must be able to write `texts`. Raises UserError for a base model or a start that does not fit.
+    """
+    name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
+    hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
+    tokenizer = load_tokenizer(name, **hub)
+    without = settings.tuning_mode == "prefixtune" and not settings.use_dropout
+    dropout = dropout_settings(load_config(name, **hub))
+    # a layer that is left out (LayerDrop, M2M100) would leave out its prefix: a step could be without any gradient
+    off = {key: 0.0 for key in dropout if without or (settings.has_prefix and "layerdrop" in key)}
+    base = load_model(name, FAMILY, **hub, quantization=settings.quantization, **off)
+    check_tokenizer(name, tokenizer, base, texts)
+    mark, prefix = fingerprint(base, tokenizer), None  # before adapters are put in
+    if settings.has_prefix:
+        install(base)
+        prefix = make_start(settings, base, tokenizer, resuming)
+    elif settings.tuning_mode == "finetune-top":
+        baselines.train_top(base, settings.top_layers, embeddings=settings.top_embeddings)
+    elif settings.tuning_mode == "adaptertune":
+        baselines.insert(base, settings.adapter_design, settings.adapter_bottleneck)
+        baselines.train_only_adapters(base)
+    lm = PrefixLM(base, prefix, freeze=settings.tuning_mode != "bothtune")
+    if settings.gradient_checkpointing:
+        attention.enable_checkpointing(base)
+    task = {
+        "mode": settings.mode,
+        "tuning_mode": settings.tuning_mode,
+        "seed": settings.seed,
+        "max_source_length": settings.lengths(max_positions(base.config))["max_source_length"],
+        **settings.data_settings(),
+        **settings.tuning_settings(),
+    }
+    record_ = {"name": name, "revision": settings.model_revision, "fingerprint": mark}
+    if settings.quantization:
+        record_["quantization"] = settings.quantization
+    return Model(lm, tokenizer, task, record_)
+
+
+def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bool) -> PrefixTuning:
+    """The prefix with the start that the flags ask for: see STARTS.
+
+    A resumed run reads its weights later; it does not start again. Raises UserError for a model that it does not fit.
+    """
+    name, given = choose_start(settings), Given(base)
+    if name == "text":
+        given.ids, limit = text_ids(tokenizer, settings.start_text()), max_positions(base.config)
+        if not 0 < len(given.ids) <= limit:
+            raise UserError(f"the initial text has {len(given.ids)} tokens; it needs 1 to {limit}")
+    config = PrefixConfig.for_model(
+        base.config,
+        preseqlen=len(given.ids) or settings.preseqlen,
+        mid_dim=settings.mid_dim,
+        prefix_dropout=settings.dropout,
+        use_deep=settings.use_deep,
+        **{branch.switch: getattr(settings, branch.switch) for branch in BRANCHES},
+        init_shallow=settings.init_shallow,
+    )
+    if name == "checkpoint":
+        saved = load_prefix(settings.prefix_model_path)
+        known, wanted = saved.config.as_dict(), config.as_dict()
+        differing = [f"{name} {known[name]}, not {wanted[name]}" for name in known if known[name] != wanted[name]]
+        if differing:
+            raise UserError(
+                f"--prefix_model_path {settings.prefix_model_path} was trained with other settings: "
+                + ", ".join(differing)
+            )
+        given.network = saved.network
+    prefix = PrefixTuning(config)
+    if not resuming:
+        STARTS[name](prefix, given)
+    return prefix
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The text's tokens, without special ones."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+# ---- starts of a prefix (paper section 7.4) ----------------------------------------------------------------------
+
+STEPS, LEARNING_RATE = 500, 1e-4  # the original's regression onto the activations of real words
+
+
+@dataclass
+class Given:
+    """What a start may be made of."""
+
+    base: nn.Module
+    ids: Sequence[int] = ()  # the tokens of a text
+    network: Mapping[str, Tensor] | None = None  # another prefix's weights
+
+
+def choose_start(settings: Settings) -> str:
+    """The name of the start in STARTS."""
+    if settings.prefix_model_path:
+        return "checkpoint"
+    return "random" if settings.start_text() is None else "text"
+
+
+def start_from_checkpoint(prefix: PrefixTuning, given: Given) -> None:
+    """Copy the weights of another prefix."""
+    prefix.load_state_dict(given.network)
+
+
+def start_random(prefix: PrefixTuning, given: Given) -> None:
+    """Keep torch's initialisation: N(0, 1) for the P vectors, or for keys and values without an MLP."""
+
+
+def start_from_text(prefix: PrefixTuning, given: Given) -> list[float]:
+    """Start the prefix at the keys and values of P tokens: copied without an MLP, else the MLPs are trained onto them.
+
+    The training is the original's: Adam on the networks, not the embeddings, mean squared error; returns its losses.
+    """
+    target = key_values_of_text(given.base, list(given.ids))
+    if prefix.config.init_shallow:
+        with torch.no_grad():
+            for branch in prefix.branches:
+                getattr(prefix, branch.network).copy_(target[branch.site])
+        return []
+    networks = nn.ModuleList(getattr(prefix, branch.network) for branch in prefix.branches)
+    optimizer = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
+    losses = []
+    for _ in range(STEPS):
+        flat = prefix.flat()
+        loss = sum(nn.functional.mse_loss(prefix.dropout(flat[site]), target[site]) for site in flat)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    prefix.zero_grad()
+    logger.info("prefix trained onto %d tokens: loss %.4f -> %.4f", len(given.ids), losses[0], losses[-1])
+    return losses
+
+
+# Every start of a prefix, by the name that `choose_start` gives: (prefix, what it is made of) -> None.
+STARTS: Mapping[str, Callable[[PrefixTuning, Given], Any]] = {
+    "random": start_random,
+    "text": start_from_text,
+    "checkpoint": start_from_checkpoint,
+}
