@@ -80,7 +80,7 @@ class Generates(ABC):
         """The task's row. Raises UserError for a model that does not say what it was trained for."""
         mode = self.task.get("mode")
         if mode is None:
-            raise UserError("the model does not say its task: pass mode to load(..., mode=...)")
+            raise UserError("the model does not say its task: load(..., mode=...) names it")
         return find_task(mode)
 
     @property

@@ -80,8 +80,8 @@ def test_losses_and_gradients_equal_those_of_the_padded_batch(name, how, monkeyp
     (nll, rows, gradients), (packed_nll, packed_rows, packed_gradients) = found
     assert close(packed_nll, nll)
     assert torch.equal(packed_rows, rows)
-    # a key's bias has no gradient but rounding
-    least = 1e-4 * max(g.abs().max() for g in gradients) if how == "no prefix" else 0
+    # a key's bias has no gradient but rounding: float32 rounds at 1e-7 of the largest one
+    least = 1e-3 * max(g.abs().max() for g in gradients) if how == "no prefix" else 0
     for one, other in zip(packed_gradients, gradients, strict=True):
         assert (one - other).abs().max() < 1e-4 * max(other.abs().max(), least)
 

@@ -246,7 +246,7 @@ def test_network_runs_once_a_step_on_p_rows(place, tmp_path, monkeypatch, accumu
 
     monkeypatch.setattr(building, "PrefixTuning", watched)
     train(place, tmp_path, epoch=1, gradient_accumulation_steps=accumulated)
-    flattened = 2  # for the best and the last checkpoint
+    flattened = 3  # to count what is stored, and for the best and the last checkpoint
     assert shapes == [(3, 16)] * 3 * (steps + 2 + 1 + flattened)
 
 
