@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2 import decoding
 from gpt2.decoding import CausalSteps, decode
 from gpt2.train_control import split_layers
+from prefixlib.decoding.naive import naive_beam_search
 from prefixlib.decoding.search import DecodingRule, _choose, _Sentence, beam_search, sample
 from tests.conftest import close
 
@@ -228,3 +229,29 @@ def test_a_sentence_stops_by_the_length_before_the_step():
     table = {(): [0.5, 0.4, 0.1], (1,): [0.98, 0.01, 0.01]}
     found = beam_search(Script(table), [[5]], DecodingRule(eos_token_id=0, max_new_tokens=4, num_beams=1))[0]
     assert [h.tokens for h in found] == [[]]
+
+
+RULES = {
+    "plain": {},
+    "output alone": {"length_normalization": "output", "length_penalty": 2.0},
+    "early": {"early_stopping": True},
+    "bans": {"banned_token_ids": (3, 7), "no_repeat_ngram_size": 2},
+    "lengths": {"min_length": 6, "forced_first_token_id": 4, "forced_last_token_id": 49},
+    "stop": {"stop": lambda tokens: tokens[-1] % 5 == 1},
+    "one beam": {"num_beams": 1},
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_beams_are_those_of_the_naive_search(tiny_lm, name):
+    """The executable specification reads every beam anew, without a cache."""
+    base = tiny_lm.base
+    for parameter in base.parameters():
+        parameter.data.mul_(4)  # a fresh model finds every token alike
+    rule = DecodingRule(**{"eos_token_id": 49, "max_new_tokens": 6, "num_beams": 4, **RULES[name]})
+    found = decoding.decode_several(base, PROMPTS, rule, count=rule.num_beams)
+    for prompt, hypotheses in zip(PROMPTS, found, strict=True):
+        expected = naive_beam_search(lambda tokens: base(torch.tensor([tokens])).logits[0, -1], prompt, rule)
+        assert [(h.tokens, h.finished) for h in hypotheses] == [(h.tokens, h.finished) for h in expected]
+        assert [h.score for h in hypotheses] == pytest.approx([h.score for h in expected], abs=1e-4)
+    assert len({tuple(h.tokens) for hypotheses in found for h in hypotheses}) >= 5
