@@ -4,9 +4,7 @@ Legend: P prefix length, L layers, H key/value heads, D head size, E width of th
 """
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_posit
 from gpt2.model import Model, load_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import FAMILY, PrefixConfig, join_layers, make_prefix
-from prefixlib import baselines, checkpoint, gguf_base
+from prefixlib import checkpoint, gguf_base
 from prefixlib.base_model import (
     check_tokenizer,
     dropout_settings,
@@ -31,6 +29,8 @@ from prefixlib.base_model import (
     resolve_model_name,
 )
 from prefixlib.errors import UserError
+from prefixlib.methods.starts import Given, regress, start_from_checkpoint, start_random
+from prefixlib.methods.table import METHODS
 from prefixlib.readers import read_text
 
 logger = logging.getLogger(__name__)
@@ -55,25 +55,21 @@ def new(
     base_record |= gguf_base.described(name)
     if settings.quantization:
         base_record["quantization"] = settings.quantization
-    checkpointing, both = settings.gradient_checkpointing, settings.tuning_mode == "bothtune"
+    checkpointing, method = settings.gradient_checkpointing, METHODS[settings.tuning_mode]
     prefix, train_base = None, True
     if settings.has_prefix:
         prefix = make_start(settings, base, tokenizer, resuming)
-        train_base = both or settings.use_dropout or checkpointing
+        train_base = method.tunes_base or settings.use_dropout or checkpointing
     else:
         check_rows(base)  # now, not when the result of the training is to be decoded
-        if settings.tuning_mode == "finetune-top":
-            baselines.train_top(base, settings.top_layers, embeddings=settings.top_embeddings)
-        elif settings.tuning_mode == "adaptertune":
-            baselines.insert(base, settings.adapter_design, settings.adapter_bottleneck)
-            baselines.train_only_adapters(base)
-    lm = PrefixLM(base, prefix, train_base=train_base, checkpointing=checkpointing, freeze=not both)
+    method.apply(base, vars(settings))
+    lm = PrefixLM(base, prefix, train_base=train_base, checkpointing=checkpointing, freeze=not method.tunes_base)
     return Model(lm, tokenizer, dict(task or settings.training_settings()), base_record)
 
 
 def _load_base(name: str, settings: Settings, hub: Mapping[str, Any]) -> nn.Module:
     """The base model in the precision and with the dropout that the run wants."""
-    frozen = settings.tuning_mode == "prefixtune"
+    frozen = not METHODS[settings.tuning_mode].tunes_base
     # frozen weights need no float32 master copy under bf16; weights that are trained do
     dtype = torch.bfloat16 if settings.bf16 and frozen else torch.float32
     dropout = {}
@@ -166,8 +162,6 @@ def context_ids(settings: Settings, base: nn.Module, tokenizer: Any) -> list[int
 
 # ---- starting a prefix from a text (paper section 7.4) -----------------------------------------------------------
 
-STEPS, LEARNING_RATE = 500, 1e-4  # the original's regression onto the activations of real words
-
 
 def text_ids(tokenizer: Any, text: str, limit: int) -> list[int]:
     """The text's tokens, its first word with a leading space as inside a sentence. UserError unless 1 to `limit`."""
@@ -175,15 +169,6 @@ def text_ids(tokenizer: Any, text: str, limit: int) -> list[int]:
     if not 1 <= len(ids) <= limit:
         raise UserError(f"the initial text {text[:40]!r} has {len(ids)} tokens; it needs 1 to {limit}")
     return ids
-
-
-@dataclass
-class Given:
-    """What a start may be made of."""
-
-    base: nn.Module
-    ids: Sequence[int] = ()  # the tokens of a text
-    network: Mapping[str, Tensor] | None = None  # another prefix's weights
 
 
 def choose_start(settings: Settings) -> str:
@@ -195,15 +180,6 @@ def choose_start(settings: Settings) -> str:
     if settings.start_text() is not None:
         return "text"
     return "uniform" if settings.init_random == "uniform" else "random"
-
-
-def start_from_checkpoint(prefix: nn.Module, given: Given) -> None:
-    """Copy the weights of another prefix."""
-    prefix.load_state_dict(given.network)
-
-
-def start_random(prefix: nn.Module, given: Given) -> None:
-    """Keep torch's initialisation: N(0, 1) for the P vectors, or for keys and values without an MLP."""
 
 
 def start_uniform(prefix: nn.Module, given: Given) -> None:
@@ -242,6 +218,21 @@ def start_from_text(prefix: nn.Module, given: Given) -> list[float]:
     return _regress(prefix, prefix.flat, states)
 
 
+def _copy(parameter: Tensor, values: Tensor) -> list[float]:
+    with torch.no_grad():
+        parameter.copy_(values)
+    return []
+
+
+def _regress(prefix: nn.Module, output: Callable[[], Tensor], target: Tensor) -> list[float]:
+    target = target.to(prefix.wte.weight.device)
+
+    def loss() -> Tensor:
+        return nn.functional.mse_loss(prefix.dropout(output()), target)
+
+    return regress(prefix, prefix.control_trans.parameters(), loss, len(target))
+
+
 # Every start of a prefix, by the name that `choose_start` gives: (prefix, what it is made of) -> None.
 STARTS: Mapping[str, Callable[[nn.Module, Given], Any]] = {
     "random": start_random,
@@ -250,30 +241,3 @@ STARTS: Mapping[str, Callable[[nn.Module, Given], Any]] = {
     "context": start_from_text,  # the first P tokens of --distill_context
     "checkpoint": start_from_checkpoint,
 }
-
-
-def _copy(parameter: Tensor, values: Tensor) -> list[float]:
-    with torch.no_grad():
-        parameter.copy_(values)
-    return []
-
-
-def _regress(prefix: nn.Module, output, target: Tensor) -> list[float]:
-    """The original's regression: Adam on the network, not on its P input vectors; mean squared error, dropout on."""
-    optimizer = torch.optim.Adam(prefix.control_trans.parameters(), lr=LEARNING_RATE)
-    target = target.to(prefix.wte.weight.device)
-    losses, last_line = [], time.perf_counter()
-    for step in range(STEPS):
-        if time.perf_counter() - last_line > 3:  # seconds
-            last_line = time.perf_counter()
-            logger.info("training the prefix onto the initial text: step %d of %d", step, STEPS)
-        loss = nn.functional.mse_loss(prefix.dropout(output()), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    prefix.zero_grad()
-    logger.info(
-        "prefix trained onto the initial text's %d tokens: loss %.4f -> %.4f", len(target), losses[0], losses[-1]
-    )
-    return losses

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixlib.errors import UserError
+from prefixlib.methods.table import WITH_PREFIX
 from prefixlib.search_settings import Search, SearchFlags
 from prefixlib.settings import (
     DECODING,
@@ -17,7 +18,6 @@ from prefixlib.settings import (
     SEARCH_BOUNDS,
     TASK,
     TRAINING,
-    WITH_PREFIX,
     Only,
     Training,
     flag,

@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
-from prefixlib import baselines, gguf_base, schema
+from prefixlib import gguf_base, schema
 from prefixlib.checkpoint import OWN_MODEL
 from prefixlib.errors import UserError, first_line, refused_by_system
+from prefixlib.methods import adapters
 from prefixlib.quantization import check_quantized, is_quantized, loading_options
 
 logger = logging.getLogger(__name__)
@@ -136,9 +137,9 @@ def load_model(
     for part in _parts(config):
         for key in config_overrides.keys() & part.to_dict().keys():
             setattr(part, key, config_overrides[key])
-    adapted = baselines.has_adapters(config)
+    adapted = adapters.has_adapters(config)
     model, loading = _fetch(
-        (baselines.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
+        (adapters.model_class(config) if adapted else AUTO_CLASSES[family]).from_pretrained,
         name,
         revision=revision,
         cache_dir=cache_dir,
@@ -162,7 +163,7 @@ def check_loaded(name: str, loading: Mapping[str, Any]) -> None:
     """
     missing, unexpected = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
     mismatched = sorted(str(key[0]) for key in loading.get("mismatched_keys", ()))
-    odd = [key for key in (*missing, *unexpected) if baselines.NAME in key]
+    odd = [key for key in (*missing, *unexpected) if adapters.NAME in key]
     if odd:  # those of the original code have names of their own
         raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
     kinds = {"lacks": missing, "has unknown": unexpected, "has other shapes for": mismatched}

@@ -15,11 +15,11 @@ from typing import Any
 from prefixlib import files
 from prefixlib.config_file import expand
 from prefixlib.errors import UserError
+from prefixlib.methods.table import METHODS
 from prefixlib.settings import (
     LENGTH,
     RARE,
     RECORDS,
-    TUNING_MODES,
     USAGE,
     Flags,
     Parser,
@@ -96,7 +96,7 @@ def parse(parser: Parser, argv: Sequence[str], settings: type[Training], tree: s
     elif launch.recipe:
         recipes = find_task(found.mode).paper.get(tree, {})
         if found.tuning_mode not in recipes:
-            known = ", ".join(name for name in recipes if name in TUNING_MODES) or "none for this task"
+            known = ", ".join(name for name in recipes if name in METHODS) or "none for this task"
             raise UserError(
                 f"--recipe paper: the paper has no settings for --mode {found.mode} with --tuning_mode "
                 f"{found.tuning_mode} (it has: {known})"
@@ -152,12 +152,9 @@ def short_name(settings: Training, notes: str | None) -> str:
 
 
 def tuning_label(settings: Training) -> str | None:
-    """What the original appended to a run's notes for these two modes; None for the others."""
-    if settings.tuning_mode == "adaptertune":
-        return f"a={settings.adapter_design}_b={settings.adapter_bottleneck}"
-    if settings.tuning_mode == "finetune-top":
-        return f"l={settings.top_layers}" + ("" if settings.top_embeddings else "_e=no")
-    return None
+    """What the original appended to a run's notes for its tuning mode; None if nothing."""
+    notes = METHODS[settings.tuning_mode].notes
+    return notes(vars(settings)) if notes else None
 
 
 def as_words(values: Mapping[str, object]) -> list[str]:

@@ -30,6 +30,7 @@ from prefixlib.base_model import (
 )
 from prefixlib.errors import UserError
 from prefixlib.generation import Generates
+from prefixlib.methods.table import method_of
 from prefixlib.mixed import MixedPrefixes
 from prefixlib.readers import Group, Record
 from prefixlib.tasks import find_task
@@ -119,7 +120,7 @@ class Model(Generates):
         if self.prefix is None:
             self.save_base(directory)
             return
-        if task.get("tuning_mode") == "bothtune":
+        if method_of(task).tunes_both:
             (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
             files.replace_directory(directory / checkpoint.OWN_MODEL, self.save_base)
             task = {**task, "tuned_from": task.get("tuned_from", base_record["name"])}
@@ -179,7 +180,7 @@ class Model(Generates):
             return {"trainable": trainable, "base": None, "stored": base}
         tensors = self.prefix.stored(self.base) or self.prefix.state_dict()  # one made of the source needs its network
         stored = sum(tensor.numel() for tensor in tensors.values())
-        tuned = base if self.task.get("tuning_mode") == "bothtune" else 0
+        tuned = base if method_of(self.task).tunes_both else 0
         return {"trainable": trainable, "base": base, "stored": stored + tuned}
 
     # ---- loading -------------------------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ class Model(Generates):
         if model_name is not None:
             raise UserError(f"--model_name_or_path {model_name} contradicts {directory}, which is a whole model itself")
         saved, name = checkpoint.load_task(directory), str(directory.resolve())
-        if saved.get("tuning_mode") == "bothtune":
+        if method_of(saved).tunes_both:
             raise UserError(f"{directory} was tuned together with a prefix: pass {directory.parent}, which holds both")
         task = _task_of(saved, mode, directory)
         base_record = task.pop("base_model", {"name": name, "revision": None})

@@ -21,11 +21,10 @@ from typing import Any, Self
 
 from prefixlib import config_file
 from prefixlib.errors import UserError
+from prefixlib.methods.table import FROZEN_BASE, METHODS, WITH_PREFIX
 from prefixlib.tables import TARGET, Columns, check_template
 from prefixlib.tasks import OWN_DATA
 
-TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
-WITH_PREFIX = ("prefixtune", "bothtune")
 DECODE = ("valid", "test", "both", "none")
 QUANTIZATIONS = ("no", "4bit", "8bit", "int8")
 
@@ -325,13 +324,6 @@ def decode_command(
     return f"{command} --data_dir {data_dir}" if data_dir else command
 
 
-# The settings of one tuning mode alone: its checkpoints hold them, and a resumed run must repeat them.
-TUNING_SETTINGS: Mapping[str, tuple[str, ...]] = {
-    "finetune-top": ("top_layers", "top_embeddings"),
-    "adaptertune": ("adapter_design", "adapter_bottleneck"),
-}
-
-
 LENGTH = ("epoch", "max_steps")  # the settings that a prolonged run may change
 OF_THE_FOLDER = ("output_dir", "resume", "overwrite_output_dir")
 
@@ -372,7 +364,7 @@ class Training(Flags):
         "prefixtune",
         "what is trained: a prefix, the model, its top layers, adapters inside it, or prefix and model together",
         METHOD,
-        choices=TUNING_MODES,
+        choices=tuple(METHODS),
     )
     preseqlen: int = flag(10, "prefix length P; 5 to 10 is best for table-to-text, 200 for summaries", METHOD, above=0)
     mid_dim: int = flag(
@@ -497,7 +489,7 @@ class Training(Flags):
     @property
     def has_prefix(self) -> bool:
         """Whether the tuning mode trains a prefix."""
-        return self.tuning_mode in WITH_PREFIX
+        return METHODS[self.tuning_mode].prefix
 
     def start_text(self) -> str | None:
         """The text that the prefix starts from; None for a random start, or where there is no prefix to start.
@@ -520,7 +512,7 @@ class Training(Flags):
 
     def tuning_settings(self) -> dict[str, Any]:
         """The settings of this run's tuning mode alone, in their flags' spelling."""
-        return {name: spelled(getattr(self, name)) for name in TUNING_SETTINGS.get(self.tuning_mode, ())}
+        return {name: spelled(getattr(self, name)) for name in METHODS[self.tuning_mode].settings}
 
     def check_shared(self) -> None:
         """Raise UserError for values and combinations that make no sense in either tree, naming the flags."""
@@ -564,7 +556,7 @@ class Training(Flags):
             refuse_together("--init_text", f"--{other}", "both name the text to start from")
 
 
-_NO_LAYERS, _NO_ADAPTERS, _NO_MLP = "the others train no chosen layers", "there are no adapters", "there is no MLP"
+_NO_MLP = "there is no MLP"
 TABLE_RULES = tuple(
     Only(name, "mode", OWN_DATA, "the task's files have no columns to choose from")
     for name in ("source_column", "target_column", "source_template")
@@ -575,14 +567,15 @@ SHARED_RULES = (
         Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
         for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")
     ),
-    Only("quantization", "tuning_mode", ("prefixtune",), "weights that are trained keep all their bits"),
-    Only("shard_base", "tuning_mode", ("prefixtune",), "only a frozen model is spread"),
+    Only("quantization", "tuning_mode", FROZEN_BASE, "weights that are trained keep all their bits"),
+    Only("shard_base", "tuning_mode", FROZEN_BASE, "only a frozen model is spread"),
     Only("shard_base", "quantization", (None, "no"), "weights in few bits are not spread"),
-    Only("use_dropout", "tuning_mode", ("prefixtune",), "it is the dropout of the frozen model"),
-    Only("top_layers", "tuning_mode", ("finetune-top",), _NO_LAYERS),
-    Only("top_embeddings", "tuning_mode", ("finetune-top",), _NO_LAYERS),
-    Only("adapter_design", "tuning_mode", ("adaptertune",), _NO_ADAPTERS),
-    Only("adapter_bottleneck", "tuning_mode", ("adaptertune",), _NO_ADAPTERS),
+    Only("use_dropout", "tuning_mode", FROZEN_BASE, "it is the dropout of the frozen model"),
+    *(
+        Only(name, "tuning_mode", (mode,), method.refusal)
+        for mode, method in METHODS.items()
+        for name in method.settings
+    ),
     Only("use_deep", "init_shallow", (False,), _NO_MLP),
     Only("mid_dim", "init_shallow", (False,), _NO_MLP),
     Only("use_lowdata_token", "init_shallow", (False,), "without an MLP, --init_shallow_word names the text"),

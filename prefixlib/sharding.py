@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from prefixlib.baselines import find_stacks
+from prefixlib.layers import find_stacks
 
 logger = logging.getLogger(__name__)
 

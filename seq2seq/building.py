@@ -5,13 +5,12 @@ Legend: P prefix length, L layers, H heads, D head size.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prefixlib import attention, baselines
+from prefixlib import attention
 from prefixlib.base_model import (
     check_tokenizer,
     dropout_settings,
@@ -22,6 +21,8 @@ from prefixlib.base_model import (
     resolve_model_name,
 )
 from prefixlib.errors import UserError
+from prefixlib.methods.starts import Given, regress, start_from_checkpoint, start_random
+from prefixlib.methods.table import METHODS
 from seq2seq.flags import DEFAULT_MODEL, Settings
 from seq2seq.frozen_lm import install, key_values_of_text, max_positions
 from seq2seq.model import Model, load_prefix
@@ -41,7 +42,8 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
     name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
     hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
     tokenizer = load_tokenizer(name, **hub)
-    without = settings.tuning_mode == "prefixtune" and not settings.use_dropout
+    method = METHODS[settings.tuning_mode]
+    without = not method.tunes_base and not settings.use_dropout
     dropout = dropout_settings(load_config(name, **hub))
     # a layer that is left out (LayerDrop, M2M100) would leave out its prefix: a step could be without any gradient
     off = {key: 0.0 for key in dropout if without or (settings.has_prefix and "layerdrop" in key)}
@@ -51,12 +53,8 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
     if settings.has_prefix:
         install(base)
         prefix = make_start(settings, base, tokenizer, resuming)
-    elif settings.tuning_mode == "finetune-top":
-        baselines.train_top(base, settings.top_layers, embeddings=settings.top_embeddings)
-    elif settings.tuning_mode == "adaptertune":
-        baselines.insert(base, settings.adapter_design, settings.adapter_bottleneck)
-        baselines.train_only_adapters(base)
-    lm = PrefixLM(base, prefix, freeze=settings.tuning_mode != "bothtune")
+    method.apply(base, vars(settings))
+    lm = PrefixLM(base, prefix, freeze=not method.tunes_base)
     if settings.gradient_checkpointing:
         attention.enable_checkpointing(base)
     task = {
@@ -115,32 +113,12 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
 
 # ---- starts of a prefix (paper section 7.4) ----------------------------------------------------------------------
 
-STEPS, LEARNING_RATE = 500, 1e-4  # the original's regression onto the activations of real words
-
-
-@dataclass
-class Given:
-    """What a start may be made of."""
-
-    base: nn.Module
-    ids: Sequence[int] = ()  # the tokens of a text
-    network: Mapping[str, Tensor] | None = None  # another prefix's weights
-
 
 def choose_start(settings: Settings) -> str:
     """The name of the start in STARTS."""
     if settings.prefix_model_path:
         return "checkpoint"
     return "random" if settings.start_text() is None else "text"
-
-
-def start_from_checkpoint(prefix: PrefixTuning, given: Given) -> None:
-    """Copy the weights of another prefix."""
-    prefix.load_state_dict(given.network)
-
-
-def start_random(prefix: PrefixTuning, given: Given) -> None:
-    """Keep torch's initialisation: N(0, 1) for the P vectors, or for keys and values without an MLP."""
 
 
 def start_from_text(prefix: PrefixTuning, given: Given) -> list[float]:
@@ -155,18 +133,12 @@ def start_from_text(prefix: PrefixTuning, given: Given) -> list[float]:
                 getattr(prefix, branch.network).copy_(target[branch.site])
         return []
     networks = nn.ModuleList(getattr(prefix, branch.network) for branch in prefix.branches)
-    optimizer = torch.optim.Adam(networks.parameters(), lr=LEARNING_RATE)
-    losses = []
-    for _ in range(STEPS):
+
+    def loss() -> Tensor:
         flat = prefix.flat()
-        loss = sum(nn.functional.mse_loss(prefix.dropout(flat[site]), target[site]) for site in flat)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    prefix.zero_grad()
-    logger.info("prefix trained onto %d tokens: loss %.4f -> %.4f", len(given.ids), losses[0], losses[-1])
-    return losses
+        return sum(nn.functional.mse_loss(prefix.dropout(flat[site]), target[site]) for site in flat)
+
+    return regress(prefix, networks.parameters(), loss, len(given.ids))
 
 
 # Every start of a prefix, by the name that `choose_start` gives: (prefix, what it is made of) -> None.

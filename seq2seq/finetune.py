@@ -26,6 +26,7 @@ import torch
 from prefixlib import checkpoint, files, original, processes, record, schedule, sharding, tables
 from prefixlib.base_model import on_device
 from prefixlib.errors import UserError, one_line_errors
+from prefixlib.methods.table import METHODS
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.search_settings import Search
 from prefixlib.settings import USAGE, Parser, explicit_flags
@@ -209,7 +210,7 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     """The result of a run that was trained to its end earlier, from its folder."""
     trained = record.read_results(output)["training"]
     history = {name: [tuple(point) for point in points] for name, points in trained.get("curves", {}).items()}
-    base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
+    base = None if METHODS[settings.tuning_mode].tunes_base else settings.model_name_or_path  # a tuned model is its own
     model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
     if os.environ.get("RANK", "0") == "0":
         for split in left_to_decode(settings, output):

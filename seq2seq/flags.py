@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefixlib.errors import UserError
+from prefixlib.methods.table import WITH_PREFIX
 from prefixlib.search_settings import Search, SearchFlags
 from prefixlib.settings import (
     DECODING,
@@ -19,7 +20,6 @@ from prefixlib.settings import (
     TABLE_RULES,
     TASK,
     TRAINING,
-    WITH_PREFIX,
     Only,
     Training,
     flag,

@@ -12,7 +12,7 @@ from gpt2.flags import OBJECTIVE, Settings
 from gpt2.model import load
 from gpt2.trainer_prefix import PrefixTrainer
 from prefixlib.errors import UserError
-from prefixlib.settings import TUNING_MODES
+from prefixlib.methods.table import METHODS
 from tests.conftest import ROOT, run_command
 from tests.tuning import (
     MORE,
@@ -228,7 +228,7 @@ def test_an_adapter_model_can_be_trained_on(data, tmp_path):
 
 
 def test_every_pair_of_tuning_mode_and_gpt2_flag():
-    cases = pairs(TUNING_MODES, Settings, *OF_THE_METHOD, OBJECTIVE)
+    cases = pairs(METHODS, Settings, *OF_THE_METHOD, OBJECTIVE)
     assert len(cases) == 5 * 36  # 30 flags, three of which have several other values
 
     def launch(argv):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from prefixlib.errors import UserError
 from prefixlib.launch import short_name
-from prefixlib.settings import TUNING_MODES
+from prefixlib.methods.table import METHODS
 from prefixlib.tasks import SEQ2SEQ_MODES
 from seq2seq import finetune, train_bart, train_e2e
 from seq2seq.flags import Settings
@@ -39,7 +39,7 @@ def child_of(line, kind=Settings):
     return parsed.settings, *finetune.parse_args(command[2:])
 
 
-CASES = [(script, mode, tuning) for script, modes in SCRIPTS.items() for mode in modes for tuning in TUNING_MODES]
+CASES = [(script, mode, tuning) for script, modes in SCRIPTS.items() for mode in modes for tuning in METHODS]
 
 
 def test_every_mode_is_covered():

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from prefixlib.errors import UserError
-from prefixlib.settings import TUNING_MODES
+from prefixlib.methods.table import METHODS
 from seq2seq import finetune, train_bart
 from seq2seq.callbacks import Checkpoints
 from seq2seq.flags import Settings
@@ -157,7 +157,7 @@ def test_a_model_of_an_earlier_version_still_decodes(place, tuned_run, tmp_path)
 
 
 def test_every_pair_of_tuning_mode_and_flag():
-    cases = pairs(TUNING_MODES, Settings, *OF_THE_METHOD)
+    cases = pairs(METHODS, Settings, *OF_THE_METHOD)
     assert len(cases) == 5 * 19
 
     def launch(argv):

@@ -50,9 +50,9 @@ from gpt2.model import Model, load
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, join_layers, make_prefix, split_layers
 from gpt2.trainer_prefix import PrefixTrainer
-from prefixlib import baselines
 from prefixlib.decoding.search import DecodingRule, beam_search
 from prefixlib.errors import UserError
+from prefixlib.methods import adapters, top_layers
 from scripts import export
 from tests import llama_tiny
 from tests.conftest import SETTINGS, close
@@ -384,11 +384,11 @@ def test_a_run_is_resumed_decoded_and_loaded(name, tmp_path, monkeypatch):
 def test_adapters_and_top_layers_are_those_of_the_model_that_writes(base):
     ids, layers = torch.tensor([[5, 6, 7, 8]]), base.config.get_text_config().num_hidden_layers
     before = base(ids).logits
-    trained = baselines.train_top(base, 1, embeddings=False)
+    trained = top_layers.train_top(base, 1, embeddings=False)
     base(ids).logits.sum().backward()
     moved = {name for name, parameter in base.named_parameters() if parameter.grad is not None}
     assert moved == set(trained)
-    baselines.insert(base, 1, 3)
+    adapters.insert(base, 1, 3)
     assert sum(name.endswith("adapter_block.up.weight") for name, _ in base.named_parameters()) == layers
     assert not torch.equal(base(ids).logits, before)
 

@@ -18,9 +18,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from prefixlib import attention, baselines
+from prefixlib import attention
 from prefixlib.base_model import fuse_gelu, load_model
 from prefixlib.errors import UserError
+from prefixlib.methods import adapters
 
 IDS = torch.tensor([[5, 9, 2, 33, 17], [1, 2, 3, 4, 5]])
 BOTTLENECK = 4
@@ -47,12 +48,12 @@ def make_llama():
 
 def adapted(model, design):
     """`model` with adapters that are large enough to be seen, and only they trainable."""
-    baselines.insert(model, design, BOTTLENECK)
+    adapters.insert(model, design, BOTTLENECK)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
-        if baselines.NAME in name:
+        if adapters.NAME in name:
             nn.init.normal_(parameter, std=0.5)
-    baselines.train_only_adapters(model)
+    adapters.train_only_adapters(model)
     return model
 
 
@@ -60,8 +61,8 @@ def adapted(model, design):
 def test_gpt2_medium_has_the_numbers_of_the_original(design, parameters):
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(n_layer=24, n_head=16, n_embd=1024))
-    baselines.insert(model, design, 100)
-    names = baselines.train_only_adapters(model)
+    adapters.insert(model, design, 100)
+    names = adapters.train_only_adapters(model)
     assert all("adapter_block" in name for name in names)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == parameters
     assert sum(p.numel() for p in model.parameters() if not p.requires_grad) == 354_823_168  # GPT-2 medium itself
@@ -71,8 +72,8 @@ def test_gpt2_medium_has_the_numbers_of_the_original(design, parameters):
 def test_initialisation_is_the_originals(design):
     """N(0, 0.02) and biases 0, so not the identity; a new model starts near its base all the same."""
     model = make_gpt2(n_embd=128)
-    baselines.insert(model, design, 50)
-    seen = {name: p for name, p in model.named_parameters() if baselines.NAME in name}
+    adapters.insert(model, design, 50)
+    seen = {name: p for name, p in model.named_parameters() if adapters.NAME in name}
     assert len(seen) == (3 * 6 if design == 1 else 3 * 2 * 4)
     for name, parameter in seen.items():
         if name.endswith("bias"):
@@ -184,7 +185,7 @@ def test_copies_keep_their_adapters(family, design, tmp_path):
         assert twin.state_dict().keys() == model.state_dict().keys()
         with torch.no_grad():
             for name, parameter in twin.named_parameters():
-                if baselines.NAME in name:
+                if adapters.NAME in name:
                     parameter.zero_()
         assert not torch.equal(twin(input_ids=IDS).logits, logits)
     assert torch.equal(model(input_ids=IDS).logits, logits)
@@ -214,15 +215,15 @@ def test_a_model_without_a_place_for_design_2_is_refused():
     """BLOOM's modules add the residual themselves; design 1 works there."""
     model = BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2))
     with pytest.raises(UserError, match="--adapter_design 2: BloomBlock has no place for it"):
-        baselines.insert(model, 2, BOTTLENECK)
-    baselines.insert(model, 1, BOTTLENECK)
-    assert sum(isinstance(m, baselines.Adapter) for m in model.modules()) == 2
+        adapters.insert(model, 2, BOTTLENECK)
+    adapters.insert(model, 1, BOTTLENECK)
+    assert sum(isinstance(m, adapters.Adapter) for m in model.modules()) == 2
 
 
 def test_adapters_upon_adapters_are_refused():
     model = adapted(make_gpt2(), 1)
     with pytest.raises(UserError, match="has adapters already"):
-        baselines.insert(model, 2, BOTTLENECK)
+        adapters.insert(model, 2, BOTTLENECK)
 
 
 def test_adapters_of_another_make_are_refused(tmp_path):

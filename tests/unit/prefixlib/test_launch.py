@@ -12,7 +12,8 @@ from gpt2.flags import Settings
 from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import as_words, child_command, make_parser
-from prefixlib.settings import RARE, TUNING_MODES, Parser, explicit_flags
+from prefixlib.methods.table import METHODS
+from prefixlib.settings import RARE, Parser, explicit_flags
 from prefixlib.tasks import GPT2_MODES, TASKS
 from tests.conftest import ROOT, run_command
 
@@ -166,7 +167,7 @@ def test_base_model_by_notes(notes, model):
 
 
 @pytest.mark.parametrize("mode", GPT2_MODES)
-@pytest.mark.parametrize("tuning_mode", TUNING_MODES)
+@pytest.mark.parametrize("tuning_mode", METHODS)
 def test_the_child_understands_every_command_line(mode, tuning_mode):
     """Launcher argv -> child's parser -> the same values, for every mode and tuning mode."""
     odd = "a b; $(x) '\""

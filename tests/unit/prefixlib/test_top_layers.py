@@ -17,8 +17,8 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from prefixlib import baselines
 from prefixlib.errors import UserError
+from prefixlib.methods import top_layers
 
 IDS = torch.tensor([[5, 9, 2, 33, 17], [1, 2, 3, 4, 5]])
 SHAPE = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -57,9 +57,9 @@ def test_exactly_these_are_trained_and_move(family, count, embeddings):
     if not wanted:
         assert (family, count, embeddings) == ("bart", 0, False)
         with pytest.raises(UserError, match="--top_layers 0 and --top_embeddings no do not go together"):
-            baselines.train_top(model, count, embeddings)
+            top_layers.train_top(model, count, embeddings)
         return
-    assert set(baselines.train_top(model, count, embeddings)) == wanted
+    assert set(top_layers.train_top(model, count, embeddings)) == wanted
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     for _ in range(2):
@@ -75,7 +75,7 @@ def test_gpt2_medium_names_of_the_original():
     """top_layers 2 of 24: ln_f, wte, h.23, h.22; a block of GPT-2 medium has 12 E^2 + 13 E numbers, E = 1024."""
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(n_layer=24, n_head=16, n_embd=1024))
-    names = baselines.train_top(model, 2, embeddings=True)
+    names = top_layers.train_top(model, 2, embeddings=True)
     tops = {".".join(name.split(".")[:3]) if ".h." in name else name.split(".")[1] for name in names}
     assert tops == {"transformer.h.22", "transformer.h.23", "ln_f", "wte"}
     assert len(names) == 2 * 12 + 3
@@ -94,7 +94,7 @@ def test_gpt2_medium_names_of_the_original():
 def test_more_layers_than_there_are(family, message):
     model = MODELS[family]()
     with pytest.raises(UserError, match=message):
-        baselines.train_top(model, 4, True)
+        top_layers.train_top(model, 4, True)
     assert all(p.requires_grad for p in model.parameters())  # refused before anything was frozen
 
 
@@ -102,4 +102,4 @@ def test_a_model_without_attention_layers_is_refused():
     model = MODELS["gpt2"]()
     model.transformer.h = torch.nn.ModuleList([torch.nn.Linear(16, 16)])
     with pytest.raises(UserError, match="GPT2Model has no list of attention layers"):
-        baselines.train_top(model, 1, True)
+        top_layers.train_top(model, 1, True)

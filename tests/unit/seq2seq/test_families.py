@@ -9,9 +9,10 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from prefixlib import attention, baselines
+from prefixlib import attention
 from prefixlib.decoding.search import DecodingRule, beam_search
 from prefixlib.errors import UserError
+from prefixlib.methods import adapters, top_layers
 from prefixlib.search_settings import Search
 from prefixlib.tasks import find_task
 from scripts import export
@@ -407,14 +408,14 @@ def test_sentencepiece_tokenizers(kind, tmp_path):
 def test_adapters_and_top_layers_find_their_places(name):
     ids, out, model = tokens(2, 7), tokens(2, 5, 1), random_model(name)
     before = run(model, ids, out)
-    baselines.insert(model, 1, 3)
+    adapters.insert(model, 1, 3)
     layers = len(attention_sites(model)["encoder"]) + len(attention_sites(model)["self"])
     assert sum(key.endswith("adapter_block.up.weight") for key, _ in model.named_parameters()) == layers
-    trained = baselines.train_only_adapters(model)
+    trained = adapters.train_only_adapters(model)
     run(model, ids, out).sum().backward()
     assert all(p.grad.abs().sum() > 0 for key, p in model.named_parameters() if key in trained and "norm" not in key)
     assert not torch.equal(run(model, ids, out), before)
-    trained = baselines.train_top(random_model(name), 1, embeddings=False)
+    trained = top_layers.train_top(random_model(name), 1, embeddings=False)
     assert any("EncDecAttention" in key or "cross" in key or "encoder_attn" in key for key in trained)
     assert not any("encoder." in key for key in trained)
 

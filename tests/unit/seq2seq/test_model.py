@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 import seq2seq
 from prefixlib.errors import UserError
+from prefixlib.methods.table import METHODS
 from prefixlib.search_settings import Search
-from prefixlib.settings import TUNING_MODES
 from seq2seq import decoding, finetune
 from seq2seq.model import Model
 from seq2seq.prefix_lm import PrefixLM
@@ -48,7 +48,7 @@ def settings_of(place, output, **changes):
     return seq2seq.Settings(**{**values, **changes})
 
 
-@pytest.fixture(scope="module", params=TUNING_MODES)
+@pytest.fixture(scope="module", params=METHODS)
 def trained(request, place):
     """The result of seq2seq.train in each tuning mode."""
     return request.param, seq2seq.train(settings_of(place, place / request.param, tuning_mode=request.param))
