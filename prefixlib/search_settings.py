@@ -102,13 +102,12 @@ class Search(SearchFlags):
         if strategy is None:
             sampled = any(OWNERS[name] == "nucleus" for name in given)
             strategy = "nucleus" if self.temperature == 0 or (sampled and mode in OWN_DATA) else usual
-        made_greedy = strategy == "nucleus" and self.temperature == 0
-        if strategy == "greedy" and self.temperature == 0:
-            given = [name for name in given if OWNERS[name] != "nucleus"]
+        if strategy in ("nucleus", "greedy") and self.temperature == 0:
+            strategy, given = "greedy", [name for name in given if OWNERS[name] != "nucleus"]
         for name in given:
             if OWNERS[name] != strategy:
                 refuse_together(f"--strategy {strategy}", f"--{name}", f"it belongs to --strategy {OWNERS[name]}")
-        return "greedy" if made_greedy else strategy
+        return strategy
 
 
 def check_count(count: int, strategy: str, num_beams: int) -> None:

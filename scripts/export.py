@@ -87,7 +87,7 @@ def export_prefix(args: argparse.Namespace) -> Path:
     base = base_of(loaded.base, args.model_name_or_path, directory)
     if args.model_name_or_path:
         config = load_config(base["name"], revision=base["revision"])
-        tree.check_fits(loaded.config, config, directory, base["name"])
+        tree.Model.check_fits(loaded.config, config, directory, base["name"])
     prompt = example.Prompt(loaded.task, not is_seq2seq, is_seq2seq or loaded.config.format_mode != "nopeek")
     if args.to == "peft":
         if loaded.config.head_shapes:

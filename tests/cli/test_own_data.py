@@ -163,9 +163,9 @@ def test_a_stop_ends_the_search(trained):
     assert len(stopped[0].tokens) <= 4
     beams = Search(num_beams=3, max_new_tokens=20)
     ((best, *_),) = model.decode(model.encode([source], beams), beams)
-    stop = model.to_text(beams)(best.tokens)[1]
+    stop = model.to_text()(best.tokens)[1]
     (found,) = model.decode(model.encode([source], beams), replace(beams, stop=(stop,)), 3)
-    to_text = model.to_text(beams)
+    to_text = model.to_text()
     ended = [hypothesis for hypothesis in found if stop in to_text(hypothesis.tokens)]
     assert ended
     assert all(hypothesis.finished and stop not in to_text(hypothesis.tokens[:-1]) for hypothesis in ended)

@@ -110,7 +110,7 @@ def test_as_a_command_without_a_source(place):
 def test_the_encoder_reads_what_it_was_trained_on(place, monkeypatch):
     export.main([str(place / "bart-run"), "--to", "kv"])
     names, _ = run(place / "bart-run" / "kv", monkeypatch, SOURCE)
-    (expected,), _ = seq2seq.load(place / "bart-run").encode([SOURCE], 100)
+    (expected,) = seq2seq.load(place / "bart-run").encode([SOURCE], Search())
     assert names["source"].tolist() == [expected]
     assert names["text"] == f"Say\n{SOURCE}: "
     with pytest.raises(UserError, match="--to cache cannot hold .*: an encoder-decoder has several caches"):
