@@ -59,6 +59,7 @@ class InSeq2Seq:
     no_repeat_ngram_size: int = 3
     early_stopping: bool = True
     length_pen: float = 1.0
+    val_metric: str = "rouge2"  # what the best checkpoint is best in: the original's score, or "loss"
 
 
 @dataclass(frozen=True)
@@ -360,6 +361,7 @@ ROWS = (
             max_length=142,
             no_repeat_ngram_size=0,
             early_stopping=False,
+            val_metric="loss",
         ),
     ),
 )

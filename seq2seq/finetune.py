@@ -147,7 +147,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     rule = decoding_rule(settings.mode, config, **settings.search())
     module = SummarizationModule(model.lm, settings, steps, model.tokenizer, rule)
     log = LogLines(settings.logging_steps)
-    keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
+    keep = Checkpoints(output, settings.save_steps, settings.best_in, settings.early_stopping_patience, model.save)
     parameters = model.count_parameters()
     sizes = {"size": model.base.num_parameters(), "steps": steps, "output": output}
     sizes["batch"] = settings.bsz * settings.gradient_accumulation_steps
@@ -223,6 +223,7 @@ def write_results(
     run = {
         "command": shlex.join(sys.argv),
         **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
+        "val_metric": settings.best_in,
         "base_model": model.base_record["name"],
         "device": record.device_name(),
         **record.versions(),
@@ -232,7 +233,7 @@ def write_results(
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
     record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
     if trained["best"]:
-        logger.info("best %s: %.4g, in %s", settings.val_metric, trained["best"][settings.val_metric], output / "best")
+        logger.info("best %s: %.4g, in %s", settings.best_in, trained["best"][settings.best_in], output / "best")
     record.log_end(trained, output, settings.decode_command(FAMILY, output))
 
 

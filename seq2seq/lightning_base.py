@@ -21,7 +21,7 @@ from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
 from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
 from prefixlib.errors import Terminated, UserError, first_line
-from prefixlib.metrics import rouge
+from prefixlib.metrics import accuracy, rouge
 from prefixlib.settings import spelled
 from prefixlib.tasks import OWN_DATA
 from seq2seq import decoding
@@ -192,8 +192,9 @@ class SummarizationModule(BaseModule):
         sharding.gather(self.lm.base)  # the processes' texts have different lengths
         with torch.no_grad():
             self.prefix = self.lm.layers()  # one run of the network for all batches
-        self.sums = torch.zeros(7, dtype=torch.float64)
-        self.any_language = self.settings.mode in OWN_DATA
+        self.own_data = self.settings.mode in OWN_DATA
+        self.figures = (*rouge.KINDS.values(), *(("exact_match",) if self.own_data else ()), "length")
+        self.sums = torch.zeros(2 + len(self.figures) + 1, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         total, count = self.lm.loss(*(batch[name] for name in INPUTS))
@@ -204,8 +205,10 @@ class SummarizationModule(BaseModule):
         for references, hypotheses in zip(batch["references"], found, strict=True):
             if references is not None:  # None: a filler
                 tokens = hypotheses[0].tokens
-                scores = rouge.sentence_scores(decoding.to_text(self.tokenizer, tokens), references, self.any_language)
-                self.sums[2:] += torch.tensor([*scores.values(), len(tokens), 1])
+                text = decoding.to_text(self.tokenizer, tokens, verbatim=self.own_data)
+                scores = [*rouge.sentence_scores(text, references, self.own_data).values()]
+                scores += [100 * accuracy.statistics([text], [references])[0, 0]] if self.own_data else []
+                self.sums[2:] += torch.tensor([*scores, len(tokens), 1])
 
     def on_validation_epoch_end(self) -> None:
         del self.prefix  # the next steps change it
@@ -213,7 +216,7 @@ class SummarizationModule(BaseModule):
         loss, tokens, *sums, examples = self._over_processes(self.sums.float().to(self.device)).tolist()
         self.validated_step = self.trainer.global_step
         self.validation_result = {"loss": loss / tokens}
-        for name, value in zip((*rouge.KINDS.values(), "length"), sums, strict=True):
+        for name, value in zip(self.figures, sums, strict=True):
             self.validation_result[name] = value / examples
 
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
