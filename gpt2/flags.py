@@ -130,7 +130,9 @@ class Settings(Training):
     early_stopping_patience: int = flag(
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1
     )
-    keep_best: bool = flag(False, "keep the checkpoint with the lowest dev loss in OUTPUT/best", RECORDS)
+    keep_best: bool = flag(
+        False, "keep the checkpoint with the lowest dev loss in OUTPUT/best and decode it; early stopping does", RECORDS
+    )
     skip_decode: bool = flag(False, "the same as --decode none", RARE)
     decode_limit: int | None = flag(
         None,
@@ -178,6 +180,11 @@ class Settings(Training):
             refuse_together(
                 "--optim_prefix no", "--format_mode infix", "an infix is trained, not made of the source's words"
             )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint with the lowest dev loss is kept: --keep_best, or early stopping, which goes by it."""
+        return self.keep_best or self.early_stopping_patience > 0
 
     def lengths(self) -> dict[str, int | None]:
         """Most tokens of each part of the text: the flag's, else the task's; None where only the model limits it."""

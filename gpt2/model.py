@@ -32,7 +32,7 @@ from gpt2.flags import DEFAULT_MODEL, Decoding, Settings
 from gpt2.frozen_lm import check_rows, check_takes_prefix, evaluating, key_values, max_positions
 from gpt2.prefix_lm import PrefixLM, mean_loss
 from gpt2.train_control import FAMILY, Past, PrefixConfig, join_layers, make_prefix
-from prefixlib import baselines, checkpoint, files, gguf_base, original, peft_format, record
+from prefixlib import baselines, best, checkpoint, files, gguf_base, original, peft_format, record
 from prefixlib.base_model import (
     check_fingerprint,
     check_tokenizer,
@@ -269,20 +269,18 @@ class Model:
     def save(self, directory: Path | str, scores: Mapping[str, Any] | None = None) -> None:
         """Write what was trained: the prefix, the whole model in transformers' format with its tokenizer, or both.
 
-        Of both, the model goes to DIRECTORY/model. With `scores` the weights are in place already and only the model
-        card of the prefix changes. Raises OSError if the disk does not take them.
+        Of both, the model goes to DIRECTORY/model. `scores`: for a prefix's model card. Raises OSError if the disk does
+        not take the files.
         """
         directory, base_record = Path(directory), self.base_record
         task = {**self.task, "separator": self.tokenizer.eos_token}  # for other tools: how its prompts end
         if self.prefix is None:
-            if scores is None:
-                self._save_base(directory)
+            self._save_base(directory)
             return
         if task.get("tuning_mode") == "bothtune":
-            if scores is None:
-                (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
-                directory.mkdir(parents=True, exist_ok=True)
-                files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
+            (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
+            directory.mkdir(parents=True, exist_ok=True)
+            files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
             task = {**task, "tuned_from": base_record["name"]}
             base_record = {"name": checkpoint.OWN_MODEL, "revision": None}
         save_prefix(directory, self.prefix, base_record, task, scores, base=self.base)
@@ -292,15 +290,8 @@ class Model:
         checkpoint.save_task(directory, {**self.task, "base_model": self.base_record})
 
     def load_weights(self, directory: Path) -> None:
-        """The counterpart of `save`, for a run that goes on."""
-        if self.prefix is None:
-            self.base.load_state_dict(load_model(str(directory), FAMILY, dtype=torch.float32).state_dict())
-            return
-        saved = load_prefix(directory)
-        self.prefix.load_state_dict(saved.network)
-        if saved.base["name"] == checkpoint.OWN_MODEL:
-            tuned = load_model(str(directory / checkpoint.OWN_MODEL), FAMILY, dtype=torch.float32)
-            self.base.load_state_dict(tuned.state_dict())
+        """The counterpart of `save`."""
+        best.load_weights(self, directory, FAMILY, load_prefix)
 
     @torch.no_grad()  # or what the prefix's network made here would be taken for the next step's
     def count_parameters(self) -> dict[str, int | None]:

@@ -30,13 +30,13 @@ from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
-from gpt2.trainer_prefix import Distillation, PrefixTrainer, load_teacher
-from prefixlib import checkpoint, files, processes, record, schedule, sharding
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, load_teacher
+from prefixlib import best, checkpoint, files, processes, record, schedule, sharding
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import USAGE, Parser
 from prefixlib.tables import Chat, warn_of_lost_characters
-from prefixlib.tasks import OWN_DATA, data_file, given_file, read_groups, read_records
+from prefixlib.tasks import OWN_DATA, categories_of, data_file, given_file, read_groups, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
 
@@ -45,7 +45,7 @@ logger = logging.getLogger("gpt2.run_language_modeling")
 class TrainResult:
     """What a run leaves."""
 
-    model: model.Model  # with its last weights, in eval mode
+    model: model.Model  # with the weights of the best dev loss where they were kept, else the last; in eval mode
     scores: dict[str, dict[str, float | None]]  # split -> name -> value; empty with skip_decode
     history: list[dict[str, Any]]  # the loop's log: step, loss or eval_loss, ...
     output_dir: Path
@@ -107,7 +107,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     if records and isinstance(records["train"][0].source, Chat):
         settings.check_conversations()
         task["chat"] = True
-    task["categories"] = sorted({row.category for row in records.get("train", ())} - {""})
+    task["categories"] = categories_of(records.get("train", ()))
     if settings.tuning_mode == "finetune":
         task["lowdata_token"] = settings.source_word()
     if resumption and resumption.earlier:
@@ -128,6 +128,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     sharding.gather(trained.base)  # the first process decodes alone
     scores = {}
     if trainer.is_world_process_zero():
+        best.restore(trained, output, training)
         run = {
             "command": shlex.join(sys.argv),
             **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
@@ -145,9 +146,10 @@ def _train(settings: Settings, output: Path) -> TrainResult:
             how = Decoding(
                 **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},
                 **{"decode_limit": settings.decode_limit, "disable_tqdm": settings.disable_tqdm},
+                data_dir=settings.data_dir,
             )
-            wanted = {split: paths[split] for split in to_decode}
-            scores = run_generation.decode_splits(trained, output, wanted, how, known)
+            wanted, where = {split: paths[split] for split in to_decode}, best.chosen(output, training)
+            scores = run_generation.decode_splits(trained, output, wanted, how, known, where)
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
@@ -242,7 +244,11 @@ def make_trainer(
     if settings.shard_base:  # the arguments have connected the processes
         sharding.shard(trained.lm, trained.base, arguments.device.type)
     separator = trained.tokenizer.eos_token_id
-    return PrefixTrainer(
+
+    def save(directory: Path) -> None:
+        best.save(trained, directory, trainer.state.global_step)
+
+    trainer = PrefixTrainer(
         model=trained.lm,
         args=arguments,
         train_dataset=datasets["train"],
@@ -250,13 +256,14 @@ def make_trainer(
         data_collator=functools.partial(collate, pad_token_id=separator),
         objective_mode=settings.objective_mode if settings.has_prefix else 0,  # fine-tuning takes the token mean
         separator_id=separator,
-        save_model_to=trained.save,
+        save_model_to=save,
         load_model_from=trained.load_weights,
-        keep_best=settings.keep_best,
+        keep_best=settings.keeps_best,
         patience=settings.early_stopping_patience,
         distillation=distillation,
         callbacks=[TensorBoard(output / "runs")] if settings.report_to == "tensorboard" else [],
     )
+    return trainer
 
 
 def run_training(
@@ -300,6 +307,8 @@ def run_training(
     if trainer.is_world_process_zero():
         title = f"{settings.mode}, {settings.tuning_mode}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
+    step, lowest = min(curves["dev"], key=lambda point: point[1], default=(None, None))
+    kept = settings.keeps_best and step is not None and step == best.kept_step(output)
     training = record.training_results(
         seconds=seconds,
         steps=trainer.state.global_step,
@@ -309,9 +318,13 @@ def run_training(
         train_loss=mean_loss,
         tokens_seen=trainer.state.num_input_tokens_seen,
         tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
+        **({"best": {"loss": lowest, "step": step}} if kept else {}),
     )
     if trainer.is_world_process_zero():
-        record.log_end(training, output, "" if settings.context_samples else settings.decode_command(FAMILY, output))
+        losses = [loss for _, loss in curves["dev"]]
+        best.warn_if_constant("loss", losses, is_exhausted(losses, settings.early_stopping_patience))
+        decode = settings.decode_command(FAMILY, best.chosen(output, training))
+        record.log_end(training, output, "" if settings.context_samples else decode)
     return training
 
 

@@ -68,6 +68,7 @@ class Task(TypedDict, total=False):
     tuning_mode: str
     max_source_length: int | None
     categories: list[str]
+    step: int
     lowdata_token: str
     tuned_from: str | None
     base_model: Base

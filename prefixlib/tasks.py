@@ -520,6 +520,17 @@ def read_records(mode: str, path: str | Path, blind: bool = False, columns: Colu
     return list(iter_records(mode, path, blind, columns))
 
 
+def categories_of(rows: Iterable[Any]) -> list[str]:
+    """The categories of records, groups or examples, sorted; [] where they have none."""
+    return sorted({row.category for row in rows} - {""})
+
+
+def training_categories(mode: str, data_dir: str | Path | None = None) -> list[str]:
+    """The categories of the task's training file; [] where it has none or is not there."""
+    path = data_file(mode, "train", data_dir)
+    return categories_of(iter_records(mode, path)) if is_there(mode, path) else []
+
+
 def read_groups(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Group]:
     """The inputs of a file with their references, as they are decoded and scored; raises as iter_records.
 

@@ -158,8 +158,12 @@ def check_categories(path: str, categories: Sequence[str], hypotheses: int) -> N
 def measure(args: argparse.Namespace, outputs: Outputs):
     """The task's figures of one file of outputs. Raises UserError where one of --metrics is not available here."""
     from prefixlib.metrics import tasks
+    from prefixlib.tasks import training_categories
 
-    found = tasks.measure(args.task, outputs.hypotheses, outputs.references, outputs.categories, metrics=args.metrics)
+    has_file = args.split and any(outputs.categories)
+    seen = training_categories(tasks.find_task(args.task).mode, args.data_dir) if has_file else None
+    how = {"seen_categories": seen or None, "metrics": args.metrics}
+    found = tasks.measure(args.task, outputs.hypotheses, outputs.references, outputs.categories, **how)
     for figure in found if args.metrics else ():
         if figure.rows is None:
             name = figure.metric.name

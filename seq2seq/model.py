@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from prefixlib import attention, baselines, checkpoint, files, original, record
+from prefixlib import attention, baselines, best, checkpoint, files, original, record
 from prefixlib.base_model import (
     check_fingerprint,
     check_tokenizer,
@@ -286,6 +286,10 @@ class Model:
         save_whole(directory, self.base, self.tokenizer)
         attention.install(self.base)
         checkpoint.save_task(directory, {**self.task, "base_model": self.base_record})
+
+    def load_weights(self, directory: Path) -> None:
+        """The counterpart of `save`."""
+        best.load_weights(self, directory, FAMILY, load_prefix)
 
     def count_parameters(self) -> dict[str, int | None]:
         """Numbers that are trained; those of the model behind the prefix; those that decoding needs stored."""

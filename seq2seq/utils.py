@@ -114,7 +114,7 @@ def load_examples(
         records = [row for row in iter_records(mode, path, columns=columns) if row.trainable and row.target.strip()]
         if not records:
             raise UserError(f"{path}: no text to train on")
-        examples = [Example(kept(record.source), (kept(record.target),)) for record in records]
+        examples = [Example(kept(record.source), (kept(record.target),), record.category) for record in records]
     else:
         groups = read_groups(mode, path, blind=split == "test", columns=columns)
         examples = [Example(kept(group.source), group.references, group.category) for group in groups]
