@@ -187,7 +187,8 @@ def test_texts_of_another_language_are_left_out(tmp_path, caplog):
     assert caplog.messages[0] == f"{folder}: 1 of 2 texts left out: they are not in the language en"
     with pytest.raises(UserError, match="--lang de: .*dev has no text in it"):
         webnlg_json(folder, "de")
-    made = convert_webnlg(tmp_path, "valid", tmp_path / "made.json")
+    (tmp_path / "made").mkdir()
+    made = convert_webnlg(tmp_path, "valid", tmp_path / "made" / "dev.json")
     assert "А." not in made.read_text(encoding="utf-8")
     assert webnlg_json(folder, "en") == made.read_text(encoding="utf-8")
 

@@ -6,11 +6,17 @@ import logging
 
 import pytest
 
+import gpt2
+import seq2seq
+from gpt2 import run_language_modeling, train_e2e
 from prefixlib import formats, tables
 from prefixlib.conversations import as_chat
 from prefixlib.errors import UserError
 from prefixlib.tables import Columns
+from seq2seq import finetune, train_bart
 from seq2seq.utils import load_examples
+from tests.llama2_tiny import make_llama
+from tests.seq2seq_tiny import make_bart
 
 LONG = [(f"name: Inn {n}\ntype: pub", f"Inn {n} is a pub.") for n in range(3)]
 SHORT = [(f"Inn {n}", f"Inn {n} is a pub.") for n in range(3)]
@@ -371,3 +377,30 @@ def test_marks_that_would_merge_rows_are_asked_about(tmp_path):
 def test_the_one_reading_that_fits_is_taken(tmp_path, text, pairs):
     path = write(tmp_path, "rows.csv", text)
     assert [(record.source, record.target) for record in tables.read(path)] == pairs
+
+
+@pytest.mark.parametrize("launcher", [train_e2e, train_bart])
+def test_the_launchers_pass_it_on(launcher, tmp_path):
+    """In the shell, \\n stands for a line break; --quotes reaches the reader."""
+    words = ["--mode", "text", "--train_file", "a.csv", "--eval_file", "a.csv", "--quotes", "no"]
+    words += ["--source_template", r"{instruction}\n{input}", "--output_dir", str(tmp_path)]
+    command = launcher.build_command(launcher.parse_args(words))[2:]
+    parse = {train_e2e: run_language_modeling.parse, train_bart: lambda argv: finetune.parse_args(argv)[0]}[launcher]
+    assert parse(command).columns == Columns(template="{instruction}\n{input}", quotes=False)
+
+
+@pytest.mark.parametrize("tree", ["gpt2", "seq2seq"])
+def test_several_columns_in_training_and_generating(tree, tmp_path):
+    package, make = {"gpt2": (gpt2, make_llama), "seq2seq": (seq2seq, make_bart)}[tree]
+    path = write(tmp_path, "alpaca.jsonl", lines_of(*ALPACA))
+    settings = package.Settings(
+        **{"mode": "text", "train_file": str(path), "eval_file": str(path), "output_dir": str(tmp_path / "run")},
+        **{"source_template": "{instruction}\n{input}", "model_name_or_path": str(make(tmp_path / "base"))},
+        **{"preseqlen": 2, "mid_dim": 8, "max_steps": 1, "bsz": 2, "max_new_tokens": 4, "disable_tqdm": True},
+        decode="valid",
+    )
+    model = package.train(settings).model
+    row = json.loads((tmp_path / "run" / "run_valid_beam.jsonl").read_text().split("\n")[1])
+    assert row["source"] == "Describe it.\nname: Inn 1"
+    for source in ({"instruction": "Describe it.", "input": "name: Inn 1"}, "Describe it.\nname: Inn 1"):
+        assert model.generate([source], max_new_tokens=4) == [row["output"]]

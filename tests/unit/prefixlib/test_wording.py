@@ -3,9 +3,12 @@
 import pytest
 from transformers import AutoTokenizer
 
+from gpt2.dataset import Format, encode_inputs
 from prefixlib.conversations import as_chat
 from prefixlib.errors import UserError
+from prefixlib.tasks import as_group
 from prefixlib.wording import Wording, fill
+from seq2seq.utils import Collator, Example, encode_sources
 from tests.llama2_tiny import make_llama
 
 CHAT = Wording(chat=True)
@@ -112,3 +115,33 @@ def test_a_mapping_is_filled_into_the_template():
         wording.source({"instruction": "Say"})
     with pytest.raises(UserError, match="expected a text, found empty ones"):
         wording.source({"instruction": " ", "input": ""})
+
+
+def gpt2_text(tokenizer, source, room):
+    group = as_group("text", source.messages)
+    (found,) = encode_inputs("text", [group], tokenizer, Format(wording=CHAT), rooms=[room])
+    assert found.cut > 0
+    return found.prompt
+
+
+def seq2seq_text(tokenizer, source, room):
+    tokenizer.pad_token = tokenizer.eos_token
+    ids, cut = encode_sources(tokenizer, CHAT, [source], room)
+    assert cut == 1
+    batch = Collator(tokenizer, 0, 1, room, 9, CHAT)([Example(source, ("a",)), Example(talk("b"), ("a",))])
+    assert batch["cut"] == 1
+    assert batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist() == ids[0]
+    assert batch["attention_mask"][1].sum() < len(ids[0])
+    return ids[0]
+
+
+@pytest.mark.parametrize("encode", [gpt2_text, seq2seq_text])
+def test_both_trees_keep_the_question(tokenizer, encode):
+    source = talk("the " * 20, "A", "second", "B", "a?", system="Be terse.")
+    ids = encode(tokenizer, source, 130)
+    assert len(ids) <= 130
+    text = tokenizer.decode(ids)
+    assert "the the" not in text
+    assert text.endswith(
+        "Be terse.[/system]\n[user]second[/user]\n[assistant]B[/assistant]\n[user]a?[/user]\n[assistant]"
+    )
