@@ -26,7 +26,6 @@ from pathlib import Path
 from prefixlib.errors import UserError
 
 SEPARATORS = (",", "\t", ";")
-DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')  # a whole cell, as only a quoting program writes it
 QUOTES_FLAG = "--quotes"
 logger = logging.getLogger(__name__)
 
@@ -106,8 +105,14 @@ def _chosen(path: Path, lines: Sequence[str], separator: str, quotes: bool | Non
 def _is_quoted(plain: Reading) -> bool:
     """Whether marks that only a quoting program writes are left: around a column's name, or doubled in a cell."""
     return any(name.startswith('"') and name.endswith('"') for name in plain.head) or any(
-        DOUBLED.fullmatch(cell) for _, _, cells in plain.rows for cell in cells
+        _is_doubled(cell) for _, _, cells in plain.rows for cell in cells
     )
+
+
+def _is_doubled(cell: str) -> bool:
+    """Whether a cell is in marks, and each mark inside it is written twice."""
+    inside = cell[1:-1]
+    return f'"{inside}"' == cell and '""' in inside and '"' not in inside.replace('""', "")
 
 
 def _consistent(path: Path, reading: Reading) -> Reading:
