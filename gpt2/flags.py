@@ -276,6 +276,11 @@ class Decoding(Flags):
     target_column: str | None = flag(
         None, "mode text: the column of the targets (default: the one trained on)", DECODING
     )
+    quotes: bool | None = flag(
+        None,
+        "mode text: quotation marks of a .csv or .tsv file go around cells (yes) or are text (no) (default: what fits)",
+        DECODING,
+    )
     data_dir: str | None = flag(None, "folder of all data sets, or the task's own (default: data/)", DECODING)
     decode_limit: int | None = flag(
         None,
@@ -342,7 +347,7 @@ class Decoding(Flags):
 
     def columns(self, task: Mapping[str, Any]) -> Columns:
         """Which columns of a table are read: the flags', else those that the checkpoint was trained on."""
-        return Columns.of(task, self.source_column, self.target_column)
+        return Columns.of(task, self.source_column, self.target_column, self.quotes)
 
     def strategy_for(self, mode: str) -> tuple[str, int]:
         """The strategy and the outputs per prompt: the flags', else the task's.
@@ -359,6 +364,6 @@ class Decoding(Flags):
             refuse_together(f"--strategy {strategy}", f"--samples {samples}", "every sample would be the same")
         if self.openings and not task.openings:
             refuse_together(f"--mode {mode}", "--openings", "its outputs are not begun for it")
-        if mode not in OWN_DATA and (self.source_column or self.target_column):
-            refuse_together(f"--mode {mode}", "--source_column, --target_column", "its files have no columns")
+        if mode not in OWN_DATA and (self.source_column or self.target_column or self.quotes is not None):
+            refuse_together(f"--mode {mode}", "--source_column, --target_column, --quotes", "its files have no columns")
         return strategy, samples

@@ -26,7 +26,7 @@ from gpt2.dataset import (
     encode,
     encode_inputs,
     pad_sources,
-    truncate,
+    truncate_all,
 )
 from gpt2.flags import DEFAULT_MODEL, Decoding, Settings
 from gpt2.frozen_lm import check_rows, check_takes_prefix, evaluating, key_values, max_positions
@@ -49,8 +49,8 @@ from prefixlib.beam_search import Hypothesis, as_stop, as_texts, check_count, st
 from prefixlib.errors import UserError
 from prefixlib.mixed import Prepared
 from prefixlib.readers import Group, Record, read_text
-from prefixlib.tables import Wording
 from prefixlib.tasks import as_group, find_task
+from prefixlib.wording import Wording
 
 logger = logging.getLogger(__name__)
 
@@ -195,19 +195,29 @@ class Model:
 
     def encode(self, sources: Sequence[Any], settings: Decoding) -> list[Encoded]:
         """Sources, as `generate` takes them, as model inputs; those that leave too little for the output are cut."""
-        mode = self._task().name
-        groups = [as_group(mode, source) for source in sources]
-        return self.fit(encode_inputs(mode, groups, self.tokenizer, self.format, self.source_limit), settings)
+        mode, wording = self._task().name, self.format.wording
+        groups = [as_group(mode, wording.source(source)) for source in sources]
+        return self.fit(self.encode_groups(groups, settings), settings)
 
-    def fit(self, inputs: Sequence[Encoded], settings: Decoding) -> list[Encoded]:
-        """The inputs, cut so that an output of `settings.length` tokens fits behind each of them."""
+    def encode_groups(self, groups: Sequence[Group], settings: Decoding) -> list[Encoded]:
+        """The inputs of groups; of conversations, as many turns as leave room for the output."""
+        rooms = [self._room(settings)] * len(groups)
+        return encode_inputs(self._task().name, groups, self.tokenizer, self.format, self.source_limit, rooms)
+
+    def _room(self, settings: Decoding) -> int:
+        """Positions for a prompt. Raises UserError where an output leaves none."""
         limit = self.text_positions - settings.length
         if limit < 2:
             raise UserError(
                 f"--length {settings.length}: the model has only {self.text_positions} positions for prompt and output"
             )
-        fitted = [truncate(example, limit) for example in inputs]
-        cut = sum(len(a) != len(b) for a, b in zip(inputs, fitted, strict=True))
+        return limit
+
+    def fit(self, inputs: Sequence[Encoded], settings: Decoding) -> list[Encoded]:
+        """The inputs, cut so that an output of `settings.length` tokens fits behind each of them."""
+        limit = self._room(settings)
+        fitted, lost = truncate_all(inputs, limit)
+        cut = sum(map(bool, lost))
         if cut:
             logger.warning("%d of %d sources cut to %d tokens, so that the output fits", cut, len(inputs), limit)
         return fitted

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 from gpt2 import model
-from gpt2.dataset import Encoded, encode, encode_inputs
+from gpt2.dataset import Encoded, encode
 from gpt2.flags import Decoding
 from prefixlib import checkpoint, files, metrics, original, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.outputs import Outputs, as_lines, record_split, seen_categories
 from prefixlib.readers import Group
 from prefixlib.settings import USAGE, Parser
+from prefixlib.special_tokens import check_rows, texts_of
 from prefixlib.tasks import (
     GPT2_MODES,
     OWN_DATA,
@@ -74,10 +75,11 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     groups, openings = read_sources(mode, path, settings, trained.task)
     groups = first_groups(groups, settings.decode_limit, trained.task.get("categories", ()))
     texts = [trained.format.prompt(mode, group.source, tokenizer) for group in groups]
-    whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
+    check_rows(tokenizer, path, texts_of(groups))
+    whole = trained.encode_groups(groups, settings)
     if not openings:
         inputs = trained.fit(whole, settings)
-        cut = sum(len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
+        cut = sum(a.cut > 0 or len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
         return Prompts(groups, texts, inputs, [[]] * len(inputs), cut)
     beginnings = [f" {openings[n % len(openings)]}" for n in range(len(groups))]
     begun = encode(tokenizer, beginnings)

@@ -32,9 +32,11 @@ from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, load_teacher
 from prefixlib import best, checkpoint, files, processes, record, schedule, sharding
+from prefixlib.conversations import Chat
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import USAGE, Parser
+from prefixlib.special_tokens import check_rows, texts_of, warn_of_lost_characters
 from prefixlib.tables import Chat, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, categories_of, data_file, given_file, read_groups, read_records
 
@@ -100,9 +102,10 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     for split, rows in records.items():
         if not any(row.trainable and row.target.strip() for row in rows):
             raise UserError(f"{paths[split]}: no text to train on")
+    to_test = []
     if records and paths["test"] and (settings.test_file or "test" in to_decode):
         # fails early on a wrong file name or a bad line
-        read_groups(settings.mode, paths["test"], blind=True, columns=columns)
+        to_test = read_groups(settings.mode, paths["test"], blind=True, columns=columns)
     task = settings.training_settings()
     if records and isinstance(records["train"][0].source, Chat):
         settings.check_conversations()
@@ -115,7 +118,12 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
     trained = model.new(settings, resuming=resumption is not None, task=task, texts=texts)
     if settings.mode in OWN_DATA:
-        warn_of_lost_characters(trained.tokenizer, texts)
+        every = (text for row in records["train"] for text in (row.source, row.target))
+        warn_of_lost_characters(trained.tokenizer, every)
+    for split, rows in records.items():
+        check_rows(trained.tokenizer, paths[split], texts_of(rows))
+    if to_test:  # now, not when the training is done
+        check_rows(trained.tokenizer, paths["test"], texts_of(to_test))
     distillation = make_distillation(settings, trained)
     if records:
         datasets = make_datasets(settings, trained, records)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefixlib import readers, tables
+from prefixlib import conversations, formats, readers, tables
 from prefixlib.errors import UserError
 from prefixlib.readers import SEPARATOR, Group, Record, group_records
 from prefixlib.tables import Columns
@@ -346,7 +346,7 @@ ROWS = (
         tables.read,
         _files("text/{}.jsonl"),
         metrics="text",
-        linearise=tables.as_chat,
+        linearise=conversations.as_chat,
         source_spaces=_NONE,
         target_spaces=_NONE,
         verbatim=True,
@@ -479,12 +479,12 @@ def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path
 
 def given_file(mode: str, given: str, split: str) -> Path:
     """What a flag names: a file, or for user data also a saved data set or one of the hub."""
-    return tables.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
+    return formats.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
 
 
 def is_there(mode: str, path: Path) -> bool:
     """Whether `path` can be read, as far as that shows before it is."""
-    return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or tables.is_hub(path)))
+    return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or formats.is_hub(path)))
 
 
 def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> Iterator[Record]:

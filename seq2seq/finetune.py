@@ -24,10 +24,12 @@ from typing import Any
 import torch
 
 from prefixlib import best, checkpoint, files, original, processes, record, schedule, sharding
+from prefixlib.conversations import Chat
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, shown
 from prefixlib.outputs import Outputs, record_split, seen_categories, with_references
 from prefixlib.settings import USAGE, Parser, explicit_flags
+from prefixlib.special_tokens import check_rows, warn_of_lost_characters
 from prefixlib.tables import Chat, Columns, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, categories_of, find_task, is_there
 from seq2seq.callbacks import Checkpoints, LogLines
@@ -37,7 +39,7 @@ from seq2seq.frozen_lm import max_positions
 from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
 from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
 from seq2seq.prefixTuning import FAMILY
-from seq2seq.utils import Example, build_loaders, check_texts, examples_of, read_examples
+from seq2seq.utils import Example, build_loaders, examples_of, read_examples, texts_of
 
 logger = logging.getLogger("seq2seq.finetune")
 
@@ -141,6 +143,8 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     model = new_model(settings, examples, resuming=resumption is not None)
     if find_task(settings.mode).is_table:
         model.task["categories"] = categories_of(examples["train"])
+    if "test" in to_decode:  # now, not when the training is done
+        check_sources(settings, model, "test", examples_of(settings, "test", settings.columns))
     if resumption and resumption.earlier:
         model.task[schedule.EARLIER] = resumption.earlier
     config = model.base.config
@@ -209,8 +213,10 @@ def new_model(settings: Settings, examples: Mapping[str, Sequence[Example]], res
     if chat:
         model.task["chat"] = True
     if settings.mode in OWN_DATA:
-        check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
-        warn_of_lost_characters(model.tokenizer, texts)
+        every = (text for _, row in texts_of(examples["train"]) for text in row)
+        warn_of_lost_characters(model.tokenizer, every)
+    for split, rows in examples.items():
+        check_rows(model.tokenizer, settings.file(split), texts_of(rows))
     return model
 
 
@@ -268,7 +274,9 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
 def _decode(settings: Settings, output: Path, given: Collection[str]) -> dict[str, Any]:
     columns = None
     if settings.mode in OWN_DATA:
-        columns = Columns.of(saved_settings(settings.checkpoint), settings.source_column, settings.target_column)
+        columns = Columns.of(
+            saved_settings(settings.checkpoint), settings.source_column, settings.target_column, settings.quotes
+        )
     has_test = settings.mode not in OWN_DATA or is_there(settings.mode, settings.file("test"))
     splits = settings.splits_to_decode(has_test, usual=("test",))
     examples = {split: examples_of(settings, split, columns) for split in splits}
@@ -285,6 +293,7 @@ def decode_split(
 
     Another strategy gives SPLIT_STRATEGY. For the user's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
     """
+    check_sources(settings, model, split, examples)
     strategy = settings.strategy_now()
     limit = settings.max_source_length or model.task.get("max_source_length")
     lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
@@ -310,6 +319,11 @@ def decode_split(
     for name, value in scores.items():
         logger.info("%s: %s", name, shown(value))
     return scores
+
+
+def check_sources(settings: Settings, model: Model, split: str, examples: Sequence[Example]) -> None:
+    """Look for special tokens in what is decoded. Raises UserError for the token that ends a text."""
+    check_rows(model.tokenizer, settings.file(split), texts_of(examples, references=False))
 
 
 def load_for(settings: Settings, given: Collection[str]) -> Model:
