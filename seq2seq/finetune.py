@@ -55,7 +55,7 @@ class TrainResult:
 def main(argv: Sequence[str] | None = None) -> int:
     processes.end_with_parent()
     settings, given = parse_args(sys.argv[1:] if argv is None else argv)
-    record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
+    record.set_up_logging(verbose=not settings.do_train or processes.is_first())
     output = _output_dir(settings)
     if not settings.do_train:
         decode(settings, given)
@@ -80,6 +80,11 @@ def _output_dir(settings: Settings) -> Path:
     if settings.output_dir is None:
         raise UserError("the following arguments are required: --output_dir, where the run is written")
     return Path(settings.output_dir).expanduser().resolve()
+
+
+def _named_after(output: Path, settings: Settings) -> tuple[str, ...]:
+    """The longest name of a file that gets the folder's name: see `decode_split`."""
+    return (f"{output.name}_valid_nucleus.jsonl",) if settings.mode in OWN_DATA else ()
 
 
 def _quiet_libraries() -> None:
@@ -121,9 +126,11 @@ def train(settings: Settings) -> TrainResult:
         raise UserError("train() with do_train=False: load(CHECKPOINT).generate(...) decodes a checkpoint")
     output = _output_dir(settings)
     _quiet_libraries()
-    settings.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
+    settings.check_processes(processes.world_size())
     record.check_machine(settings.fp16, settings.bf16)
     record.set_up_reporting(settings.report_to)
+    files.check_name(output, "--output_dir", *_named_after(output, settings))
+    processes.connect()
     with files.lock(output):
         if settings.resume and is_finished(settings, output):
             return _finished(settings, output)
@@ -208,7 +215,7 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     history = {name: [tuple(point) for point in points] for name, points in trained.get("curves", {}).items()}
     base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
     model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
-    if os.environ.get("RANK", "0") == "0":
+    if processes.is_first():
         for split in left_to_decode(settings, output):
             logger.info("the run in %s was trained to its end; decoding its %s file", output, split)
             decode_split(settings, model, split, examples_of(settings, split, settings.columns), output, SEED)
@@ -230,7 +237,8 @@ def write_results(
     }
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
-    record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
+    with record.noting("results.json"):
+        record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
     if trained["best"]:
         logger.info("best %s: %.4g, in %s", settings.val_metric, trained["best"][settings.val_metric], output / "best")
     record.log_end(trained, output, settings.decode_command(FAMILY, output))
@@ -247,6 +255,8 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(settings.fp16, settings.bf16)
+    files.check_name(output, "--output_dir", *_named_after(output, settings))
+    processes.forget_others()
     with files.lock(output):
         return _decode(settings, output, given)
 
