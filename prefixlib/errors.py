@@ -94,8 +94,8 @@ def refused_by_system(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and "Could not determine home directory" in said:
         return "no home folder is known (HOME is not set): write paths without ~"
     if isinstance(error, UnicodeEncodeError) and "surrogates not allowed" in said:
-        around = error.object[max(error.start - 30, 0) : error.end + 30]
-        return f"{around!r} is not UTF-8 here: rename the file or folder, or set PYTHONUTF8=1"
+        word = re.search(r"\S*[\ud800-\udfff]\S*", error.object)[0]
+        return f"{word!r} is not UTF-8 here: rename the file or folder, or set PYTHONUTF8=1"
     return None
 
 

@@ -88,6 +88,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 def add_line(path: Path, line: str) -> None:
     """Append a line to a text file, which is made if absent. Raises OSError for a link."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with writing(path), open(handle, "a", encoding="utf-8") as file:
         file.write(f"{line}\n")
@@ -273,12 +274,15 @@ def _open_lock(path: Path) -> Any:
             raise
         handle = None
     if handle is not None:
-        about, file = os.fstat(handle), open(handle, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        about = os.fstat(handle)
         if stat.S_ISREG(about.st_mode) and about.st_nlink <= 1:  # 0: its holder has just removed it
+            file = open(handle, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
             file.seek(0)
             if HOLDER.fullmatch(file.read(1000)):
                 return file
-        file.close()
+            file.close()
+        else:
+            os.close(handle)
     raise UserError(
         f"{path} is no lock of a run but a link or another file: move it away, or take another --output_dir"
     )

@@ -98,9 +98,10 @@ def _what_is_waited_for(world: int) -> str:
 def _waiting(line: str) -> Iterator[None]:
     """While other processes are waited for, in C++: say so after PATIENCE seconds, and let Ctrl-C and SIGTERM end it.
 
-    Python calls its signal handlers between its own lines alone; a thread hears of signals at once.
+    Python calls its signal handlers between its own lines alone; a thread hears of signals at once. They are kept from
+    this one, whose C++ would print how it was interrupted.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
         yield
         return
     over, (heard, speak) = threading.Event(), os.pipe()
@@ -108,10 +109,12 @@ def _waiting(line: str) -> Iterator[None]:
     earlier = signal.set_wakeup_fd(speak, warn_on_full_buffer=False)
     thread = threading.Thread(target=_hear, args=(heard, over, line), daemon=True)
     thread.start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield
     finally:
         over.set()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.set_wakeup_fd(earlier)
         os.write(speak, b"\0")
         thread.join()
@@ -203,7 +206,7 @@ def report(line: str) -> None:
     """Print a last line on stderr; a worker hands it to the process below, which prints one for all workers."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if PARENT not in os.environ or not path:
-        print(line, file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
         return
     with open(path, "w", encoding="utf-8") as file:  # in the form that torchrun reads
         json.dump({"message": {"message": line, "extraInfo": {"timestamp": int(time.time())}}}, file)

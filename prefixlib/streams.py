@@ -46,7 +46,7 @@ def prepare() -> None:
         encoding, errors, lines = "utf-8", "strict", True
         if stream is not None:
             stream.flush()
-            encoding, errors, lines = stream.encoding, stream.errors, stream.line_buffering
+            encoding, errors, lines = stream.encoding, stream.errors, number == 2 or stream.line_buffering
         errors = "backslashreplace" if errors == "strict" else errors
         raw = open(number, "wb", closefd=False)  # noqa: SIM115  it lasts as long as the process
         new = Stream(raw, encoding=encoding, errors=errors, line_buffering=lines)
