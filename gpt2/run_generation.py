@@ -21,7 +21,7 @@ import torch
 from gpt2 import model
 from gpt2.dataset import Encoded, encode
 from gpt2.flags import Decoding
-from prefixlib import checkpoint, files, metrics, original, record
+from prefixlib import checkpoint, files, metrics, original, processes, record, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.outputs import Outputs, as_lines, record_split, seen_categories
 from prefixlib.readers import Group
@@ -202,6 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     read_sources(mode, path, settings, checkpoint.saved_task(directory) if mode in OWN_DATA else {})
     if not directory.is_dir():
         raise UserError(f"checkpoint {args.checkpoint}: no such folder")
+    files.check_name(out, "--output_dir", f"{directory.name}_{split}_nucleus.jsonl")
+    processes.forget_others()
     with files.lock(out):
         scores = decode_split(directory, out, mode, split, path, settings)
     print_scores(split, scores)

@@ -11,7 +11,6 @@ if __name__ == "__main__":
 import functools
 import logging
 import math
-import os
 import shlex
 import sys
 import time
@@ -22,22 +21,21 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2 import context, model, run_generation
-from gpt2.callbacks import TensorBoard
+from gpt2.callbacks import recorders
 from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
-from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, load_teacher
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, keep_newest, load_teacher
 from prefixlib import best, checkpoint, files, processes, record, schedule, sharding
 from prefixlib.conversations import Chat
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import USAGE, Parser
 from prefixlib.special_tokens import check_rows, texts_of, warn_of_lost_characters
-from prefixlib.tables import Chat, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, categories_of, data_file, given_file, read_groups, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
@@ -55,7 +53,7 @@ class TrainResult:
 
 def main(argv: list[str] | None = None) -> int:
     processes.end_with_parent()
-    record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
+    record.set_up_logging(verbose=processes.is_first())
     train(parse(argv))
     processes.leave()
     return 0
@@ -80,12 +78,14 @@ def train(settings: Settings) -> TrainResult:
     >>> result.scores["test"]["BLEU all"]  # doctest: +SKIP
     """
     settings.check()
-    settings.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
+    settings.check_processes(processes.world_size())
     record.check_machine(settings.fp16, settings.bf16)
     record.set_up_reporting(settings.report_to)
     if not settings.output_dir:
         raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
     output = Path(settings.output_dir).expanduser().resolve()
+    files.check_name(output, "--output_dir", f"{output.name}_valid_nucleus.jsonl")
+    processes.connect()
     with files.lock(output):
         record.set_aside_damaged(output)
         return _train(settings, output)
@@ -149,7 +149,8 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         known = results.get("decoding", {}) if results.get("training") == training else {}  # of these very weights
         if settings.distill_context and "context" not in training:
             training["context"] = context.what_is_kept(trained.lm, distillation.teacher, datasets["valid"])
-        record.update_results(output, {"run": run, "training": training, "decoding": known or None})
+        with record.noting("results.json"):
+            record.update_results(output, {"run": run, "training": training, "decoding": known or None})
         if records and to_decode:
             how = Decoding(
                 **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},
@@ -214,11 +215,11 @@ def make_trainer(
     distillation: Distillation | None = None,
 ) -> PrefixTrainer:
     """transformers.Trainer with the original's optimisation: AdamW, linear decay without warm-up, clip 1.0."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes.world_size()
     arguments = TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=settings.bsz // processes,
-        per_device_eval_batch_size=max((settings.eval_batch_size or settings.bsz) // processes, 1),
+        per_device_train_batch_size=settings.bsz // world,
+        per_device_eval_batch_size=max((settings.eval_batch_size or settings.bsz) // world, 1),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         num_train_epochs=settings.epoch,
         max_steps=settings.max_steps,
@@ -241,9 +242,8 @@ def make_trainer(
         include_num_input_tokens_seen="non_padding",
         prediction_loss_only=True,
         remove_unused_columns=False,
-        disable_tqdm=settings.disable_tqdm or (processes > 1 and os.environ["RANK"] != "0"),
-        # Trainer's own TensorBoard folder is one for the whole process
-        report_to="none" if settings.report_to == "tensorboard" else settings.report_to,
+        disable_tqdm=settings.disable_tqdm or not processes.is_first(),
+        report_to="none",  # see `recorders`
         run_name=output.name,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -269,7 +269,7 @@ def make_trainer(
         keep_best=settings.keeps_best,
         patience=settings.early_stopping_patience,
         distillation=distillation,
-        callbacks=[TensorBoard(output / "runs")] if settings.report_to == "tensorboard" else [],
+        callbacks=recorders(settings.report_to, output),
     )
     return trainer
 
@@ -282,7 +282,7 @@ def run_training(
     if resumption is None and settings.overwrite_output_dir and trainer.is_world_process_zero():
         checkpoint.clear_run(output, (*own_files(output), "runs"))
     if resumption is not None and trainer.is_world_process_zero():
-        rotate_checkpoints(str(output), save_total_limit=1)  # killed while an older one was being removed
+        keep_newest(output)  # killed while an older one was being removed
     if ended:
         step = resumption.state.global_step
         logger.info("the run in %s was trained to its end, step %d: nothing is left to train", output, step)
@@ -305,8 +305,9 @@ def run_training(
         )
         raise
     seconds = time.perf_counter() - started
-    trainer.save_model()
-    trainer.save_state()
+    with files.writing(output):
+        trainer.save_model()
+        trainer.save_state()
     history = trainer.state.log_history
     curves = {
         "train": [(row["step"], row["loss"]) for row in history if "loss" in row],

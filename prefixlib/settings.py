@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import shlex
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from prefixlib import config_file
+from prefixlib import config_file, places
 from prefixlib.errors import UserError
 from prefixlib.tables import Columns
 from prefixlib.tasks import OWN_DATA
@@ -341,18 +342,21 @@ def decode_command(
     data_dir: str | None = None,
     test_file: str | None = None,
 ) -> str:
-    """The command that decodes the task's test file, or `test_file`, with a checkpoint.
+    """The command, as a line for a shell, that decodes the task's test file, or `test_file`, with a checkpoint.
 
     tuned: a model without a prefix. data_dir: where the task's files are, if not in the default folder.
     """
     if family == "decoder-only":
-        command, flag = f"python gpt2/gen.py {mode} yes test {directory} no", "data_file"
+        program, words, flag = "gpt2/gen.py", [mode, "yes", "test", str(directory), "no"], "data_file"
     else:
         model = "finetune_model_path" if tuned else "prefix_model_path"
-        command, flag = f"python seq2seq/train_bart.py --mode {mode} --do_train no --{model} {directory}", "test_file"
+        program, flag = "seq2seq/train_bart.py", "test_file"
+        words = ["--mode", mode, "--do_train", "no", f"--{model}", str(directory)]
     if test_file:
-        return f"{command} --{flag} {test_file}"
-    return f"{command} --data_dir {data_dir}" if data_dir else command
+        words += [f"--{flag}", test_file]
+    elif data_dir:
+        words += ["--data_dir", data_dir]
+    return f"{places.program(program)} {shlex.join(words)}"
 
 
 # The settings of one tuning mode alone: its checkpoints hold them, and a resumed run must repeat them.

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefixlib import conversations, formats, readers, tables
+from prefixlib import conversations, formats, places, readers, tables
 from prefixlib.errors import UserError
 from prefixlib.readers import SEPARATOR, Group, Record, group_records
 from prefixlib.tables import Columns
 
-DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 SPLITS = ("train", "valid", "test")
 SMALL_ADAPTERS = "adaptertune, 0.1 %"  # a second recipe of that tuning mode
 
@@ -467,12 +466,12 @@ def as_group(mode: str, source: Any) -> Group:
 def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path:
     """The task's file for split train, valid or test.
 
-    `data_dir` is the folder of all data sets (default: this repository's data/) or the task's own folder.
+    `data_dir` is the folder of all data sets (default: see `places.data_folder`) or the task's own folder.
     """
     files = find_task(mode).files
     if split not in files:
         raise UserError(f"split {split!r} of mode {mode}: expected one of {', '.join(files)}")
-    folder = DATA_DIR if data_dir is None else Path(data_dir).expanduser()
+    folder = places.data_folder() if data_dir is None else Path(data_dir).expanduser()
     path, own = folder / files[split], folder / Path(files[split]).name
     return own if own.is_file() and not path.is_file() else path
 
@@ -511,7 +510,8 @@ def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Colu
 def where_to_get(mode: str) -> str:
     """What to do where a task's file is missing."""
     name = find_task(mode).prepare
-    prepared = f"run `python scripts/prepare_data.py {name}`, or " if name else ""
+    where = "" if places.CHECKOUT else " in a clone of the repository"
+    prepared = f"run `python scripts/prepare_data.py {name}`{where}, or " if name else ""
     return f"{prepared}pass a file of your own (--train_file, --eval_file, --test_file) or its folder (--data_dir)"
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from prefixlib.errors import UserError, one_line_errors
+from prefixlib.places import data_folder
 from prefixlib.settings import Parser, add_number
-from prefixlib.tasks import DATA_DIR, data_file, iter_records
+from prefixlib.tasks import data_file, iter_records
 from prepare.convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
 from prepare.sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
 from prepare.subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic
@@ -173,7 +174,7 @@ def prepare_subset(args: argparse.Namespace) -> list[Path]:
     output_dir = args.output_dir
     prepared = {"e2e": "e2e_data", "webnlg": "webnlg_challenge_2017", "xsum": "xsum"}
     lowdata = args.dataset == "lowdata"
-    source = args.source or DATA_DIR / prepared[args.of if lowdata else "xsum"]
+    source = args.source or data_folder() / prepared[args.of if lowdata else "xsum"]
     folder = f"{args.of}_lowdata" if lowdata else TOPIC_SPLITS[args.dataset].folder
     output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=output_dir) as scratch:
@@ -207,7 +208,9 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
         help="a folder, archive or file you have, instead of the public source; any of the splits will do. Parts: the "
         "folder of the whole set (default: data/e2e_data, data/xsum)",
     )
-    parser.add_argument("--output_dir", type=Path, default=DATA_DIR, help="where the set's folder goes (default: data)")
+    parser.add_argument(
+        "--output_dir", type=Path, default=data_folder(), help="where the set's folder goes (default: data)"
+    )
     parser.add_argument("--of", choices=tuple(SAMPLED), help="lowdata: of which set (default: e2e)")
     add_number(parser, "--sizes", nargs="+", help="lowdata: training examples (default: 50 100 200 500)")
     add_number(parser, "--samples", above=0, nargs="+", help="lowdata: numbers of the draws (default: 1 2 3 4 5)")

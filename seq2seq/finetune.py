@@ -30,7 +30,7 @@ from prefixlib.metrics import rouge, shown
 from prefixlib.outputs import Outputs, record_split, seen_categories, with_references
 from prefixlib.settings import USAGE, Parser, explicit_flags
 from prefixlib.special_tokens import check_rows, warn_of_lost_characters
-from prefixlib.tables import Chat, Columns, warn_of_lost_characters
+from prefixlib.tables import Columns
 from prefixlib.tasks import OWN_DATA, categories_of, find_task, is_there
 from seq2seq.callbacks import Checkpoints, LogLines
 from seq2seq.decoding import decoding_rule, stops, to_text
@@ -58,7 +58,7 @@ class TrainResult:
 def main(argv: Sequence[str] | None = None) -> int:
     processes.end_with_parent()
     settings, given = parse_args(sys.argv[1:] if argv is None else argv)
-    record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
+    record.set_up_logging(verbose=not settings.do_train or processes.is_first())
     output = _output_dir(settings)
     if not settings.do_train:
         decode(settings, given)
@@ -83,6 +83,11 @@ def _output_dir(settings: Settings) -> Path:
     if settings.output_dir is None:
         raise UserError("the following arguments are required: --output_dir, where the run is written")
     return Path(settings.output_dir).expanduser().resolve()
+
+
+def _named_after(output: Path, settings: Settings) -> tuple[str, ...]:
+    """The longest name of a file that gets the folder's name: see `decode_split`."""
+    return (f"{output.name}_valid_nucleus.jsonl",) if settings.mode in OWN_DATA else ()
 
 
 def _quiet_libraries() -> None:
@@ -124,9 +129,11 @@ def train(settings: Settings) -> TrainResult:
         raise UserError("train() with do_train=False: load(CHECKPOINT).generate(...) decodes a checkpoint")
     output = _output_dir(settings)
     _quiet_libraries()
-    settings.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
+    settings.check_processes(processes.world_size())
     record.check_machine(settings.fp16, settings.bf16)
     record.set_up_reporting(settings.report_to)
+    files.check_name(output, "--output_dir", *_named_after(output, settings))
+    processes.connect()
     with files.lock(output):
         if settings.resume and is_finished(settings, output):
             return _finished(settings, output)
@@ -229,7 +236,7 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     model = load(directory, model_name_or_path=base, cache_dir=settings.cache_dir)
     result = trained.get("last", {}) if directory == output else trained["best"]
     model.task.setdefault("step", result.get("step", trained["steps"]))  # earlier versions' checkpoints do not name it
-    if os.environ.get("RANK", "0") == "0":
+    if processes.is_first():
         for split in left_to_decode(settings, output):
             logger.info("the run in %s was trained to its end; decoding its %s file", output, split)
             decode_split(settings, model, split, examples_of(settings, split, settings.columns), output, SEED)
@@ -252,7 +259,8 @@ def write_results(
     }
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
-    record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
+    with record.noting("results.json"):
+        record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
     record.log_end(trained, output, settings.decode_command(FAMILY, best.chosen(output, trained)))
 
 
@@ -267,6 +275,8 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
     output = _output_dir(settings)
     _quiet_libraries()
     record.check_machine(settings.fp16, settings.bf16)
+    files.check_name(output, "--output_dir", *_named_after(output, settings))
+    processes.forget_others()
     with files.lock(output):
         return _decode(settings, output, given)
 

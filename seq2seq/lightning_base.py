@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from transformers import get_scheduler
 
-from prefixlib import files, schedule, schema, sharding
+from prefixlib import files, processes, record, schedule, schema, sharding
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
 from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
@@ -288,26 +288,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the file, syncs, renames: a killed run leaves the last good checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        files.sync_file(partial)
-        os.replace(partial, path)
-        files.sync_directory(path.parent)
+        with files.replacing(path) as partial:  # Lightning's own writing goes by way of a temporary folder
+            torch.save(checkpoint, partial)
 
 
 def make_logger(report_to: str, output: Path, step: int) -> Logger | None:
-    """Who gets the curves. In TensorBoard a run resumed at `step` hides what was logged after it."""
+    """Who gets the curves. In TensorBoard a run resumed at `step` hides what was logged after it.
+
+    A logger that fails ends with a warning, not with the run.
+    """
+
+    def guarded(kind: type[Logger]) -> type[Logger]:
+        return record.guarded(kind, ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize"))
+
     if report_to == "wandb":
-        return WandbLogger(name=output.name, save_dir=output, project=os.environ["WANDB_PROJECT"])
+        return guarded(WandbLogger)(name=output.name, save_dir=output, project=os.environ["WANDB_PROJECT"])
     if report_to == "mlflow":
         import mlflow  # here: it is an extra
 
         where = mlflow.get_tracking_uri()  # Lightning would choose a folder of its own
-        return MLFlowLogger(os.environ["MLFLOW_EXPERIMENT_NAME"], run_name=output.name, tracking_uri=where)
+        return guarded(MLFlowLogger)(os.environ["MLFLOW_EXPERIMENT_NAME"], run_name=output.name, tracking_uri=where)
     if report_to == "none":
         return None
-    return TensorBoardLogger(output, name="tensorboard", version="", purge_step=step + 1)
+    record.quiet_event_writers()
+    found = guarded(TensorBoardLogger)(output, name="tensorboard", version="", purge_step=step + 1)
+    with record.noting("TensorBoard's curves"):
+        _ = found.experiment  # makes the folder
+        return found
+    return None
 
 
 def generic_train(
@@ -319,7 +327,7 @@ def generic_train(
     resumption: Resumption | None,
 ) -> Trainer:
     """Fit `module`; one process, or those that torchrun started. Returns the trainer with the trained module."""
-    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world, local = processes.world_size(), processes.local_world_size()
     step = resumption.state["global_step"] if resumption else 0
     trainer = Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",

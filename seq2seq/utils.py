@@ -4,7 +4,6 @@ Legend: B batch, S source tokens, T target tokens.
 """
 
 import itertools
-import os
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedConfig
 
+from prefixlib import processes
 from prefixlib.errors import UserError
 from prefixlib.tables import Columns
 from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get
@@ -212,6 +212,7 @@ class ResumableLoader(DataLoader):
             collate_fn=collate,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=processes.ignore_signals,
             pin_memory=torch.cuda.is_available(),
         )
         self.position = (0, 0)  # epoch and batches of it that training has taken
@@ -260,8 +261,8 @@ def build_loaders(
     `config` is the base model's: its positions, the ids of padding and of the decoder's start token. `wording`: what
     the model reads of a source.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    lengths = settings.lengths(max_positions(config))
+    rank, world = processes.rank(), processes.world_size()
+    lengths, workers = settings.lengths(max_positions(config)), processes.workers_that_fit(settings.num_workers)
     sizes = source_lengths(train) if settings.group_by_length else None
     batches = EpochBatches(len(train), settings.bsz, settings.seed, rank, world, sizes)
     valid_batches = EpochBatches(len(valid), settings.eval_batch_size * world, None, rank, world)
@@ -269,7 +270,7 @@ def build_loaders(
     def loader(examples: Sequence[Example], batches: EpochBatches, target_length: int) -> ResumableLoader:
         ids = config.pad_token_id, start_token(config)
         collate = Collator(tokenizer, *ids, lengths["max_source_length"], target_length, wording)
-        return ResumableLoader(examples, batches, collate, settings.num_workers)
+        return ResumableLoader(examples, batches, collate, workers)
 
     return (
         loader(train, batches, lengths["max_target_length"]),

@@ -274,7 +274,8 @@ def test_bfloat16_with_clipping_trains(place, tmp_path):
 
 def test_every_process_needs_its_gpu(place, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
     with pytest.raises(UserError, match=r"--num_processes 2: this machine has 1 GPU"):
         finetune.main(training_flags(place / "bart", place / "data", tmp_path))
 
