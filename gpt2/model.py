@@ -6,7 +6,6 @@
 Legend: P prefix length, L layers, H key/value heads, D head size, E width of the word embeddings.
 """
 
-import contextlib
 import functools
 import logging
 import time
@@ -29,7 +28,7 @@ from gpt2.dataset import (
     truncate_all,
 )
 from gpt2.flags import DEFAULT_MODEL, Decoding, Settings
-from gpt2.frozen_lm import check_rows, check_takes_prefix, evaluating, key_values, max_positions
+from gpt2.frozen_lm import check_rows, evaluating, key_values, max_positions, shape_of, without_weights
 from gpt2.prefix_lm import PrefixLM, mean_loss
 from gpt2.train_control import FAMILY, Past, PrefixConfig, join_layers, make_prefix
 from prefixlib import baselines, best, checkpoint, files, gguf_base, original, peft_format, record
@@ -409,8 +408,8 @@ def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bo
     if chosen["init_text"] is not None:
         ids = text_ids(tokenizer, chosen["init_text"], max_positions(base.config) - 2)
         chosen["preseqlen"] = len(ids)
-    config = PrefixConfig.for_model(base.config, **chosen)
-    check_takes_prefix(base)
+    config = PrefixConfig.for_model(base, **chosen)
+    check_rows(base)
     if settings.prefix_model_path:
         earlier = load_prefix(Path(settings.prefix_model_path).expanduser())
         check_same_prefix(settings, earlier.config, settings.prefix_model_path)
@@ -702,7 +701,8 @@ def attach(
 ) -> Model:
     """A saved prefix in front of the base model `name`. Raises UserError if it was not trained for this one."""
     checkpoint.check_agrees({"mode": mode}, {"mode": saved.task.get("mode") or mode}, directory)
-    check_fits(saved.config, base.config, directory, name)
+    check_fits(saved.config, shape_of(base), directory, name)
+    saved.config.check_positions(base.config)
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
     check_tokenizer(name, tokenizer, base, ())
@@ -710,14 +710,23 @@ def attach(
     return Model(lm.eval(), tokenizer, {**saved.task, "mode": mode or saved.task.get("mode")}, dict(saved.base))
 
 
-def check_fits(config: PrefixConfig, base: Any, directory: Path | str, name: str) -> None:
-    """Raise UserError if a prefix was trained for a model of another shape than `base`, a model's configuration."""
-    settings = {key: value for key, value in config.as_dict().items() if not key.startswith(("n_", "head"))}
-    with contextlib.suppress(AttributeError):  # a model of the other family
-        wanted = PrefixConfig.for_model(base, **settings)
-        if replace(wanted, n_embd=config.n_embd or 0) == config and config.n_embd in (0, wanted.n_embd):
-            return
-    raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
+def check_fits(config: PrefixConfig, shape: Mapping[str, Any], directory: Path | str, name: str) -> None:
+    """Raise UserError if a prefix was trained for a model of another shape than that of the model `name`."""
+    known = config.as_dict()
+    known["n_embd"] = config.n_embd or shape.get("n_embd")  # PEFT does not say it
+    if any(shape.get(key) != known[key] for key in known if key.startswith(("n_", "head"))):
+        raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
+
+
+def shape_by_name(name: str, revision: str | None) -> dict[str, Any]:
+    """The shape of the model `name`, from its config.json alone where it runs without weights; {} if it is no kin."""
+    config = load_config(name, revision=revision)
+    if config.is_encoder_decoder:
+        return {}
+    try:
+        return shape_of(without_weights(config))
+    except UserError:
+        return shape_of(load_model(name, FAMILY, revision=revision))
 
 
 def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **how: Any) -> Model:

@@ -48,7 +48,7 @@ def golden_gpt2():
     base.tie_weights()
     fuse_gelu(base)  # as load_model does
     arrays = load_file(GOLDEN / "gpt2_prefix.safetensors")
-    prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=5, mid_dim=16, **SETTINGS))
+    prefix = PrefixTuning(PrefixConfig.for_model(base, preseqlen=5, mid_dim=16, **SETTINGS))
     prefix.load_state_dict(
         {name.removeprefix("prefix."): a for name, a in arrays.items() if name.startswith("prefix.")}
     )
@@ -62,7 +62,7 @@ def tiny_lm():
     base = GPT2LMHeadModel(
         GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=64, bos_token_id=49, eos_token_id=49)
     )
-    prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=3, mid_dim=8, **SETTINGS))
+    prefix = PrefixTuning(PrefixConfig.for_model(base, preseqlen=3, mid_dim=8, **SETTINGS))
     return PrefixLM(base.eval(), prefix)
 
 
