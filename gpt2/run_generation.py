@@ -21,7 +21,7 @@ import torch
 from gpt2 import model
 from gpt2.dataset import Encoded, encode
 from gpt2.flags import Decoding
-from prefixlib import checkpoint, files, metrics, original, processes, record, tables
+from prefixlib import checkpoint, files, metrics, original, processes, record
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.outputs import Outputs, as_lines, record_split, seen_categories
 from prefixlib.readers import Group

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from prefixlib import best, checkpoint, files
+from prefixlib import best, checkpoint
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
