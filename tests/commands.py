@@ -39,7 +39,7 @@ def read_at_import(environment: Environment) -> Environment:
 
 
 def is_warm(words: Sequence[str], folder: str, environment: Environment, served: Environment) -> bool:
-    """Whether `words` start this Python with a script or -m, and it reads no other variables at import than `served`."""
+    """Whether `words` start this Python with a script or -m, and what is read at import is as in `served`."""
     if words[0] != sys.executable or read_at_import(environment) != served:
         return False
     program = words[2:3] if words[1:2] == ["-u"] else words[1:2]

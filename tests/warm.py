@@ -33,6 +33,7 @@ LATE = (  # imported by the libraries when they are first used
     *("transformers.models.gpt2.modeling_gpt2", "transformers.models.bart.modeling_bart"),
     *("transformers.models.auto.modeling_auto", "transformers.generation.utils"),
     *("torch.distributed.run", "torch.utils.tensorboard", "matplotlib.pyplot", "matplotlib.backends.backend_agg"),
+    *("rouge_score.rouge_scorer", "sacrebleu.metrics"),
 )
 MEMORY_THREAD = "jemalloc_bg_thd"  # pyarrow's memory manager; it knows how to fork
 FIRST_FREE = 200  # descriptors are moved here before they get their numbers
