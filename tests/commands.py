@@ -23,9 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_IMPORT = (  # beginnings of the names of variables that Python or a library reads once, when it starts
-    *("PYTHON", "LD_", "LANG", "LC_", "MALLOC_", "OMP_", "MKL_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_", "CUDA_"),
-    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "TOKENIZERS_", "PYTORCH_", "TORCH_HOME", "TORCH_LOGS"),
-    *("TORCHINDUCTOR_", "TORCHDYNAMO_", "PL_", "MPL", "HOME", "XDG_", "TZ", "USE_", "NO_COLOR", "FORCE_COLOR"),
+    *("PYTHON", "LD_", "LANG", "LC_", "TZ", "HOME", "XDG_", "MALLOC_", "OMP_", "MKL_", "KMP_", "ATEN_", "ONEDNN_"),
+    *("DNNL_", "CUDA_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DATASETS_", "USE_", "PL_", "MPL"),
 )
 LIMITS = [number for name, number in vars(resource).items() if name.startswith("RLIMIT_")]
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
