@@ -1,6 +1,7 @@
 """What the tests share: golden numbers, a tiny GPT-2, the real data where it is, running a command as a user would."""
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -33,6 +34,11 @@ torch.set_num_threads(1)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cold: the commands of this test start as a user's do, from a new Python")
     commands.install()
+
+
+def pytest_collection_finish() -> None:
+    """From now on look for no garbage among what was imported."""
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import gc
 import importlib
-import io
 import json
 import logging
 import os
@@ -131,8 +130,7 @@ def run(words: list[str]) -> None:
             path = os.path.abspath(words[0])
             sys.argv, sys.path[0] = list(words), os.path.dirname(os.path.realpath(path))
             main.__file__ = path
-            with io.open_code(path) as file:
-                exec(compile(file.read(), path, "exec"), main.__dict__)
+            exec(compile(Path(path).read_bytes(), path, "exec"), main.__dict__)
     except BaseException as error:
         code = code_of(error)
     end(code)
@@ -162,7 +160,7 @@ def code_of(error: BaseException) -> int:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
         trace = trace.tb_next
-    sys.excepthook(type(error), error, trace)
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
     return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
