@@ -77,8 +77,9 @@ class BaseModule(LightningModule):
         self.on_sigterm = signal.getsignal(signal.SIGTERM)
         self.validated_step = -1  # the optimiser step after which the last validation came
         self.validation_result: dict[str, float] = {}
-        accumulates = lm.prefix is not None and settings.gradient_accumulation_steps > 1
-        self.once_per_step = OncePerStep(lm.prefix) if accumulates else None
+        accumulates = settings.gradient_accumulation_steps > 1
+        self.once_per_step = OncePerStep(lm.prefix) if accumulates and lm.prefix is not None else None
+        self.step_sums: list[Tensor] = []  # per batch of the optimiser step so far: its loss, its tokens
 
     @property
     def world(self) -> int:
@@ -137,12 +138,26 @@ class BaseModule(LightningModule):
         torch.manual_seed((self.settings.seed * 1_000_003 + number * self.world + self.global_rank) % 2**63)
         self.trainer.train_dataloader.position = (self.current_epoch, batch_idx + 1)
 
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether the optimiser steps after this batch of an epoch."""
+        batch, of_step = batch_idx + 1, self.settings.gradient_accumulation_steps
+        return batch % of_step == 0 or batch == self.trainer.num_training_batches
+
     def on_after_backward(self) -> None:
-        """Pass a step's gradients through the prefix network at once, while they are still scaled and unclipped."""
-        batch, of_step = self.trainer.fit_loop.batch_idx + 1, self.settings.gradient_accumulation_steps
-        ends_step = batch % of_step == 0 or batch == self.trainer.num_training_batches
-        if self.once_per_step is not None and ends_step:
+        """Complete a step's gradients, while they are still scaled for float16 and not clipped."""
+        if not self.ends_step(self.trainer.fit_loop.batch_idx):
+            return
+        if self.once_per_step is not None:
             self.once_per_step.backward()
+        of_step = self.settings.gradient_accumulation_steps
+        if of_step > 1:
+            # Lightning divided each loss by `of_step`, `training_step` by the tokens of the step's first batch: only now
+            # are all tokens counted
+            factor = of_step * self.step_sums[0][1] / sum(self.step_sums)[1]
+            for parameter in self.trainable().values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        self.step_sums = []
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """The trained tensors alone: the frozen model is no part of a checkpoint."""
@@ -180,13 +195,18 @@ class SummarizationModule(BaseModule):
         self.tokenizer, self.rule = tokenizer, rule
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The mean over the tokens of the global batch; each process holds a part of them."""
+        """The mean over the tokens of the optimiser step, all processes' and batches'; see `on_after_backward`.
+
+        "mean" is that of the whole step, with its last batch; None before.
+        """
         total, count = self.lm.loss(*(batch[name] for name in INPUTS), smoothing=self.settings.label_smoothing)
-        sums = self._over_processes(torch.stack([total.detach(), count.to(total.dtype)]))
+        self.step_sums.append(self._over_processes(torch.stack([total.detach(), count.to(total.dtype)])))
         # DDP divides the sum of the processes' gradients by their number
-        loss = total * self.world / sums[1]
+        loss = total * self.world / self.step_sums[0][1]
+        losses, counts = sum(self.step_sums)
+        mean = losses / counts if self.ends_step(batch_idx) else None
         tokens = batch["attention_mask"].sum() + count
-        return {"loss": loss, "mean": sums[0] / sums[1], "tokens": tokens.detach() * self.world}
+        return {"loss": loss, "mean": mean, "tokens": tokens.detach() * self.world}
 
     def on_validation_start(self) -> None:
         sharding.gather(self.lm.base)  # the processes' texts have different lengths
