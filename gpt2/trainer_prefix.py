@@ -266,7 +266,7 @@ class PrefixTrainer(Trainer):
         return found
 
     def evaluation_loop(self, *args, **kwargs):
-        """As Trainer does it, but a mean over tokens is one over the tokens of the whole dev set, not of its batches."""
+        """As Trainer, but a mean over tokens is one over the tokens of the whole dev set, not over its batches."""
         self.dev_sums = torch.zeros(2, dtype=torch.double, device=self.args.device)
         output = super().evaluation_loop(*args, **kwargs)
         if self.objective_mode == 0:

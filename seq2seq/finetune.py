@@ -23,17 +23,17 @@ from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, original, processes, record, schedule, sharding, tables
+from prefixlib import checkpoint, data_digests, files, original, processes, record, schedule, sharding, tables
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, score_task, shown
 from prefixlib.settings import USAGE, Parser, explicit_flags
 from prefixlib.tables import Chat, Columns, warn_of_lost_characters
 from prefixlib.tasks import OWN_DATA, find_task, is_there
-from seq2seq.callbacks import Checkpoints, LogLines
+from seq2seq.callbacks import RESUME, Checkpoints, LogLines
 from seq2seq.decoding import decoding_rule, stops, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
-from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
+from seq2seq.lightning_base import Resumption, SummarizationModule, find_resume, generic_train
 from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
 from seq2seq.prefixTuning import FAMILY
 from seq2seq.utils import Example, build_loaders, check_texts, examples_of, read_examples
@@ -140,12 +140,17 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     model = new_model(settings, examples, resuming=resumption is not None)
     if resumption and resumption.earlier:
         model.task[schedule.EARLIER] = resumption.earlier
+    data = data_of_run(settings, resumption, output)
+    model.task |= data
     config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
     steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
+    if resumption:
+        check_what_is_left(resumption, data, steps, len(loaders[0]))
     rule = decoding_rule(settings.mode, config, **settings.search())
     module = SummarizationModule(model.lm, settings, steps, model.tokenizer, rule)
+    module.data = data
     log = LogLines(settings.logging_steps)
     keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
     parameters = model.count_parameters()
@@ -165,7 +170,8 @@ def _train(settings: Settings, output: Path) -> TrainResult:
             best=keep.best,
             last=module.validation_result,
         )
-        write_results(settings, model, output, trained, module.earlier)
+        schedules = {schedule.EARLIER: module.earlier} if module.earlier else {}
+        write_results(settings, model, output, trained, schedules | data)
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
@@ -177,6 +183,31 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         found = examples_of(settings, split, settings.columns)
         decoded[split] = decode_split(settings, model, split, found, output, SEED)
     return TrainResult(model, module.validation_result, log.curves, output, decoded)
+
+
+def data_of_run(settings: Settings, resumption: Resumption | None, output: Path) -> dict[str, Any]:
+    """What the checkpoints say of the run's data. Raises UserError where a resumed run has others than before."""
+    paths = {split: settings.file(split) for split in ("train", "valid")}
+    if resumption is None:
+        return data_digests.of_run(paths)
+    step = resumption.state["global_step"]
+    return data_digests.of_resumed(paths, resumption.state, step, output / RESUME, settings.allow_other_data)
+
+
+def check_what_is_left(resumption: Resumption, data: Mapping[str, Any], steps: int, batches: int) -> None:
+    """Raise UserError where the data, of `batches` an epoch and `steps` in all, leave nothing to train.
+
+    A run that was stopped after its last step has nothing left either, and ends as it would have.
+    """
+    done, position = resumption.state["global_step"], resumption.state["position"]
+    other = data.get(data_digests.EARLIER, []) != resumption.state.get(data_digests.EARLIER, [])
+    if steps != done or other:
+        data_digests.check_steps_left(done, steps, resumption.path)
+    if 0 < batches <= position["batches"]:
+        raise UserError(
+            f"--resume yes: {resumption.path} is in an epoch's middle, after batch {position['batches']}, and these "
+            f"data have {batches} batches an epoch: put the earlier data back until the epoch has ended"
+        )
 
 
 def decoded_after_training(settings: Settings) -> tuple[str, ...]:
@@ -217,7 +248,7 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
 
 
 def write_results(
-    settings: Settings, model: Model, output: Path, trained: dict[str, Any], earlier: Sequence[dict[str, Any]]
+    settings: Settings, model: Model, output: Path, trained: dict[str, Any], history: Mapping[str, Any]
 ) -> None:
     """Draw the curves, and put the run and its training into results.json, which says that the run has finished."""
     run = {
@@ -226,7 +257,7 @@ def write_results(
         "base_model": model.base_record["name"],
         "device": record.device_name(),
         **record.versions(),
-        **({schedule.EARLIER: earlier} if earlier else {}),
+        **history,
     }
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +20,7 @@ from prefixlib import files, schedule, schema, sharding
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
 from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
+from prefixlib.data_digests import Digests, EarlierData
 from prefixlib.errors import Terminated, UserError, first_line
 from prefixlib.metrics import rouge
 from prefixlib.settings import spelled
@@ -58,13 +59,23 @@ class Position(TypedDict):
     batches: int
 
 
+class Validated(TypedDict):
+    """The last validation."""
+
+    step: int
+    result: dict[str, Any]
+
+
 class Resumable(TypedDict):
     """What is read of resume.ckpt; the rest is Lightning's."""
 
     settings: dict[str, Any]
     position: Position
-    validated: dict[str, Any]
+    validated: Validated
     state_dict: dict[str, Tensor]
+    total_steps: NotRequired[int]
+    data: NotRequired[Digests]
+    earlier_data: NotRequired[list[EarlierData]]
 
 
 class BaseModule(LightningModule):
@@ -74,6 +85,7 @@ class BaseModule(LightningModule):
         super().__init__()
         self.lm, self.settings, self.total_steps = lm, settings, total_steps
         self.earlier: list[dict[str, Any]] = []  # the schedules before this one, see prefixlib/schedule.py
+        self.data: dict[str, Any] = {}  # what is trained on, see prefixlib/data_digests.py
         self.on_sigterm = signal.getsignal(signal.SIGTERM)
         self.validated_step = -1  # the optimiser step after which the last validation came
         self.validation_result: dict[str, float] = {}
@@ -151,8 +163,8 @@ class BaseModule(LightningModule):
             self.once_per_step.backward()
         of_step = self.settings.gradient_accumulation_steps
         if of_step > 1:
-            # Lightning divided each loss by `of_step`, `training_step` by the tokens of the step's first batch: only now
-            # are all tokens counted
+            # Lightning divided each loss by `of_step`, `training_step` by the tokens of the step's first batch, because
+            # those of the whole step were not counted yet
             factor = of_step * self.step_sums[0][1] / sum(self.step_sums)[1]
             for parameter in self.trainable().values():
                 if parameter.grad is not None:
@@ -177,10 +189,13 @@ class BaseModule(LightningModule):
         checkpoint["position"] = self.trainer.train_dataloader.state_dict()
         checkpoint["validated"] = {"step": self.validated_step, "result": self.validation_result}
         checkpoint[schedule.EARLIER] = self.earlier
+        checkpoint["total_steps"] = self.total_steps
+        checkpoint.update(self.data)
         checkpoint["settings"] = {name: spelled(getattr(self.settings, name)) for name in TRAINING_SETTINGS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.validated_step, self.validation_result = checkpoint["validated"].values()
+        validated = checkpoint["validated"]
+        self.validated_step, self.validation_result = validated["step"], validated["result"]
 
 
 def _difference(one: Mapping, other: Mapping) -> str:
@@ -298,7 +313,8 @@ def _goes_beyond(settings: Settings, saved: Mapping[str, Any], state: Mapping[st
     def is_over(epoch: int, max_steps: int) -> bool:
         return epochs >= epoch or 0 < max_steps <= step
 
-    return is_over(saved["epoch"], saved["max_steps"]) and not is_over(settings.epoch, settings.max_steps)
+    finished = state.get("total_steps") == step or is_over(saved["epoch"], saved["max_steps"])
+    return finished and not is_over(settings.epoch, settings.max_steps)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -210,7 +210,6 @@ def test_accumulated_batches_equal_the_larger_batch(tmp_path, monkeypatch, train
         return torch.optim.SGD(module.trainable().values(), lr=0.1)
 
     monkeypatch.setattr(lightning_base.BaseModule, "configure_optimizers", descend)
-    monkeypatch.setattr(lightning_base.schedule, "set_rates", lambda *_: None)
     monkeypatch.setattr(lightning_base.BaseModule, "on_train_start", lambda *_: None)
     runs = []
     for batch, accumulated in ((4, 1), (2, 2), (1, 4)):
