@@ -46,6 +46,7 @@ def resolve_model_name(name: str) -> str:
         return str(gguf_base.model_folder(gguf))
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
+        gguf_base.check_whole(folder)
         return str(folder.resolve())
     if name in HUB_IDS:
         return HUB_IDS[name]
