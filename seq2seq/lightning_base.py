@@ -19,7 +19,7 @@ from transformers import get_scheduler
 from prefixlib import files, schedule, schema, sharding
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
-from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
+from prefixlib.checkpoint import CONFIG, check_numbers, clear_run, earlier_run, unpickled
 from prefixlib.data_digests import Digests, EarlierData
 from prefixlib.errors import Terminated, UserError, first_line
 from prefixlib.metrics import rouge
@@ -181,6 +181,7 @@ class BaseModule(LightningModule):
             raise UserError(
                 f"{RESUME} holds other parameters than this run trains: {_difference(state_dict, parameters)}"
             )
+        check_numbers(state_dict, RESUME)
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state_dict[name])
