@@ -48,7 +48,7 @@ from prefixlib.beam_search import Hypothesis, as_stop, as_texts, check_count, st
 from prefixlib.errors import UserError
 from prefixlib.mixed import Prepared
 from prefixlib.readers import Group, Record, read_text
-from prefixlib.tasks import as_group, find_task
+from prefixlib.tasks import as_group, check_tree, find_task
 from prefixlib.wording import Wording
 
 logger = logging.getLogger(__name__)
@@ -290,7 +290,7 @@ class Model:
             (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
             directory.mkdir(parents=True, exist_ok=True)
             files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
-            task = {**task, "tuned_from": base_record["name"]}
+            task = {**task, "tuned_from": task.get("tuned_from") or base_record["name"]}
             base_record = {"name": checkpoint.OWN_MODEL, "revision": None}
         save_prefix(directory, self.prefix, base_record, task, scores, base=self.base)
 
@@ -595,7 +595,7 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
         return _load_peft(directory)
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
-        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory, Settings)
+        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory / checkpoint.CONFIG, Settings)
         with checkpoint.odd_settings_refused(directory), torch.device("meta"):  # shapes alone
             network = {name: tensor.shape for name, tensor in make_prefix(config).state_dict().items()}
         checkpoint.check_tensors(read.network, network, directory / checkpoint.NETWORK)
@@ -662,6 +662,7 @@ def load(
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise UserError(f"checkpoint {directory}: no such folder")
+    check_tree(mode, "gpt2")
     holds_prefix = original.is_prefix(directory) or (directory / peft_format.CONFIG).is_file()
     tuned = None if holds_prefix else checkpoint.model_folder(directory)
     if tuned is not None:
@@ -701,13 +702,15 @@ def attach(
 ) -> Model:
     """A saved prefix in front of the base model `name`. Raises UserError if it was not trained for this one."""
     checkpoint.check_agrees({"mode": mode}, {"mode": saved.task.get("mode") or mode}, directory)
+    check_tree(saved.task.get("mode") or mode, "gpt2", f"{directory}: ")
     check_fits(saved.config, shape_of(base), directory, name)
     saved.config.check_positions(base.config)
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
     check_tokenizer(name, tokenizer, base, ())
     lm = PrefixLM(base, saved.for_decoding().to(base.device))
-    return Model(lm.eval(), tokenizer, {**saved.task, "mode": mode or saved.task.get("mode")}, dict(saved.base))
+    base_record = checkpoint.own_model_base(saved.base, saved.task, directory)
+    return Model(lm.eval(), tokenizer, {**saved.task, "mode": mode or saved.task.get("mode")}, base_record)
 
 
 def check_fits(config: PrefixConfig, shape: Mapping[str, Any], directory: Path | str, name: str) -> None:
@@ -737,6 +740,7 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **how
     if task.get("tuning_mode") == "bothtune":
         raise UserError(f"{directory} was tuned together with a prefix: pass {directory.parent}, which holds both")
     checkpoint.check_agrees({"mode": mode}, {"mode": task.get("mode") or mode}, directory)
+    check_tree(task.get("mode"), "gpt2", f"{directory}: ")
     base = load_model(str(directory), FAMILY, **how)
     check_rows(base)
     tokenizer = load_tokenizer(str(directory), cache_dir=how["cache_dir"])

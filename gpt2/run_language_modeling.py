@@ -30,7 +30,7 @@ from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, keep_newest, load_teacher
-from prefixlib import best, checkpoint, files, processes, record, schedule, sharding
+from prefixlib import best, checkpoint, data_digests, files, processes, record, schedule, sharding
 from prefixlib.conversations import Chat
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
@@ -115,6 +115,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         task["lowdata_token"] = settings.source_word()
     if resumption and resumption.earlier:
         task[schedule.EARLIER] = resumption.earlier
+    task |= data_of_run(settings, {split: paths[split] for split in records}, resumption)
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
     trained = model.new(settings, resuming=resumption is not None, task=task, texts=texts)
     if settings.mode in OWN_DATA:
@@ -130,6 +131,9 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     else:
         drawn = (settings.context_samples, settings.seed, not settings.disable_tqdm)
         datasets = context.sample_sets(distillation.teacher, trained.tokenizer, *drawn)
+    if resumption and not resumption.ended:
+        steps = steps_of(settings, len(datasets["train"]))
+        data_digests.check_steps_left(resumption.state.global_step, steps, resumption.directory)
     trainer = make_trainer(settings, output, trained, datasets, distillation)
     training = run_training(settings, trainer, trained, resumption, output)
     trained.lm.eval()
@@ -171,6 +175,16 @@ def find_file(settings: Settings, split: str) -> Path | None:
         return None  # the standard test set does not belong to the user's own training file
     path = data_file(settings.mode, split, settings.data_dir)
     return path if split != "test" or path.is_file() else None
+
+
+def data_of_run(settings: Settings, paths: Mapping[str, Path], resumption: Resumption | None) -> dict[str, Any]:
+    """What the checkpoints say of the run's data. Raises UserError where a resumed run has others than before."""
+    if settings.distill_context:
+        paths = {**paths, "distill_context": Path(settings.distill_context).expanduser()}
+    if resumption is None:
+        return data_digests.of_run(paths)
+    where, step = resumption.directory, resumption.state.global_step
+    return data_digests.of_resumed(paths, resumption.task, step, where, settings.allow_other_data)
 
 
 def make_datasets(

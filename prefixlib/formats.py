@@ -236,6 +236,11 @@ def _hub(path: Path) -> Iterable[dict[str, Any]]:
     return _library(path, lambda: datasets.load_dataset(name, split=split))
 
 
+def hub_fingerprint(path: Path) -> str:
+    """What `datasets` tells a data set of the hub from another one by."""
+    return _hub(path)._fingerprint
+
+
 def _library(path: Path, load: Any) -> Any:
     """What `datasets` reads; what goes wrong becomes one line."""
     import datasets

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefixlib import files, schema
-from prefixlib.checkpoint import check_arrays, unpickled
+from prefixlib.checkpoint import check_arrays, check_numbers, unpickled
 from prefixlib.errors import UserError, first_line
 
 CONFIG, WEIGHTS, PICKLED, CARD = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"
@@ -85,6 +85,7 @@ def read(directory: Path) -> Adapter:
             f"{directory}: {EMBEDDINGS} is {'x'.join(map(str, flat.shape))}, "
             f"its {CONFIG} asks for {length}x{2 * layers * width}"
         )
+    check_numbers(weights, directory)
     base = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
     return Adapter(flat.float(), layers, heads, base)
 

@@ -367,7 +367,7 @@ TUNING_SETTINGS: Mapping[str, tuple[str, ...]] = {
 
 
 LENGTH = ("epoch", "max_steps")  # the settings that a prolonged run may change
-OF_THE_FOLDER = ("output_dir", "resume", "overwrite_output_dir")
+OF_THE_FOLDER = ("output_dir", "resume", "allow_other_data", "overwrite_output_dir")
 
 
 @dataclass(frozen=True)
@@ -457,7 +457,7 @@ class Training(Flags):
     bsz: int = flag(10, "texts per step, over all processes, before accumulation", TRAINING, above=0)
     gradient_accumulation_steps: int = flag(
         1,
-        "batches whose gradients are averaged into one step",
+        "batches in one step, whose loss is the mean over all their tokens (or texts), as if they were one batch",
         TRAINING,
         above=0,
         names=("--gradient_accumulation_step",),
@@ -487,6 +487,11 @@ class Training(Flags):
         False,
         "go on from the newest resumable checkpoint in the output folder; a finished run goes on with a larger --epoch "
         "or --max_steps",
+        RECORDS,
+    )
+    allow_other_data: bool = flag(
+        False,
+        "resume: continue although the training or dev data are not those of the checkpoint; it is recorded",
         RECORDS,
     )
     overwrite_output_dir: bool = flag(False, "train into a folder that holds an earlier result", RECORDS)
@@ -622,6 +627,7 @@ SHARED_RULES = (
         Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
         for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")
     ),
+    Only("allow_other_data", "resume", (True,), "only a resumed run compares its data with earlier ones"),
     Only("quantization", "tuning_mode", ("prefixtune",), "weights that are trained keep all their bits"),
     Only("shard_base", "tuning_mode", ("prefixtune",), "only a frozen model is spread"),
     Only("shard_base", "quantization", (None, "no"), "weights in few bits are not spread"),

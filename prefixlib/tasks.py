@@ -398,6 +398,13 @@ def find_task(mode: str) -> Task:
     return _BY_ANY_NAME[mode]
 
 
+def check_tree(mode: str | None, tree: str, where: str = "") -> None:
+    """Raise UserError for a task that `tree`, "gpt2" or "seq2seq", does not have; `where` begins the message."""
+    if mode is not None and getattr(find_task(mode), tree) is None:
+        names = GPT2_MODES if tree == "gpt2" else SEQ2SEQ_MODES
+        raise UserError(f"{where}--mode {mode}: not a task of {tree}/; one of {', '.join(names)}")
+
+
 # ---- text --------------------------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,8 @@ class LogLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.losses.append(outputs["mean"])
+        if outputs["mean"] is not None:
+            self.losses.append(outputs["mean"])
         self.tokens += outputs["tokens"]
         self.cut += batch["cut"]
         step = trainer.global_step

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from prefixlib import best, checkpoint, files, original, processes, record, schedule, sharding
+from prefixlib import best, checkpoint, data_digests, files, original, processes, record, schedule, sharding
 from prefixlib.conversations import Chat
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.metrics import rouge, shown
@@ -32,11 +32,11 @@ from prefixlib.settings import USAGE, Parser, explicit_flags
 from prefixlib.special_tokens import check_rows, warn_of_lost_characters
 from prefixlib.tables import Columns
 from prefixlib.tasks import OWN_DATA, categories_of, find_task, is_there
-from seq2seq.callbacks import Checkpoints, LogLines
+from seq2seq.callbacks import RESUME, Checkpoints, LogLines
 from seq2seq.decoding import decoding_rule, stops, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
-from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
+from seq2seq.lightning_base import Resumption, SummarizationModule, find_resume, generic_train
 from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
 from seq2seq.prefixTuning import FAMILY
 from seq2seq.utils import Example, build_loaders, examples_of, read_examples, texts_of
@@ -154,12 +154,17 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         check_sources(settings, model, "test", examples_of(settings, "test", settings.columns))
     if resumption and resumption.earlier:
         model.task[schedule.EARLIER] = resumption.earlier
+    data = data_of_run(settings, resumption, output)
+    model.task |= data
     config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
     steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
+    if resumption:
+        check_what_is_left(resumption, data, steps, len(loaders[0]))
     rule = decoding_rule(settings.mode, config, **settings.search())
     module = SummarizationModule(model.lm, settings, steps, model.tokenizer, rule)
+    module.data = data
     log = LogLines(settings.logging_steps)
 
     def save(directory: Path, result: Mapping[str, float]) -> None:
@@ -183,7 +188,8 @@ def _train(settings: Settings, output: Path) -> TrainResult:
             best=keep.best,
             last=module.validation_result,
         )
-        write_results(settings, model, output, trained, module.earlier)
+        schedules = {schedule.EARLIER: module.earlier} if module.earlier else {}
+        write_results(settings, model, output, trained, schedules | data)
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
@@ -200,6 +206,31 @@ def _train(settings: Settings, output: Path) -> TrainResult:
 def scores_of(best_result: Mapping[str, float]) -> dict[str, float]:
     """The figures of a validation without its step."""
     return {name: value for name, value in best_result.items() if name != "step"}
+
+
+def data_of_run(settings: Settings, resumption: Resumption | None, output: Path) -> dict[str, Any]:
+    """What the checkpoints say of the run's data. Raises UserError where a resumed run has others than before."""
+    paths = {split: settings.file(split) for split in ("train", "valid")}
+    if resumption is None:
+        return data_digests.of_run(paths)
+    step = resumption.state["global_step"]
+    return data_digests.of_resumed(paths, resumption.state, step, output / RESUME, settings.allow_other_data)
+
+
+def check_what_is_left(resumption: Resumption, data: Mapping[str, Any], steps: int, batches: int) -> None:
+    """Raise UserError where the data, of `batches` an epoch and `steps` in all, leave nothing to train.
+
+    A run that was stopped after its last step has nothing left either, and ends as it would have.
+    """
+    done, position = resumption.state["global_step"], resumption.state["position"]
+    other = data.get(data_digests.EARLIER, []) != resumption.state.get(data_digests.EARLIER, [])
+    if steps != done or other:
+        data_digests.check_steps_left(done, steps, resumption.path)
+    if 0 < batches <= position["batches"]:
+        raise UserError(
+            f"--resume yes: {resumption.path} is in an epoch's middle, after batch {position['batches']}, and these "
+            f"data have {batches} batches an epoch: put the earlier data back until the epoch has ended"
+        )
 
 
 def decoded_after_training(settings: Settings) -> tuple[str, ...]:
@@ -245,7 +276,7 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
 
 
 def write_results(
-    settings: Settings, model: Model, output: Path, trained: dict[str, Any], earlier: Sequence[dict[str, Any]]
+    settings: Settings, model: Model, output: Path, trained: dict[str, Any], history: Mapping[str, Any]
 ) -> None:
     """Draw the curves, and put the run and its training into results.json, which says that the run has finished."""
     run = {
@@ -255,7 +286,7 @@ def write_results(
         "base_model": model.base_record["name"],
         "device": record.device_name(),
         **record.versions(),
-        **({schedule.EARLIER: earlier} if earlier else {}),
+        **history,
     }
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)

@@ -196,7 +196,7 @@ class Settings(Training):
         self.check_values()
         self.strategy_now()
         self.check_only_with(TABLE_RULES)
-        for name in ("resume", "overwrite_output_dir"):
+        for name in ("resume", "allow_other_data", "overwrite_output_dir"):
             if getattr(self, name):
                 refuse_together("--do_train no", f"--{name} yes", "nothing is trained")
         if self.init_text is not None:

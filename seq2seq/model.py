@@ -36,7 +36,7 @@ from prefixlib.beam_search import DecodingRule, Hypothesis, as_stop, as_texts, c
 from prefixlib.errors import UserError
 from prefixlib.mixed import Prepared
 from prefixlib.settings import choose_strategy, spelled
-from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
+from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, check_tree, find_task
 from prefixlib.wording import Wording
 from seq2seq import decoding
 from seq2seq.flags import DEFAULT_MODEL, STRATEGIES, Settings
@@ -274,7 +274,7 @@ class Model:
         if task.get("tuning_mode") == "bothtune":
             (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
             files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
-            task = {**task, "tuned_from": task.get("tuned_from", base_record["name"])}
+            task = {**task, "tuned_from": task.get("tuned_from") or base_record["name"]}
             base_record = {"name": checkpoint.OWN_MODEL, "revision": None}
         save_prefix(directory, self.prefix, base_record, task, scores)
 
@@ -462,7 +462,7 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
         raise UserError(f"checkpoint {directory}: no such folder")
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
-        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory)
+        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory / checkpoint.CONFIG)
         with checkpoint.odd_settings_refused(directory), torch.device("meta"):  # shapes alone
             prefix = PrefixTuning(config)
         network = {name: tensor.shape for name, tensor in prefix.state_dict().items()}
@@ -526,8 +526,7 @@ def load(
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise UserError(f"checkpoint {directory}: no such folder")
-    if mode is not None and find_task(mode).seq2seq is None:
-        raise UserError(f"--mode {mode}: not a task of seq2seq/; one of {', '.join(SEQ2SEQ_MODES)}")
+    check_tree(mode, "seq2seq")
     hub = {"cache_dir": cache_dir, "dtype": dtype}
     tuned = None if original.is_prefix(directory) else checkpoint.model_folder(directory)
     if tuned is not None:
@@ -570,7 +569,7 @@ def attach(
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
     lm = PrefixLM(base, saved.for_decoding().to(base.device))
-    return Model(lm.eval(), tokenizer, task, dict(saved.base))
+    return Model(lm.eval(), tokenizer, task, checkpoint.own_model_base(saved.base, saved.task, directory))
 
 
 def check_fits(config: PrefixConfig, base: PreTrainedConfig, directory: Path | str, name: str) -> None:
@@ -605,6 +604,7 @@ def _load_base(name: str, revision: str | None, cache_dir: str | None, **how: An
 def _task_of(saved: Mapping[str, Any], mode: str | None, directory: Path) -> dict[str, Any]:
     """What the checkpoint says of its task, or `mode` where it says nothing; UserError if the two differ."""
     known = saved.get("mode")
+    check_tree(known or mode, "seq2seq", f"{directory}: ")
     if known is not None and mode is not None and find_task(known) is not find_task(mode):
         checkpoint.check_agrees({"mode": mode}, {"mode": known}, directory)
     return {**saved, "mode": known or mode}
