@@ -16,7 +16,7 @@ torch.manual_seed(101)
 tokenizer = AutoTokenizer.from_pretrained(DEMO / "gpt2")
 model = AutoModelForCausalLM.from_pretrained(DEMO / "gpt2").requires_grad_(False).eval()
 settings = {"preseqlen": 5, "mid_dim": 512, "prefix_dropout": 0.0, "prefix_mode": "activation", "format_mode": "cat"}
-prefix = PrefixTuning(PrefixConfig.for_model(model.config, **settings))
+prefix = PrefixTuning(PrefixConfig.for_model(model, **settings))
 optimizer = torch.optim.AdamW(prefix.parameters(), lr=5e-5, weight_decay=0.0)
 
 # A text is source, separator, target, separator; only the target and the last separator are scored.

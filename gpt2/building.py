@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gpt2.dataset import encode
 from gpt2.flags import DEFAULT_MODEL, Settings
-from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_positions
+from gpt2.frozen_lm import check_rows, key_values, max_positions
 from gpt2.model import Model, load_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import FAMILY, PrefixConfig, join_layers, make_prefix
@@ -125,8 +125,8 @@ def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bo
         chosen["preseqlen"] = len(given.ids)
     elif name == "context":
         given.ids = context_ids(settings, base, tokenizer)[: chosen["preseqlen"]]
-    config = PrefixConfig.for_model(base.config, **chosen)
-    check_takes_prefix(base)
+    config = PrefixConfig.for_model(base, **chosen)
+    check_rows(base)
     if name == "checkpoint":
         earlier = load_prefix(Path(settings.prefix_model_path).expanduser())
         check_same_prefix(settings, earlier.config, settings.prefix_model_path)

@@ -6,27 +6,26 @@
 Legend: P prefix length, L layers, H key/value heads, D head size.
 """
 
-import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from gpt2 import decoding
-from gpt2.dataset import Encoded, Format, TableToTextDataset, encode_inputs, pad_sources, truncate
+from gpt2.dataset import Encoded, Format, TableToTextDataset, encode_inputs, pad_sources, truncate_all
 from gpt2.flags import Settings
-from gpt2.frozen_lm import check_rows, max_positions
+from gpt2.frozen_lm import check_rows, max_positions, shape_of, without_weights
 from gpt2.prefix_lm import PrefixLM, mean_loss
 from gpt2.train_control import FAMILY, Past, PrefixConfig, make_prefix
 from prefixlib import attention, checkpoint, model, original, peft_format
+from prefixlib.base_model import load_config, load_model
 from prefixlib.decoding.search import DecodingRule
 from prefixlib.errors import UserError
-from prefixlib.readers import Record
+from prefixlib.readers import Group, Record
 from prefixlib.search_settings import Search
 
 logger = logging.getLogger(__name__)
@@ -83,19 +82,28 @@ class Model(model.Model):
         return self.prefix is not None and self.prefix.config.needs_source
 
     def encode(self, sources: Sequence[Any], search: Search) -> list[Encoded]:
-        groups, mode = self.groups(sources), self.task_row.name
-        return self.fit(encode_inputs(mode, groups, self.tokenizer, self.format, self.source_limit), search)
+        return self.fit(self.encode_groups(self.groups(sources), search), search)
 
-    def fit(self, inputs: Sequence[Encoded], search: Search) -> list[Encoded]:
-        """The inputs, cut so that an output of the search's length fits after each of them."""
+    def encode_groups(self, groups: Sequence[Group], search: Search) -> list[Encoded]:
+        """The inputs of groups; of conversations, as many turns as leave room for the output."""
+        rooms = [self._room(search)] * len(groups)
+        return encode_inputs(self.task_row.name, groups, self.tokenizer, self.format, self.source_limit, rooms)
+
+    def _room(self, search: Search) -> int:
+        """Positions for a prompt. Raises UserError if an output leaves none."""
         length = self.rule(search).max_new_tokens
         limit = self.text_positions - length
         if limit < 2:
             raise UserError(
                 f"--length {length}: the model has only {self.text_positions} positions for prompt and output"
             )
-        fitted = [truncate(example, limit) for example in inputs]
-        cut = sum(len(a) != len(b) for a, b in zip(inputs, fitted, strict=True))
+        return limit
+
+    def fit(self, inputs: Sequence[Encoded], search: Search) -> list[Encoded]:
+        """The inputs, cut so that an output of the search's length fits after each of them."""
+        limit = self._room(search)
+        fitted, lost = truncate_all(inputs, limit)
+        cut = sum(map(bool, lost))
         if cut:
             logger.warning("%d of %d sources cut to %d tokens, so that the output fits", cut, len(inputs), limit)
         return fitted
@@ -136,13 +144,19 @@ class Model(model.Model):
     def check_base(cls, base: nn.Module) -> None:
         check_rows(base)
 
+    @classmethod
+    def check_positions(cls, config: PrefixConfig, base: nn.Module) -> None:
+        config.check_positions(base.config)
+
     @staticmethod
-    def fits(config: PrefixConfig, base: PreTrainedConfig) -> bool:
-        settings = {key: value for key, value in config.as_dict().items() if not key.startswith(("n_", "head"))}
-        with contextlib.suppress(AttributeError):  # a model of the other family
-            wanted = PrefixConfig.for_model(base, **settings)
-            return replace(wanted, n_embd=config.n_embd or 0) == config and config.n_embd in (0, wanted.n_embd)
-        return False
+    def shape_of(base: nn.Module) -> dict[str, Any]:
+        return shape_of(base)
+
+    @classmethod
+    def check_fits(cls, config: PrefixConfig, shape: Mapping[str, Any], directory: Path | str, name: str) -> None:
+        if not config.n_embd:  # an adapter of PEFT does not say it
+            config = replace(config, n_embd=shape.get("n_embd", 0))
+        super().check_fits(config, shape, directory, name)
 
     @classmethod
     def read_prefix(cls, directory: Path | str) -> SavedPrefix:
@@ -154,7 +168,7 @@ class Model(model.Model):
             return _read_peft(directory)
         if checkpoint.is_checkpoint(directory):
             read = checkpoint.load(directory, FAMILY)
-            config = checkpoint.rebuild(PrefixConfig, read.prefix, directory, Settings)
+            config = checkpoint.rebuild(PrefixConfig, read.prefix, directory / checkpoint.CONFIG, Settings)
             stored = {"prefix": (config.preseqlen, config.width)} if config.optim_prefix else {}
             if config.format_mode == "infix":
                 stored["wte2"] = (config.preseqlen, config.n_embd)
@@ -186,6 +200,17 @@ def _read_peft(directory: Path) -> SavedPrefix:
     )
     task = {"tuning_mode": "prefixtune", "imported_from": "peft", **checkpoint.load_task(directory)}
     return SavedPrefix(config, dict(adapter.base), task, {"control_trans": adapter.flat}, {"prefix": adapter.flat})
+
+
+def shape_by_name(name: str, revision: str | None) -> dict[str, Any]:
+    """The shape of the model `name`, from its config.json alone if it runs without weights; {} for another family."""
+    config = load_config(name, revision=revision)
+    if config.is_encoder_decoder:
+        return {}
+    try:
+        return shape_of(without_weights(config))
+    except UserError:
+        return shape_of(load_model(name, FAMILY, revision=revision))
 
 
 load, load_mixed = Model.load, Model.load_mixed

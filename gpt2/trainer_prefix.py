@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from gpt2.callbacks import ExactResume, LogLines, diverged
 from gpt2.dataset import IGNORED
@@ -33,7 +32,7 @@ SUMS = "loss_sums.json"  # in a checkpoint: what the next logged training loss i
 
 
 def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, mode: int) -> Tensor:
-    """The original's five objectives; the training loss is the mean of what is returned.
+    """The original's five objectives; the loss of a batch is the mean of what is returned.
 
     Args:
         nll: (S,) negative log-likelihood of every scored token.
@@ -180,12 +179,12 @@ class PrefixTrainer(Trainer):
                 self.once_per_step = OncePerStep(prefix)
         if distillation is not None:
             distillation.teacher.to(self.args.device)
-        # accumulation averages the micro-batches' losses, as the original does, instead of weighting them by tokens
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = True  # or the losses below would be divided by the number of micro-batches
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(LogLines(bar=not self.args.disable_tqdm))
         self.add_callback(ExactResume(self))
+        self.dev_sums = torch.zeros(2)  # of an evaluation so far: the tokens' losses, and their number
         self.resumed_from: Path | None = None
 
     def training_step(self, model, *args, **kwargs):
@@ -195,37 +194,84 @@ class PrefixTrainer(Trainer):
             self.once_per_step.backward()
         return loss
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one optimiser step, and what its loss is a mean over: the tokens or texts of all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1] = self._without_fillers(batches[-1])
+        counts = [self._counted(batch["labels"]).sum() for batch in batches]
+        return batches, self.accelerator.reduce(sum(counts).to(device), reduction="sum") if counts else None
+
+    def _without_fillers(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """An epoch's last batch without the texts that give every process as many rows, which count for nothing.
+
+        A process that has fillers alone keeps one without labels: every process takes part in the backward pass.
+        """
+        size = self.args.per_device_train_batch_size
+        left = len(self.train_dataset) % (size * self.args.world_size) or size * self.args.world_size
+        mine = left - size * self.args.process_index
+        batch = {name: tensor[: max(mine, 1)] for name, tensor in batch.items()}
+        return batch if mine > 0 else {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+
+    def _counted(self, labels: Tensor) -> Tensor:
+        """What the loss of a batch is a mean over: its scored tokens (B, T - 1) or, per text, its texts (B,)."""
+        scored = labels[:, 1:].ne(IGNORED)
+        return scored if self.over_tokens else scored.any(dim=1)
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether the training loss is a mean over tokens; otherwise it is one over texts."""
+        return self.objective_mode == 0 and self.distillation is None
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Scalar loss of a batch from `collate`."""
-        input_ids, labels = inputs["input_ids"], inputs["labels"]
-        if self.distillation is not None and model.training:
-            loss = self.distillation.row_losses(model(input_ids), inputs).mean()
+        """Scalar loss of a batch from `collate`; in training its part of the loss of the whole optimiser step.
+
+        The parts of a step's batches add up to the mean over its tokens or texts. DDP averages the processes' parts, so
+        each is multiplied by the number of processes.
+        """
+        losses = self._losses(model, inputs)
+        if num_items_in_batch is None or not model.training:
+            loss = losses.mean()
         else:
-            source = inputs.get("source"), inputs.get("source_mask")
-            nll, rows = model(input_ids, labels, *source, attention_mask=inputs["attention_mask"])
-            is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)
-            loss = row_losses(nll, rows, labels, is_text.sum(dim=1), self.objective_mode).mean()
-            if self.objective_mode == 0 and model.training:
-                loss = self._of_global_batch(loss, labels)
+            counted = losses if self.over_tokens else losses[self._counted(inputs["labels"])]
+            loss = counted.sum() * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def _of_global_batch(self, token_mean: Tensor, labels: Tensor) -> Tensor:
-        """This process's mean over its tokens, weighted so that the processes' mean is that of all their tokens."""
-        if self.accelerator.num_processes == 1:
-            return token_mean
-        scored = labels[:, 1:].ne(IGNORED).sum()
-        return token_mean * scored * self.accelerator.num_processes / self.accelerator.reduce(scored, reduction="sum")
+    def _losses(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The losses (S,) of the scored tokens in objective mode 0, else (B,) of the texts."""
+        input_ids, labels = inputs["input_ids"], inputs["labels"]
+        if self.distillation is not None and model.training:
+            return self.distillation.row_losses(model(input_ids), inputs)
+        source = inputs.get("source"), inputs.get("source_mask")
+        nll, rows = model(input_ids, labels, *source, attention_mask=inputs["attention_mask"])
+        if self.objective_mode == 0:
+            return nll
+        is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)
+        return row_losses(nll, rows, labels, is_text.sum(dim=1), self.objective_mode)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         """As Trainer does it, without the texts that fill up the processes' last batches a second time.
 
         One row stays in any case: every process takes part in a forward pass whose layers are sharded.
         """
-        state = self.accelerator.gradient_state
+        state, mine = self.accelerator.gradient_state, 1
         if state.end_of_dataloader and state.remainder > 0:
             mine = state.remainder - self.args.process_index * self.args.per_device_eval_batch_size
             inputs = {name: tensor[: max(mine, 1)] for name, tensor in inputs.items()}
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        found = super().prediction_step(model, inputs, *args, **kwargs)
+        if mine > 0:
+            tokens = inputs["labels"][:, 1:].ne(IGNORED).sum().double()
+            self.dev_sums += torch.stack([found[0].double() * tokens, tokens])
+        return found
+
+    def evaluation_loop(self, *args, **kwargs):
+        """As Trainer, but a mean over tokens is one over the tokens of the whole dev set, not over its batches."""
+        self.dev_sums = torch.zeros(2, dtype=torch.double, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.objective_mode == 0:
+            total, count = self.accelerator.reduce(self.dev_sums, reduction="sum").tolist()
+            output.metrics["eval_loss"] = total / count
+        return output
 
     def evaluate(self, *args, **kwargs):
         """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""
@@ -234,7 +280,7 @@ class PrefixTrainer(Trainer):
             metrics = super().evaluate(*args, **kwargs)
         is_best = metrics["eval_loss"] < min(earlier, default=math.inf)
         if self.keep_best and is_best and self.args.should_save:
-            files.replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
+            checkpoint.replace_folder(Path(self.args.output_dir) / "best", self.save_model_to)
         if self.is_in_train and is_exhausted([*earlier, metrics["eval_loss"]], self.patience):
             logger.info("no better dev loss in %d evaluations: training stops here", self.patience)
             self.control.should_training_stop = True
@@ -275,7 +321,7 @@ class PrefixTrainer(Trainer):
 
     def _get_output_dir(self, trial) -> str:
         """Where Trainer puts `checkpoint-N`: a side folder, from which `_save_checkpoint` moves it once it is whole."""
-        return os.path.join(self.args.output_dir, ".partial")
+        return os.path.join(self.args.output_dir, files.CHECKPOINTS)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Write checkpoint-N aside, sync it, rename it: a killed run leaves the last good one."""
@@ -284,14 +330,23 @@ class PrefixTrainer(Trainer):
             raise diverged(self.state.global_step, f"{broken[0]} is not finite")
         side, output = Path(self._get_output_dir(trial)), Path(self.args.output_dir)
         if self.args.should_save:
-            shutil.rmtree(side, ignore_errors=True)
+            files.clear_checkpoints(side)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        with files.writing(output / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
         since = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
         if self.args.should_save:
             name = f"checkpoint-{self.state.global_step}"
             sums = {"since": since, "logged": self._total_loss_scalar, "logged_step": self._globalstep_last_logged}
             files.write_json(side / name / SUMS, sums)
             files.move_whole(side / name, output / name)
-            side.rmdir()
-            rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit)
+            files.clear_checkpoints(side)
+            keep_newest(output)
+
+
+def keep_newest(output: Path) -> None:
+    """Remove every checkpoint-N in `output` but the newest: its own files, and the folder where it holds no others."""
+    newest = get_last_checkpoint(str(output))
+    for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if newest is not None and folder != Path(newest) and folder.name.rpartition("-")[2].isdecimal():
+            checkpoint.clear_checkpoint(folder)

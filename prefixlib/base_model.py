@@ -18,7 +18,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from prefixlib import gguf_base, schema
-from prefixlib.checkpoint import OWN_MODEL
+from prefixlib.checkpoint import OWN_MODEL, REMEDY, TASK
 from prefixlib.errors import UserError, first_line, refused_by_system
 from prefixlib.methods import adapters
 from prefixlib.quantization import check_quantized, is_quantized, loading_options
@@ -48,6 +48,7 @@ def resolve_model_name(name: str) -> str:
         return str(gguf_base.model_folder(gguf))
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
+        gguf_base.check_whole(folder)
         return str(folder.resolve())
     if name in HUB_IDS:
         return HUB_IDS[name]
@@ -82,6 +83,9 @@ def choose_base(saved: Mapping[str, Any], given: str | None, directory: Path) ->
     return given, saved.get("revision") if given == known else None
 
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json", "*.bpe")
+
+
 def load_config(name: str, *, revision: str | None = None, cache_dir: str | None = None):
     """The base model's configuration. Raises UserError if it can't be had."""
     return _fetch(AutoConfig.from_pretrained, name, revision=revision, cache_dir=cache_dir)
@@ -100,6 +104,11 @@ def _parts(config) -> list[Any]:
 
 def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | None = None):
     """The base model's tokenizer. Raises UserError if it can't be had."""
+    if os.path.isdir(name) and not any(next(Path(name).glob(kind), None) for kind in TOKENIZER_FILES):
+        raise UserError(
+            f"cannot load {name}: no tokenizer is in the folder; copy the model's tokenizer files (tokenizer.json, "
+            "tokenizer_config.json) into it"
+        )
     tokenizer = _fetch(AutoTokenizer.from_pretrained, name, revision=revision, cache_dir=cache_dir)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-sequence token, which separates source and target here")
@@ -150,6 +159,8 @@ def load_model(
         **options,
     )
     check_loaded(name, loading)
+    if (Path(name) / TASK).is_file():  # a model that was tuned here
+        check_finite(model, name)
     check_quantized(model, quantization)
     fuse_gelu(model)
     avoid_cudnn_attention()
@@ -174,6 +185,14 @@ def check_loaded(name: str, loading: Mapping[str, Any]) -> None:
     ]
     if wrong:
         raise UserError(f"{name}: its weights do not fit its config.json: it {'; it '.join(wrong)}")
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raise UserError for a weight of NaN or infinity: it would decode nonsense."""
+    for weight, array in model.state_dict().items():
+        # a sum in one pass tells it, unless it overflows
+        if array.is_floating_point() and not array.sum().isfinite() and not array.isfinite().all():
+            raise UserError(f"{name}: its array {weight} holds NaN or infinity, not finite numbers; {REMEDY}")
 
 
 def fingerprint(model: torch.nn.Module, tokenizer: Any) -> dict[str, str]:
@@ -212,6 +231,8 @@ def check_fingerprint(
 def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Sequence[str]) -> None:
     """Raise UserError for a tokenizer that cannot write `texts`, or has more entries than the model has embeddings."""
     for text in texts:
+        if any(token in text for token in tokenizer.all_special_tokens):
+            continue  # what is wrong with it is not the tokenizer: see special_tokens.py
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         letters = Counter(character for character in text.casefold() if character.isalnum())
         decoded = tokenizer.decode(ids, skip_special_tokens=True) if ids else ""

@@ -15,8 +15,8 @@ from prefixlib.errors import UserError
 from prefixlib.mixed import Prepared
 from prefixlib.readers import Group
 from prefixlib.search_settings import STREAMED, Search, as_stop, check_count
-from prefixlib.tables import Wording
 from prefixlib.tasks import Task, as_group, find_task
+from prefixlib.wording import Wording
 
 
 class Generates(ABC):
@@ -239,4 +239,4 @@ class Generates(ABC):
 
     def groups(self, sources: Sequence[Any]) -> list[Group]:
         """Sources, as `generate` takes them, as the groups that the task's reader gives."""
-        return [as_group(self.task_row.name, source) for source in sources]
+        return [as_group(self.task_row.name, self.wording.source(source)) for source in sources]

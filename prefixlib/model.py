@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from prefixlib import checkpoint, files, original, peft_format, record
 from prefixlib.base_model import (
@@ -33,7 +32,7 @@ from prefixlib.generation import Generates
 from prefixlib.methods.table import method_of
 from prefixlib.mixed import MixedPrefixes
 from prefixlib.readers import Group, Record
-from prefixlib.tasks import find_task
+from prefixlib.tasks import check_tree, find_task
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +81,12 @@ class Model(Generates):
 
     @staticmethod
     @abstractmethod
-    def fits(config: Any, base: PreTrainedConfig) -> bool:
-        """Whether a prefix with the settings `config` was trained for a model of this shape."""
+    def shape_of(base: nn.Module) -> dict[str, Any]:
+        """The sizes of a base model that a prefix depends on, as the family's PrefixConfig names them."""
+
+    @classmethod
+    def check_positions(cls, config: Any, base: nn.Module) -> None:
+        """Raise UserError if the base model has too few positions for the prefix, where prefixes use some."""
 
     @classmethod
     def check_base(cls, base: nn.Module) -> None:
@@ -123,7 +126,7 @@ class Model(Generates):
         if method_of(task).tunes_both:
             (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
             files.replace_directory(directory / checkpoint.OWN_MODEL, self.save_base)
-            task = {**task, "tuned_from": task.get("tuned_from", base_record["name"])}
+            task = {**task, "tuned_from": task.get("tuned_from") or base_record["name"]}
             base_record = {"name": checkpoint.OWN_MODEL, "revision": None}
         self.save_prefix(directory, self.prefix, base_record, task, scores, base=self.base)
 
@@ -161,7 +164,7 @@ class Model(Generates):
         checkpoint.save_task(directory, {**self.task, "base_model": self.base_record})
 
     def load_weights(self, directory: Path) -> None:
-        """Read back what `save` wrote, for a run that is resumed."""
+        """Read back the weights that `save` wrote."""
         if self.prefix is None:
             self.base.load_state_dict(load_model(str(directory), self.FAMILY, dtype=torch.float32).state_dict())
             return
@@ -218,8 +221,7 @@ class Model(Generates):
         directory = Path(directory).expanduser()
         if not directory.is_dir():
             raise UserError(f"checkpoint {directory}: no such folder")
-        if mode is not None and getattr(find_task(mode), cls.TREE) is None:
-            raise UserError(f"--mode {mode}: not a task of {cls.TREE}/")
+        check_tree(mode, cls.TREE)
         of_base = {"cache_dir": cache_dir, "dtype": dtype, "attn_implementation": attn_implementation}
         holds_prefix = original.is_prefix(directory) or (directory / peft_format.CONFIG).is_file()
         tuned = None if holds_prefix else checkpoint.model_folder(directory)
@@ -263,18 +265,19 @@ class Model(Generates):
         allow_other_base: bool = False,
     ) -> Self:
         """A saved prefix on the base model `name`. Raises UserError if it was not trained for this one."""
-        task = _task_of(saved.task, mode, directory)
-        cls.check_fits(saved.config, base.config, directory, name)
+        task = cls._task_of(saved.task, mode, directory)
+        cls.check_fits(saved.config, cls.shape_of(base), directory, name)
+        cls.check_positions(saved.config, base)
         if not allow_other_base:
             check_fingerprint(saved.base, base, tokenizer, name, directory)
         check_tokenizer(name, tokenizer, base, ())
         lm = cls.LM(base, saved.for_decoding().to(base.device))
-        return cls(lm.eval(), tokenizer, task, dict(saved.base))
+        return cls(lm.eval(), tokenizer, task, checkpoint.own_model_base(saved.base, saved.task, directory))
 
     @classmethod
-    def check_fits(cls, config: Any, base: PreTrainedConfig, directory: Path | str, name: str) -> None:
-        """Raise UserError if a prefix was trained for a model of another shape than `base`, a model's configuration."""
-        if not cls.fits(config, base):
+    def check_fits(cls, config: Any, shape: Mapping[str, Any], directory: Path | str, name: str) -> None:
+        """Raise UserError if a prefix was trained for a model of another shape than that of the model `name`."""
+        if not shape or any(getattr(config, size) != value for size, value in shape.items()):
             raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
 
     @classmethod
@@ -285,12 +288,21 @@ class Model(Generates):
         saved, name = checkpoint.load_task(directory), str(directory.resolve())
         if method_of(saved).tunes_both:
             raise UserError(f"{directory} was tuned together with a prefix: pass {directory.parent}, which holds both")
-        task = _task_of(saved, mode, directory)
+        task = cls._task_of(saved, mode, directory)
         base_record = task.pop("base_model", {"name": name, "revision": None})
         base = load_model(name, cls.FAMILY, **how)
         cls.check_base(base)
         lm = cls.LM(base.requires_grad_(False), None)
         return cls(on_device(lm), load_tokenizer(name, cache_dir=how["cache_dir"]), task, dict(base_record))
+
+    @classmethod
+    def _task_of(cls, saved: Mapping[str, Any], mode: str | None, directory: Path | str) -> dict[str, Any]:
+        """What the checkpoint records of its task, or `mode` if it records none; UserError if the two differ."""
+        known = saved.get("mode")
+        check_tree(known or mode, cls.TREE, f"{directory}: ")
+        if known is not None and mode is not None and find_task(known) is not find_task(mode):
+            checkpoint.check_agrees({"mode": mode}, {"mode": known}, directory)
+        return {**saved, "mode": known or mode}
 
     @classmethod
     def load_mixed(
@@ -318,14 +330,6 @@ class Model(Generates):
         for name, directory in directories.items():
             mixed.add(name, directory, allow_other_base=allow_other_base)
         return mixed
-
-
-def _task_of(saved: Mapping[str, Any], mode: str | None, directory: Path | str) -> dict[str, Any]:
-    """What the checkpoint records of its task, or `mode` if it records none; UserError if the two differ."""
-    known = saved.get("mode")
-    if known is not None and mode is not None and find_task(known) is not find_task(mode):
-        checkpoint.check_agrees({"mode": mode}, {"mode": known}, directory)
-    return {**saved, "mode": known or mode}
 
 
 def check_arrays(

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from prefixlib import attention, checkpoint, model, original
+from prefixlib.base_model import load_config
 from prefixlib.decoding.search import DecodingRule
 from prefixlib.errors import UserError
 from prefixlib.readers import Record
@@ -28,7 +29,7 @@ from seq2seq import decoding
 from seq2seq.frozen_lm import max_positions, shape_of, start_token
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import FAMILY, PrefixConfig, PrefixTuning
-from seq2seq.utils import INPUTS, Collator, Example, count_cut
+from seq2seq.utils import INPUTS, Collator, Example, encode_sources
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +73,10 @@ class Model(model.Model):
         """Token ids of sources, cut to `limit` tokens, special tokens included; and how many were cut."""
         if not texts:
             return [], 0
-        encoded = self.tokenizer(
-            [self.wording.text(text, self.tokenizer) for text in texts], max_length=limit, truncation=True
-        )
-        cut = count_cut(encoded)
+        inputs, cut = encode_sources(self.tokenizer, self.wording, texts, limit)
         if cut:
             logger.warning("%d of %d sources cut to %d tokens", cut, len(texts), limit)
-        return encoded["input_ids"], cut
+        return inputs, cut
 
     def rule(self, search: Search) -> DecodingRule:
         return decoding.decoding_rule(search, self.tokenizer, self.base.config, self.task_row)
@@ -118,10 +116,8 @@ class Model(model.Model):
         attention.install(self.base)
 
     @staticmethod
-    def fits(config: PrefixConfig, base: PreTrainedConfig) -> bool:
-        with contextlib.suppress(AttributeError):  # a model of the other family
-            return all(getattr(config, size) == value for size, value in shape_of(base).items())
-        return False
+    def shape_of(base: nn.Module) -> dict[str, Any]:
+        return _shape_or_none(base.config)
 
     @classmethod
     def load_base_of(cls, saved: SavedPrefix, directory: Path | str, name: str | None = None, **how: Any) -> Any:
@@ -137,7 +133,7 @@ class Model(model.Model):
             raise UserError(f"checkpoint {directory}: no such folder")
         if checkpoint.is_checkpoint(directory):
             read = checkpoint.load(directory, FAMILY)
-            config = checkpoint.rebuild(PrefixConfig, read.prefix, directory)
+            config = checkpoint.rebuild(PrefixConfig, read.prefix, directory / checkpoint.CONFIG)
             stored = {b.saved: (config.preseqlen, math.prod(config.shape(b.site))) for b in config.branches}
             model.check_arrays(read, config, PrefixTuning, stored)
             return SavedPrefix(config, read.base, read.task, read.network, read.flat)
@@ -145,6 +141,18 @@ class Model(model.Model):
         prefix = PrefixTuning(checkpoint.rebuild(PrefixConfig, found.settings, directory))
         original.load_network(prefix, found, directory, "BART")
         return SavedPrefix(prefix.config, found.base, found.task, found.network, prefix.stored(None))
+
+
+def _shape_or_none(config: PreTrainedConfig) -> dict[str, Any]:
+    """The shape of a model; {} for one of the other family."""
+    with contextlib.suppress(AttributeError):
+        return shape_of(config)
+    return {}
+
+
+def shape_by_name(name: str, revision: str | None) -> dict[str, Any]:
+    """The shape of the model `name`, from its config.json; {} for another family."""
+    return _shape_or_none(load_config(name, revision=revision))
 
 
 load, load_mixed = Model.load, Model.load_mixed

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gpt2 import building, run_generation, run_language_modeling
+from prefixlib import outputs
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -40,7 +41,7 @@ VARIANTS = {  # name -> flags, the arrays that decoding loads
 def unscored(monkeypatch):
     """Scores and plots have their own tests; METEOR's tables alone take longer to load than everything here."""
     monkeypatch.setattr(run_language_modeling.record, "plot_curves", lambda *arguments, **names: None)
-    monkeypatch.setattr(run_generation, "score_groups", lambda *arguments: {})
+    monkeypatch.setattr(outputs, "score", lambda *arguments: {})
 
 
 @pytest.fixture(scope="module")
