@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
+from prefixlib import record
 from prefixlib.errors import UserError
 from prefixlib.schedule import set_rates
 
@@ -41,7 +42,7 @@ class ExactResume(TrainerCallback):
         self.after_evaluation = False
 
 
-class TensorBoard(TensorBoardCallback):
+class _TensorBoard(TensorBoardCallback):
     """Trainer's logs in `directory`; a resumed run hides what was logged after the checkpoint it starts from."""
 
     def __init__(self, directory: Path):
@@ -52,6 +53,20 @@ class TensorBoard(TensorBoardCallback):
         if state.is_world_process_zero:
             self.tb_writer = SummaryWriter(str(self.directory), purge_step=state.global_step + 1)
         super().on_train_begin(args, state, control, **kwargs)
+
+
+EVENTS = ("on_train_begin", "on_log", "on_save", "on_train_end")
+TensorBoard = record.guarded(_TensorBoard, EVENTS)
+
+
+def recorders(report_to: str, output: Path) -> list[TrainerCallback]:
+    """Who gets the curves. A recorder that fails ends with a warning, not with the run."""
+    if report_to == "tensorboard":
+        record.quiet_event_writers()
+        return [TensorBoard(output / "runs")]  # Trainer's own folder is one for the whole process
+    if report_to == "none":
+        return []
+    return [record.guarded(kind, EVENTS)() for kind in get_reporting_integration_callbacks([report_to])]
 
 
 class LogLines(ProgressCallback):

@@ -7,6 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from prefixlib import places
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import DEMO_DATA, as_words, child_command, run
 from prefixlib.settings import Parser, add_yes_no, refuse_together
@@ -40,6 +41,8 @@ def parse_args(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         raise UserError(f"checkpoint {args.checkpoint}: no such folder")
     if args.demo == "yes" and any(word.split("=")[0] == "--data_dir" for word in rest):
         refuse_together("--demo yes", "--data_dir", "the demo brings its own data")
+    if args.demo == "yes" and places.missing_demo():
+        raise UserError(f"--demo yes: {places.missing_demo()}")
     return args, rest
 
 

@@ -11,7 +11,6 @@ if __name__ == "__main__":
 import functools
 import logging
 import math
-import os
 import shlex
 import sys
 import time
@@ -22,21 +21,22 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2 import context, model, run_generation
-from gpt2.callbacks import TensorBoard
+from gpt2.callbacks import recorders
 from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
-from gpt2.trainer_prefix import Distillation, PrefixTrainer, load_teacher
-from prefixlib import checkpoint, data_digests, files, processes, record, schedule, sharding
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, keep_newest, load_teacher
+from prefixlib import best, checkpoint, data_digests, files, processes, record, schedule, sharding
+from prefixlib.conversations import Chat
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import USAGE, Parser
-from prefixlib.tables import Chat, warn_of_lost_characters
-from prefixlib.tasks import OWN_DATA, data_file, given_file, read_groups, read_records
+from prefixlib.special_tokens import check_rows, texts_of, warn_of_lost_characters
+from prefixlib.tasks import OWN_DATA, categories_of, data_file, given_file, read_groups, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
 
@@ -45,7 +45,7 @@ logger = logging.getLogger("gpt2.run_language_modeling")
 class TrainResult:
     """What a run leaves."""
 
-    model: model.Model  # with its last weights, in eval mode
+    model: model.Model  # with the weights of the best dev loss where they were kept, else the last; in eval mode
     scores: dict[str, dict[str, float | None]]  # split -> name -> value; empty with skip_decode
     history: list[dict[str, Any]]  # the loop's log: step, loss or eval_loss, ...
     output_dir: Path
@@ -53,7 +53,7 @@ class TrainResult:
 
 def main(argv: list[str] | None = None) -> int:
     processes.end_with_parent()
-    record.set_up_logging(verbose=os.environ.get("RANK", "0") == "0")
+    record.set_up_logging(verbose=processes.is_first())
     train(parse(argv))
     processes.leave()
     return 0
@@ -78,12 +78,14 @@ def train(settings: Settings) -> TrainResult:
     >>> result.scores["test"]["BLEU all"]  # doctest: +SKIP
     """
     settings.check()
-    settings.check_processes(int(os.environ.get("WORLD_SIZE", "1")))
+    settings.check_processes(processes.world_size())
     record.check_machine(settings.fp16, settings.bf16)
     record.set_up_reporting(settings.report_to)
     if not settings.output_dir:
         raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
     output = Path(settings.output_dir).expanduser().resolve()
+    files.check_name(output, "--output_dir", f"{output.name}_valid_nucleus.jsonl")
+    processes.connect()
     with files.lock(output):
         record.set_aside_damaged(output)
         return _train(settings, output)
@@ -100,14 +102,15 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     for split, rows in records.items():
         if not any(row.trainable and row.target.strip() for row in rows):
             raise UserError(f"{paths[split]}: no text to train on")
+    to_test = []
     if records and paths["test"] and (settings.test_file or "test" in to_decode):
         # fails early on a wrong file name or a bad line
-        read_groups(settings.mode, paths["test"], blind=True, columns=columns)
+        to_test = read_groups(settings.mode, paths["test"], blind=True, columns=columns)
     task = settings.training_settings()
     if records and isinstance(records["train"][0].source, Chat):
         settings.check_conversations()
         task["chat"] = True
-    task["categories"] = sorted({row.category for row in records.get("train", ())} - {""})
+    task["categories"] = categories_of(records.get("train", ()))
     if settings.tuning_mode == "finetune":
         task["lowdata_token"] = settings.source_word()
     if resumption and resumption.earlier:
@@ -116,7 +119,12 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
     trained = model.new(settings, resuming=resumption is not None, task=task, texts=texts)
     if settings.mode in OWN_DATA:
-        warn_of_lost_characters(trained.tokenizer, texts)
+        every = (text for row in records["train"] for text in (row.source, row.target))
+        warn_of_lost_characters(trained.tokenizer, every)
+    for split, rows in records.items():
+        check_rows(trained.tokenizer, paths[split], texts_of(rows))
+    if to_test:  # now, not when the training is done
+        check_rows(trained.tokenizer, paths["test"], texts_of(to_test))
     distillation = make_distillation(settings, trained)
     if records:
         datasets = make_datasets(settings, trained, records)
@@ -132,6 +140,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     sharding.gather(trained.base)  # the first process decodes alone
     scores = {}
     if trainer.is_world_process_zero():
+        best.restore(trained, output, training)
         run = {
             "command": shlex.join(sys.argv),
             **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
@@ -144,14 +153,16 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         known = results.get("decoding", {}) if results.get("training") == training else {}  # of these very weights
         if settings.distill_context and "context" not in training:
             training["context"] = context.what_is_kept(trained.lm, distillation.teacher, datasets["valid"])
-        record.update_results(output, {"run": run, "training": training, "decoding": known or None})
+        with record.noting("results.json"):
+            record.update_results(output, {"run": run, "training": training, "decoding": known or None})
         if records and to_decode:
             how = Decoding(
                 **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},
                 **{"decode_limit": settings.decode_limit, "disable_tqdm": settings.disable_tqdm},
+                data_dir=settings.data_dir,
             )
-            wanted = {split: paths[split] for split in to_decode}
-            scores = run_generation.decode_splits(trained, output, wanted, how, known)
+            wanted, where = {split: paths[split] for split in to_decode}, best.chosen(output, training)
+            scores = run_generation.decode_splits(trained, output, wanted, how, known, where)
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
@@ -218,11 +229,11 @@ def make_trainer(
     distillation: Distillation | None = None,
 ) -> PrefixTrainer:
     """transformers.Trainer with the original's optimisation: AdamW, linear decay without warm-up, clip 1.0."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes.world_size()
     arguments = TrainingArguments(
         output_dir=str(output),
-        per_device_train_batch_size=settings.bsz // processes,
-        per_device_eval_batch_size=max((settings.eval_batch_size or settings.bsz) // processes, 1),
+        per_device_train_batch_size=settings.bsz // world,
+        per_device_eval_batch_size=max((settings.eval_batch_size or settings.bsz) // world, 1),
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         num_train_epochs=settings.epoch,
         max_steps=settings.max_steps,
@@ -245,9 +256,8 @@ def make_trainer(
         include_num_input_tokens_seen="non_padding",
         prediction_loss_only=True,
         remove_unused_columns=False,
-        disable_tqdm=settings.disable_tqdm or (processes > 1 and os.environ["RANK"] != "0"),
-        # Trainer's own TensorBoard folder is one for the whole process
-        report_to="none" if settings.report_to == "tensorboard" else settings.report_to,
+        disable_tqdm=settings.disable_tqdm or not processes.is_first(),
+        report_to="none",  # see `recorders`
         run_name=output.name,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -256,7 +266,11 @@ def make_trainer(
     if settings.shard_base:  # the arguments have connected the processes
         sharding.shard(trained.lm, trained.base, arguments.device.type)
     separator = trained.tokenizer.eos_token_id
-    return PrefixTrainer(
+
+    def save(directory: Path) -> None:
+        best.save(trained, directory, trainer.state.global_step)
+
+    trainer = PrefixTrainer(
         model=trained.lm,
         args=arguments,
         train_dataset=datasets["train"],
@@ -264,13 +278,14 @@ def make_trainer(
         data_collator=functools.partial(collate, pad_token_id=separator),
         objective_mode=settings.objective_mode if settings.has_prefix else 0,  # fine-tuning takes the token mean
         separator_id=separator,
-        save_model_to=trained.save,
+        save_model_to=save,
         load_model_from=trained.load_weights,
-        keep_best=settings.keep_best,
+        keep_best=settings.keeps_best,
         patience=settings.early_stopping_patience,
         distillation=distillation,
-        callbacks=[TensorBoard(output / "runs")] if settings.report_to == "tensorboard" else [],
+        callbacks=recorders(settings.report_to, output),
     )
+    return trainer
 
 
 def run_training(
@@ -281,7 +296,7 @@ def run_training(
     if resumption is None and settings.overwrite_output_dir and trainer.is_world_process_zero():
         checkpoint.clear_run(output, (*own_files(output), "runs"))
     if resumption is not None and trainer.is_world_process_zero():
-        rotate_checkpoints(str(output), save_total_limit=1)  # killed while an older one was being removed
+        keep_newest(output)  # killed while an older one was being removed
     if ended:
         step = resumption.state.global_step
         logger.info("the run in %s was trained to its end, step %d: nothing is left to train", output, step)
@@ -304,8 +319,9 @@ def run_training(
         )
         raise
     seconds = time.perf_counter() - started
-    trainer.save_model()
-    trainer.save_state()
+    with files.writing(output):
+        trainer.save_model()
+        trainer.save_state()
     history = trainer.state.log_history
     curves = {
         "train": [(row["step"], row["loss"]) for row in history if "loss" in row],
@@ -314,6 +330,8 @@ def run_training(
     if trainer.is_world_process_zero():
         title = f"{settings.mode}, {settings.tuning_mode}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
+    step, lowest = min(curves["dev"], key=lambda point: point[1], default=(None, None))
+    kept = settings.keeps_best and step is not None and step == best.kept_step(output)
     training = record.training_results(
         seconds=seconds,
         steps=trainer.state.global_step,
@@ -323,9 +341,13 @@ def run_training(
         train_loss=mean_loss,
         tokens_seen=trainer.state.num_input_tokens_seen,
         tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
+        **({"best": {"loss": lowest, "step": step}} if kept else {}),
     )
     if trainer.is_world_process_zero():
-        record.log_end(training, output, "" if settings.context_samples else settings.decode_command(FAMILY, output))
+        losses = [loss for _, loss in curves["dev"]]
+        best.warn_if_constant("loss", losses, is_exhausted(losses, settings.early_stopping_patience))
+        decode = settings.decode_command(FAMILY, best.chosen(output, training))
+        record.log_end(training, output, "" if settings.context_samples else decode)
     return training
 
 

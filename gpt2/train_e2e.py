@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from gpt2.flags import DEFAULT_MODEL, Settings
-from prefixlib import launch
+from prefixlib import launch, places
 from prefixlib.errors import one_line_errors
 from prefixlib.settings import spelled
 from prefixlib.tasks import find_task
@@ -44,13 +44,13 @@ def long_name(settings: Settings, notes: str | None) -> str:
 
 
 def output_dir(parsed: launch.Parsed) -> Path:
-    """Where the run is written, the same from whichever folder the launcher was started."""
+    """Where the run is written: in a checkout the same from whichever folder the launcher was started."""
     settings, own = parsed.settings, parsed.launch
     if settings.output_dir:
         return Path(settings.output_dir).expanduser().resolve()
     folder = "demo_models" if own.demo else find_task(settings.mode).gpt2.folder
     name = long_name if own.long_names else launch.short_name
-    return TREE / folder / (own.dir_name or name(settings, own.notes))
+    return places.runs_folder(TREE, folder) / (own.dir_name or name(settings, own.notes))
 
 
 def build_command(parsed: launch.Parsed) -> list[str]:

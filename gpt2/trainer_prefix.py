@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from gpt2.callbacks import ExactResume, LogLines, diverged
 from gpt2.dataset import IGNORED
@@ -281,7 +280,7 @@ class PrefixTrainer(Trainer):
             metrics = super().evaluate(*args, **kwargs)
         is_best = metrics["eval_loss"] < min(earlier, default=math.inf)
         if self.keep_best and is_best and self.args.should_save:
-            files.replace_directory(Path(self.args.output_dir) / "best", self.save_model_to)
+            checkpoint.replace_folder(Path(self.args.output_dir) / "best", self.save_model_to)
         if self.is_in_train and is_exhausted([*earlier, metrics["eval_loss"]], self.patience):
             logger.info("no better dev loss in %d evaluations: training stops here", self.patience)
             self.control.should_training_stop = True
@@ -322,7 +321,7 @@ class PrefixTrainer(Trainer):
 
     def _get_output_dir(self, trial) -> str:
         """Where Trainer puts `checkpoint-N`: a side folder, from which `_save_checkpoint` moves it once it is whole."""
-        return os.path.join(self.args.output_dir, ".partial")
+        return os.path.join(self.args.output_dir, files.CHECKPOINTS)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Write checkpoint-N aside, sync it, rename it: a killed run leaves the last good one."""
@@ -331,14 +330,23 @@ class PrefixTrainer(Trainer):
             raise diverged(self.state.global_step, f"{broken[0]} is not finite")
         side, output = Path(self._get_output_dir(trial)), Path(self.args.output_dir)
         if self.args.should_save:
-            shutil.rmtree(side, ignore_errors=True)
+            files.clear_checkpoints(side)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        with files.writing(output / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
         since = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
         if self.args.should_save:
             name = f"checkpoint-{self.state.global_step}"
             sums = {"since": since, "logged": self._total_loss_scalar, "logged_step": self._globalstep_last_logged}
             files.write_json(side / name / SUMS, sums)
             files.move_whole(side / name, output / name)
-            side.rmdir()
-            rotate_checkpoints(output_dir=str(output), save_total_limit=self.args.save_total_limit)
+            files.clear_checkpoints(side)
+            keep_newest(output)
+
+
+def keep_newest(output: Path) -> None:
+    """Remove every checkpoint-N in `output` but the newest: its own files, and the folder where it holds no others."""
+    newest = get_last_checkpoint(str(output))
+    for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if newest is not None and folder != Path(newest) and folder.name.rpartition("-")[2].isdecimal():
+            checkpoint.clear_checkpoint(folder)

@@ -81,6 +81,9 @@ def choose_base(saved: Mapping[str, Any], given: str | None, directory: Path) ->
     return given, saved.get("revision") if given == known else None
 
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.tiktoken", "tekken.json", "*.bpe")
+
+
 def load_config(name: str, *, revision: str | None = None, cache_dir: str | None = None):
     """The base model's configuration. Raises UserError if it can't be had."""
     return _fetch(AutoConfig.from_pretrained, name, revision=revision, cache_dir=cache_dir)
@@ -99,6 +102,11 @@ def _parts(config) -> list[Any]:
 
 def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | None = None):
     """The base model's tokenizer. Raises UserError if it can't be had."""
+    if os.path.isdir(name) and not any(next(Path(name).glob(kind), None) for kind in TOKENIZER_FILES):
+        raise UserError(
+            f"cannot load {name}: no tokenizer is in the folder; copy the model's tokenizer files (tokenizer.json, "
+            "tokenizer_config.json) into it"
+        )
     tokenizer = _fetch(AutoTokenizer.from_pretrained, name, revision=revision, cache_dir=cache_dir)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end-of-sequence token, which separates source and target here")
@@ -221,6 +229,8 @@ def check_fingerprint(
 def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Sequence[str]) -> None:
     """Raise UserError for a tokenizer that cannot write `texts`, or has more entries than the model has embeddings."""
     for text in texts:
+        if any(token in text for token in tokenizer.all_special_tokens):
+            continue  # what is wrong with it is not the tokenizer: see special_tokens.py
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         letters = Counter(character for character in text.casefold() if character.isalnum())
         decoded = tokenizer.decode(ids, skip_special_tokens=True) if ids else ""

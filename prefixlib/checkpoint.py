@@ -12,8 +12,9 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -46,6 +47,12 @@ RUN_FILES = (
     *(CONFIG, NETWORK, FLAT, TASK, "model", "best", RESULTS, "loss.png"),
     *("config.json", "generation_config.json", "model*.safetensors*"),
     *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("spiece.model", "sentencepiece*.model", "source.spm", "target.spm"),
+)
+# What transformers' Trainer keeps in a checkpoint-N for resuming, and what this code adds to it.
+LOOP_FILES = (
+    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "trainer_state.json"),
+    "loss_sums.json",
 )
 
 
@@ -77,6 +84,7 @@ class Task(TypedDict, total=False):
     tuning_mode: str
     max_source_length: int | None
     categories: list[str]
+    step: int
     lowdata_token: str
     source_column: str | None
     target_column: str | None
@@ -144,15 +152,10 @@ def save(
     directory.mkdir(parents=True, exist_ok=True)
     described = {}
     for name, tensors in ((NETWORK, network), (FLAT, flat)):
-        partial = directory / f".{name}.{os.getpid()}.partial"
-        try:
+        with files.replacing(directory / name) as partial:
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial)
             partial.chmod(0o644)  # safetensors makes files that only their owner can read
-            files.sync_file(partial)
             described[name] = {"bytes": partial.stat().st_size, "sha256": _sha256(partial)}
-            os.replace(partial, directory / name)
-        finally:
-            partial.unlink(missing_ok=True)
     config = {
         "format": FORMAT,
         "family": family,
@@ -196,9 +199,46 @@ def _write_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str,
 
 
 def clear_run(directory: Path, patterns: Sequence[str]) -> None:
-    """Remove what an earlier run left in `directory`: RUN_FILES, its model card, and its own `patterns`."""
+    """Remove what an earlier run left in `directory`: RUN_FILES, its model cards, and its own `patterns`.
+
+    What others put there stays, in its checkpoints' folders too.
+    """
+    for path in files.matching(directory, (*RUN_FILES, *patterns)):
+        if path.is_dir() and not path.is_symlink():
+            clear_checkpoint(path)
+        else:
+            path.unlink(missing_ok=True)
+    _remove_card(directory)
+
+
+def clear_checkpoint(directory: Path) -> None:
+    """Remove a checkpoint's own files, and its folder where nothing else is in it."""
+    files.clear_run(directory, (*RUN_FILES, *LOOP_FILES))
+    for folder in (directory, directory / OWN_MODEL):
+        _remove_card(folder)
+        with contextlib.suppress(OSError):  # it is not empty, or not there
+            folder.rmdir()
+
+
+def _remove_card(directory: Path) -> None:
     card = card_path(directory)
-    files.clear_run(directory, (*RUN_FILES, *patterns, *([card.name] if card else ())))
+    if card is not None:
+        card.unlink(missing_ok=True)
+
+
+def replace_folder(directory: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` put a new checkpoint in the place of the one in `directory`, whose other files stay.
+
+    Killed at any moment, one of the two is there.
+    """
+
+    def fill(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        if card_path(directory) != directory / CARD:  # the user's own: the new card finds another name
+            shutil.copy2(directory / CARD, folder / CARD)
+        write(folder)
+
+    files.replace_directory(directory, fill)
 
 
 def earlier_run(directory: Path, patterns: Sequence[str]) -> list[str]:

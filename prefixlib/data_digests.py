@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from prefixlib import tables
+from prefixlib import formats
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> Digest:
-    if tables.is_hub(path):
-        return {"file": str(path), "bytes": None, "sha256": tables.hub_fingerprint(path)}
+    if formats.is_hub(path):
+        return {"file": str(path), "bytes": None, "sha256": formats.hub_fingerprint(path)}
     files = sorted(path.glob("*.arrow")) if path.is_dir() else [path]
     whole = hashlib.sha256()
     for file in files:

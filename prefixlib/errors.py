@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from prefixlib import processes, startup
+from prefixlib import processes, startup, streams
 
 # Library messages that mean out of memory, on the processor or a GPU; none comes as a MemoryError.
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "can't start new thread", "unable to mmap")
@@ -19,7 +19,8 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What a library's error says, as one line; its kind where it says nothing."""
-    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[0]  # torch prints in bold
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")  # torch prints in bold
+    said = lines[0] if not lines[0].endswith(":") else " ".join(line.strip() for line in lines)
     return (said if len(said) <= 200 else f"{said[:199]}…") or type(error).__name__
 
 
@@ -35,22 +36,28 @@ def _terminate(*_):
 def one_line_errors():
     """Turn errors the user can fix into one line on stderr and a non-zero exit; anything else keeps its traceback.
 
-    Exit code: 2 wrong input, 1 operating-system error (disk full, no permission, broken pipe), 130 Ctrl-C, 143 SIGTERM.
+    Exit code: 2 wrong input, 1 operating-system error (disk full, no permission), 130 Ctrl-C, 143 SIGTERM. Where the
+    reader of stdout or stderr has gone, the work is finished and ended by SIGPIPE.
     """
+    streams.prepare()
     startup.end()
     # a worker ends at once: the process that started it reports the signal
     if threading.current_thread() is threading.main_thread() and not processes.is_worker():
         signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
+        streams.end()
+    except SystemExit as ended:
+        if not ended.code:
+            streams.end()
+        raise
     except UserError as error:
         processes.report(f"error: {error}")
         sys.exit(2)
     except OSError as error:
         if error.errno is None:  # raised by a library with its own text, not by the operating system
             raise
-        where = f": {error.filename}" if error.filename else ""
-        processes.report(f"error: {os.strerror(error.errno)}{where}")
+        processes.report(f"error: {_words_of(error)}")
         sys.exit(1)
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
@@ -64,21 +71,45 @@ def one_line_errors():
         sys.exit(1)
 
 
+def _words_of(error: OSError) -> str:
+    return os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
+
+
 def refused_by_system(error: Exception) -> str | None:
     """The operating system's words where a library wraps them in an error of its own, else None."""
     said = str(error)
     if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
         return f"there is not enough memory ({first_line(error)}): a smaller --bsz or --batch_size takes less"
-    # safetensors and tokenizers, written in Rust; torch, whose file names may stand between
-    number = re.search(r"\(os error (\d+)\)", said) or re.search(r"unable to open file <.*> .*\((\d+)\)", said)
+    number = system_number(error)
     if number:
-        return os.strerror(int(number[1]))
+        return os.strerror(number)
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
         return str(error)
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
         return "a path with a NUL character in it cannot be opened"
     if isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)):  # gloo, NCCL
         return "another process of this training has ended"
-    if "PytorchStreamWriter failed writing file" in str(error):  # torch.save does not report the reason
+    if is_failed_save(error):
         return "a file could not be written; is the disk full?"
+    if isinstance(error, RuntimeError) and "Could not determine home directory" in said:
+        return "no home folder is known (HOME is not set): write paths without ~"
+    if isinstance(error, UnicodeEncodeError) and "surrogates not allowed" in said:
+        word = re.search(r"\S*[\ud800-\udfff]\S*", error.object)[0]
+        return f"{word!r} is not UTF-8 here: rename the file or folder, or set PYTHONUTF8=1"
     return None
+
+
+def is_failed_save(error: BaseException) -> bool:
+    """Whether torch.save could not write a file: it does not report the reason."""
+    words = ("PytorchStreamWriter failed writing file", "inline_container.cc", "iostream error")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def system_number(error: BaseException) -> int | None:
+    """The operating system's number of an error, also where a library written in Rust or C++ wraps it, else None."""
+    if isinstance(error, OSError):
+        return error.errno
+    said = str(error)
+    # safetensors and tokenizers, written in Rust; torch, whose file names may stand between
+    found = re.search(r"\(os error (\d+)\)", said) or re.search(r"unable to open file <.*> .*\((\d+)\)", said)
+    return int(found[1]) if found else None

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixlib import files
+from prefixlib import files, places
 from prefixlib.config_file import expand
 from prefixlib.errors import UserError
+from prefixlib.places import DEMO_DATA
 from prefixlib.settings import (
     LENGTH,
     RARE,
@@ -31,8 +32,6 @@ from prefixlib.settings import (
 )
 from prefixlib.tasks import DEMO, find_task
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-DEMO_DATA = REPOSITORY / "data" / "demo"
 LAUNCHING = "launching"
 
 
@@ -92,6 +91,8 @@ def parse(parser: Parser, argv: Sequence[str], settings: type[Training], tree: s
         for name in ("model_name_or_path", "data_dir", "train_file"):
             if name in given:
                 refuse_together("--demo yes", f"--{name}", "the demo brings its own model and data")
+        if places.missing_demo():
+            raise UserError(f"--demo yes: {places.missing_demo()}")
         filled = _demo_settings(found, tree)
     elif launch.recipe:
         recipes = find_task(found.mode).paper.get(tree, {})
@@ -132,6 +133,8 @@ def check_launch(settings: Training, launch: Launch) -> None:
         value = getattr(launch, name)
         if value and ("/" in value or "\0" in value):
             raise UserError(f"--{name} {value!r}: becomes part of a folder's name, so it takes no '/'")
+    if launch.dir_name in ("", ".", ".."):
+        raise UserError(f"--dir_name {launch.dir_name!r}: names no new folder; choose a name")
 
 
 def short_name(settings: Training, notes: str | None) -> str:
@@ -192,11 +195,8 @@ def run(command: list[str], *, dry_run: bool, save_to: Path | None = None) -> in
     if dry_run:
         return 0
     if save_to is not None:
-        with (
-            files.lock(save_to.parent),  # a second run at the same time is refused here
-            open(save_to, "a", encoding="utf-8") as file,  # a refused command must not take an earlier one's place
-        ):
-            file.write(line + "\n")
+        with files.lock(save_to.parent):  # a second run at the same time is refused here
+            files.add_line(save_to, line)  # a refused command must not take an earlier one's place
     sys.stderr.flush()
     if os.name == "posix":
         os.execv(command[0], command)

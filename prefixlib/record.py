@@ -6,6 +6,8 @@ training   see `training_results`
 decoding   split -> data_file, sentences, sources_cut, seconds, scores, and how it was decoded
 """
 
+import contextlib
+import functools
 import importlib
 import importlib.util
 import itertools
@@ -15,7 +17,8 @@ import platform
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,13 +27,11 @@ import numpy
 import torch
 from transformers import logging as transformers_logging
 
-from prefixlib import files, schema
+from prefixlib import files, places, processes, schema
 from prefixlib import settings as flags
 from prefixlib.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 PACKAGES = ("torch", "transformers", "accelerate", "lightning", "datasets", "safetensors", "sacrebleu", "rouge-score")
 
@@ -47,7 +48,7 @@ def check_machine(fp16: bool = False, bf16: bool = False) -> None:
 
     That is a GPU for float16, and one for each process. Warns where bfloat16 would be computed number by number.
     """
-    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus, local = torch.cuda.device_count(), processes.local_world_size()
     if fp16 and not gpus:
         raise UserError("--fp16 yes needs a GPU and there is none here: use --bf16 yes, or neither")
     if bf16 and not has_fast_bfloat16():
@@ -55,8 +56,8 @@ def check_machine(fp16: bool = False, bf16: bool = False) -> None:
             "--bf16 yes: this processor has no instructions for bfloat16, so matrix products can take 100 times "
             "as long as without --bf16"
         )
-    if 0 < gpus < processes:
-        raise UserError(f"--num_processes {processes}: this machine has {gpus} GPU(s), and every process needs its own")
+    if 0 < gpus < local:
+        raise UserError(f"--num_processes {local}: this machine has {gpus} GPU(s), and every process needs its own")
 
 
 def has_fast_bfloat16() -> bool:
@@ -84,9 +85,13 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    if not places.CHECKOUT:  # a repository around an installed package is another one
+        return found
+    describe = ["git", "-C", str(places.REPOSITORY), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(describe, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return found
     if commit.returncode == 0:
         found["commit"] = commit.stdout.strip()
     return found
@@ -127,7 +132,7 @@ def set_up_reporting(report_to: str) -> None:
         raise UserError(f"--report_to {report_to} needs a package: pip install {report_to}")
     for name in ("WANDB_PROJECT", "MLFLOW_EXPERIMENT_NAME"):
         os.environ.setdefault(name, "prefix-tuning")
-    if os.environ.get("RANK", "0") != "0":
+    if not processes.is_first():
         return
     try:
         service = importlib.import_module(report_to)
@@ -139,9 +144,54 @@ def set_up_reporting(report_to: str) -> None:
         raise UserError(f"--report_to {report_to}: {first_line(error)}") from error
 
 
+@contextlib.contextmanager
+def noting(what: str) -> Iterator[None]:
+    """Around a step that only records a run: where it fails, a warning says so and the run goes on."""
+    try:
+        yield
+    except Exception as error:  # TensorBoard, matplotlib and the services have exceptions of their own
+        logger.warning("%s could not be written (%s): the run goes on without", what, first_line(error))
+
+
+def guarded(kind: type, methods: Sequence[str]) -> type:
+    """A subclass of a recorder, be it a callback or a logger, whose first failure is a warning and ends it alone."""
+
+    def wrap(work: Callable) -> Callable:
+        @functools.wraps(work)
+        def call(self, *arguments, **named):
+            if self.__dict__.get("has_failed"):
+                return None
+            try:
+                return work(self, *arguments, **named)
+            except Exception as error:  # each service has exceptions of its own
+                self.has_failed = True
+                logger.warning("the curves (--report_to) end here (%s): the run goes on", first_line(error))
+                return None
+
+        return call
+
+    return type(kind.__name__, (kind,), {name: wrap(getattr(kind, name)) for name in methods})
+
+
+def quiet_event_writers() -> None:
+    """Let TensorBoard's threads, whose errors reach the caller anyway, print no traceback."""
+    hook = threading.excepthook
+    if getattr(hook, "quiet", False):
+        return
+
+    def call(failure: Any) -> None:
+        if type(failure.thread).__module__.partition(".")[0] != "tensorboard":
+            hook(failure)
+
+    call.quiet = True
+    threading.excepthook = call
+
+
 def write_settings(directory: Path, settings: flags.Training) -> None:
     """Write directory/settings.json, which --config takes. The first process of a run does it."""
-    if os.environ.get("RANK", "0") == "0":
+    if not processes.is_first():
+        return
+    with noting("settings.json"):
         files.write_json(directory / "settings.json", settings.of_the_run())
 
 
@@ -178,6 +228,9 @@ def log_end(training: Mapping[str, Any], output: Path, decode: str = "") -> None
     step, lowest = min(dev, key=lambda point: point[1]) if dev else (None, None)
     loss = f", dev loss {dev[-1][1]:.4g} (lowest: {lowest:.4g}, step {step})" if dev else ""
     rows = {"steps": f"{training['steps']:,} in {training['seconds']:.0f} s{loss}", "output": output}
+    if best := training.get("best"):
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "step")
+        rows["best"] = f"step {best['step']}, which is decoded: {figures}"
     _log_block("trained", rows | ({"decode": decode} if decode else {}))
 
 
@@ -221,6 +274,7 @@ class Training(TypedDict, total=False):
 
     curves: dict[str, list[list[Any]]]
     last: dict[str, Any]
+    best: dict[str, Any]
 
 
 class Results(TypedDict, total=False):
@@ -246,7 +300,7 @@ def read_results(directory: Path | str) -> dict[str, Any]:
 
 def set_aside_damaged(directory: Path | str) -> None:
     """Rename a results.json that nothing can be merged into, with a warning: before the work, not after it."""
-    if os.environ.get("RANK", "0") != "0":
+    if not processes.is_first():
         return
     try:
         read_results(directory)
@@ -270,7 +324,14 @@ def update_results(directory: Path | str, entries: Mapping[str, Any]) -> Path:
 def plot_curves(
     path: Path | str, curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str, title: str
 ) -> None:
-    """Draw one line per curve, each a sequence of (x, y), into a PNG."""
+    """Draw one line per curve, each a sequence of (x, y), into a PNG. A warning says where that fails."""
+    with noting(Path(path).name):
+        _plot(path, curves, xlabel, ylabel, title)
+
+
+def _plot(
+    path: Path | str, curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str
+) -> None:
     import matplotlib  # here, not at the top: a run without a plot need not pay for it
 
     matplotlib.use("Agg")
@@ -285,6 +346,6 @@ def plot_curves(
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with files.replacing(path) as partial:
+        figure.savefig(partial, format="png")
     pyplot.close(figure)

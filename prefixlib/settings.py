@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import shlex
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +20,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from prefixlib import config_file
+from prefixlib import config_file, places
 from prefixlib.errors import UserError
-from prefixlib.tables import TARGET, Columns, check_template
+from prefixlib.tables import Columns
 from prefixlib.tasks import OWN_DATA
+from prefixlib.wording import check_template
 
 TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
 WITH_PREFIX = ("prefixtune", "bothtune")
@@ -59,13 +61,15 @@ def flag(
     above: float | None = None,
     below: float | None = None,
     names: tuple[str, ...] = (),
+    escapes: bool = False,
 ) -> Any:
     """A dataclass field that is a flag.
 
     low, above, below: the bounds of a number, the first included; every number must be finite. names: other spellings.
+    escapes: the command line may write \\n and \\t for a line break and a tab, as it may for tuples.
     The flag of a tuple of texts may be given several times.
     """
-    metadata = {"help": help, "group": group, "choices": choices and tuple(choices), "names": names}
+    metadata = {"help": help, "group": group, "choices": choices and tuple(choices), "names": names, "escapes": escapes}
     return dataclasses.field(default=default, metadata={**metadata, "low": low, "above": above, "below": below})
 
 
@@ -142,6 +146,8 @@ class Flags:
                 options["metavar"] = "N"
             if kind is tuple:
                 options |= {"action": _Collect, "type": unescaped}
+            if about["escapes"]:
+                options["type"] = unescaped
             groups[about["group"]].add_argument(f"--{field.name}", *about["names"], dest=field.name, **options)
 
     @classmethod
@@ -336,18 +342,21 @@ def decode_command(
     data_dir: str | None = None,
     test_file: str | None = None,
 ) -> str:
-    """The command that decodes the task's test file, or `test_file`, with a checkpoint.
+    """The command, as a line for a shell, that decodes the task's test file, or `test_file`, with a checkpoint.
 
     tuned: a model without a prefix. data_dir: where the task's files are, if not in the default folder.
     """
     if family == "decoder-only":
-        command, flag = f"python gpt2/gen.py {mode} yes test {directory} no", "data_file"
+        program, words, flag = "gpt2/gen.py", [mode, "yes", "test", str(directory), "no"], "data_file"
     else:
         model = "finetune_model_path" if tuned else "prefix_model_path"
-        command, flag = f"python seq2seq/train_bart.py --mode {mode} --do_train no --{model} {directory}", "test_file"
+        program, flag = "seq2seq/train_bart.py", "test_file"
+        words = ["--mode", mode, "--do_train", "no", f"--{model}", str(directory)]
     if test_file:
-        return f"{command} --{flag} {test_file}"
-    return f"{command} --data_dir {data_dir}" if data_dir else command
+        words += [f"--{flag}", test_file]
+    elif data_dir:
+        words += ["--data_dir", data_dir]
+    return f"{places.program(program)} {shlex.join(words)}"
 
 
 # The settings of one tuning mode alone: its checkpoints hold them, and a resumed run must repeat them.
@@ -373,11 +382,24 @@ class Training(Flags):
         None, "folder of all data sets (e2e_data/, xsum/, ...), or the task's own (default: data/)", TASK
     )
     source_column: str | None = flag(
-        None, "mode text: the column of the sources (default: source, or messages: conversations)", TASK
+        None,
+        "mode text: the column of the sources; a.b is part b of column a (default: source, messages or conversations, "
+        "or prompt with completion)",
+        TASK,
     )
     target_column: str | None = flag(None, "mode text: the column of the targets (default: target)", TASK)
     source_template: str | None = flag(
-        None, 'mode text: what is put around every source, e.g. "Summarise: {source}"', TASK
+        None,
+        r'mode text: what is put around every source, e.g. "Summarise: {source}", or made of several columns, e.g. '
+        r'"{instruction}\n{input}" (\n: a line break)',
+        TASK,
+        escapes=True,
+    )
+    quotes: bool | None = flag(
+        None,
+        "mode text: quotation marks of a .csv or .tsv file go around cells (yes) or are text (no) (default: what fits "
+        "the file; an ambiguous one is refused)",
+        TASK,
     )
     max_source_length: int | None = flag(None, "most tokens of a source (default: the task's)", RARE, low=1)
     val_max_target_length: int | None = flag(None, "most tokens of a dev text (default: the task's)", RARE, low=1)
@@ -492,7 +514,7 @@ class Training(Flags):
     @property
     def columns(self) -> Columns:
         """Which columns of a table are read (mode text)."""
-        return Columns(self.source_column, self.target_column or TARGET)
+        return Columns(self.source_column, self.target_column, self.source_template or "", self.quotes)
 
     def splits_to_decode(self, has_test: bool, usual: tuple[str, ...]) -> tuple[str, ...]:
         """The files that are decoded after training: those of --decode, else the task's: `usual` for the paper's.
@@ -597,7 +619,7 @@ class Training(Flags):
 _NO_LAYERS, _NO_ADAPTERS, _NO_MLP = "the others train no chosen layers", "there are no adapters", "there is no MLP"
 TABLE_RULES = tuple(
     Only(name, "mode", OWN_DATA, "the task's files have no columns to choose from")
-    for name in ("source_column", "target_column", "source_template")
+    for name in ("source_column", "target_column", "source_template", "quotes")
 )
 SHARED_RULES = (
     *TABLE_RULES,

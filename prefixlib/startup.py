@@ -6,7 +6,7 @@ An entry point calls `begin` before its other imports, where it is the script th
 import gc
 import sys
 
-from prefixlib import processes
+from prefixlib import processes, streams
 
 
 def begin() -> None:
@@ -15,6 +15,7 @@ def begin() -> None:
     What is imported stays: to look through it again and again took a third of the time until the first line of a run
     and a second at its end.
     """
+    streams.prepare()
     gc.disable()
     sys.excepthook = _one_line
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefixlib import readers, tables
+from prefixlib import conversations, formats, places, readers, tables
 from prefixlib.errors import UserError
 from prefixlib.readers import SEPARATOR, Group, Record, group_records
 from prefixlib.tables import Columns
 
-DATA_DIR = Path(__file__).resolve().parents[1] / "data"
 SPLITS = ("train", "valid", "test")
 SMALL_ADAPTERS = "adaptertune, 0.1 %"  # a second recipe of that tuning mode
 
@@ -59,6 +58,7 @@ class InSeq2Seq:
     no_repeat_ngram_size: int = 3
     early_stopping: bool = True
     length_pen: float = 1.0
+    val_metric: str = "rouge2"  # what the best checkpoint is best in: the original's score, or "loss"
 
 
 @dataclass(frozen=True)
@@ -345,7 +345,7 @@ ROWS = (
         tables.read,
         _files("text/{}.jsonl"),
         metrics="text",
-        linearise=tables.as_chat,
+        linearise=conversations.as_chat,
         source_spaces=_NONE,
         target_spaces=_NONE,
         verbatim=True,
@@ -360,6 +360,7 @@ ROWS = (
             max_length=142,
             no_repeat_ngram_size=0,
             early_stopping=False,
+            val_metric="loss",
         ),
     ),
 )
@@ -472,24 +473,24 @@ def as_group(mode: str, source: Any) -> Group:
 def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path:
     """The task's file for split train, valid or test.
 
-    `data_dir` is the folder of all data sets (default: this repository's data/) or the task's own folder.
+    `data_dir` is the folder of all data sets (default: see `places.data_folder`) or the task's own folder.
     """
     files = find_task(mode).files
     if split not in files:
         raise UserError(f"split {split!r} of mode {mode}: expected one of {', '.join(files)}")
-    folder = DATA_DIR if data_dir is None else Path(data_dir).expanduser()
+    folder = places.data_folder() if data_dir is None else Path(data_dir).expanduser()
     path, own = folder / files[split], folder / Path(files[split]).name
     return own if own.is_file() and not path.is_file() else path
 
 
 def given_file(mode: str, given: str, split: str) -> Path:
     """What a flag names: a file, or for user data also a saved data set or one of the hub."""
-    return tables.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
+    return formats.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
 
 
 def is_there(mode: str, path: Path) -> bool:
     """Whether `path` can be read, as far as that shows before it is."""
-    return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or tables.is_hub(path)))
+    return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or formats.is_hub(path)))
 
 
 def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> Iterator[Record]:
@@ -516,13 +517,25 @@ def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Colu
 def where_to_get(mode: str) -> str:
     """What to do where a task's file is missing."""
     name = find_task(mode).prepare
-    prepared = f"run `python scripts/prepare_data.py {name}`, or " if name else ""
+    where = "" if places.CHECKOUT else " in a clone of the repository"
+    prepared = f"run `python scripts/prepare_data.py {name}`{where}, or " if name else ""
     return f"{prepared}pass a file of your own (--train_file, --eval_file, --test_file) or its folder (--data_dir)"
 
 
 def read_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Record]:
     """All records of a file, in file order; raises as iter_records."""
     return list(iter_records(mode, path, blind, columns))
+
+
+def categories_of(rows: Iterable[Any]) -> list[str]:
+    """The categories of records, groups or examples, sorted; [] where they have none."""
+    return sorted({row.category for row in rows} - {""})
+
+
+def training_categories(mode: str, data_dir: str | Path | None = None) -> list[str]:
+    """The categories of the task's training file; [] where it has none or is not there."""
+    path = data_file(mode, "train", data_dir)
+    return categories_of(iter_records(mode, path)) if is_there(mode, path) else []
 
 
 def read_groups(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Group]:

@@ -38,7 +38,7 @@ from benchmarks.models import GROUPED, LIBRARIES, ROWS, SETTINGS, SHAPES, fill_d
 from page_parts import replace_part
 from prefixlib import files, record
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import REPOSITORY
+from prefixlib.places import REPOSITORY
 from prefixlib.settings import Parser, add_number
 
 PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prefixlib import files
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import DEMO_DATA, REPOSITORY
+from prefixlib.places import DEMO_DATA, REPOSITORY
 from prefixlib.settings import Parser
 
 OUTPUT = REPOSITORY / "runs" / "demo"

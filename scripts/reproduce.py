@@ -30,7 +30,7 @@ from paper import decoded_examples, real_model, report, summary
 from paper.experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
 from paper.training_runs import Run, RunFailed, Settings, read_json, runs_of
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import REPOSITORY
+from prefixlib.places import REPOSITORY
 from prefixlib.settings import Parser, add_number, add_yes_no
 
 SIZES = ("medium", "large")  # the paper's

@@ -15,8 +15,9 @@ from gpt2.flags import Settings as GPT2Settings
 from page_parts import replace_part
 from prefixlib import readers
 from prefixlib.errors import one_line_errors
-from prefixlib.launch import DEMO_DATA, REPOSITORY, Launch
+from prefixlib.launch import Launch
 from prefixlib.metrics.tasks import TASKS as METRICS
+from prefixlib.places import DEMO_DATA, REPOSITORY
 from prefixlib.settings import RARE, spelled
 from prefixlib.tasks import ROWS, data_file, iter_records, prompt_text, training_text
 from seq2seq.flags import DEFAULT_MODEL as SEQ2SEQ_DEFAULT_MODEL

@@ -16,13 +16,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from transformers import get_scheduler
 
-from prefixlib import files, schedule, schema, sharding
+from prefixlib import files, processes, record, schedule, schema, sharding
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
 from prefixlib.checkpoint import CONFIG, check_numbers, clear_run, earlier_run, unpickled
 from prefixlib.data_digests import Digests, EarlierData
 from prefixlib.errors import Terminated, UserError, first_line
-from prefixlib.metrics import rouge
+from prefixlib.metrics import accuracy, rouge
 from prefixlib.settings import spelled
 from prefixlib.tasks import OWN_DATA
 from seq2seq import decoding
@@ -228,8 +228,9 @@ class SummarizationModule(BaseModule):
         sharding.gather(self.lm.base)  # the processes' texts have different lengths
         with torch.no_grad():
             self.prefix = self.lm.layers()  # one run of the network for all batches
-        self.sums = torch.zeros(7, dtype=torch.float64)
-        self.any_language = self.settings.mode in OWN_DATA
+        self.own_data = self.settings.mode in OWN_DATA
+        self.figures = (*rouge.KINDS.values(), *(("exact_match",) if self.own_data else ()), "length")
+        self.sums = torch.zeros(2 + len(self.figures) + 1, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         total, count = self.lm.loss(*(batch[name] for name in INPUTS))
@@ -240,8 +241,10 @@ class SummarizationModule(BaseModule):
         for references, hypotheses in zip(batch["references"], found, strict=True):
             if references is not None:  # None: a filler
                 tokens = hypotheses[0].tokens
-                scores = rouge.sentence_scores(decoding.to_text(self.tokenizer, tokens), references, self.any_language)
-                self.sums[2:] += torch.tensor([*scores.values(), len(tokens), 1])
+                text = decoding.to_text(self.tokenizer, tokens, verbatim=self.own_data)
+                scores = [*rouge.sentence_scores(text, references, self.own_data).values()]
+                scores += [100 * accuracy.statistics([text], [references])[0, 0]] if self.own_data else []
+                self.sums[2:] += torch.tensor([*scores, len(tokens), 1])
 
     def on_validation_epoch_end(self) -> None:
         del self.prefix  # the next steps change it
@@ -249,7 +252,7 @@ class SummarizationModule(BaseModule):
         loss, tokens, *sums, examples = self._over_processes(self.sums.float().to(self.device)).tolist()
         self.validated_step = self.trainer.global_step
         self.validation_result = {"loss": loss / tokens}
-        for name, value in zip((*rouge.KINDS.values(), "length"), sums, strict=True):
+        for name, value in zip(self.figures, sums, strict=True):
             self.validation_result[name] = value / examples
 
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
@@ -322,26 +325,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the file, syncs, renames: a killed run leaves the last good checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        files.sync_file(partial)
-        os.replace(partial, path)
-        files.sync_directory(path.parent)
+        with files.replacing(path) as partial:  # Lightning's own writing goes by way of a temporary folder
+            torch.save(checkpoint, partial)
 
 
 def make_logger(report_to: str, output: Path, step: int) -> Logger | None:
-    """Who gets the curves. In TensorBoard a run resumed at `step` hides what was logged after it."""
+    """Who gets the curves. In TensorBoard a run resumed at `step` hides what was logged after it.
+
+    A logger that fails ends with a warning, not with the run.
+    """
+
+    def guarded(kind: type[Logger]) -> type[Logger]:
+        return record.guarded(kind, ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize"))
+
     if report_to == "wandb":
-        return WandbLogger(name=output.name, save_dir=output, project=os.environ["WANDB_PROJECT"])
+        return guarded(WandbLogger)(name=output.name, save_dir=output, project=os.environ["WANDB_PROJECT"])
     if report_to == "mlflow":
         import mlflow  # here: it is an extra
 
         where = mlflow.get_tracking_uri()  # Lightning would choose a folder of its own
-        return MLFlowLogger(os.environ["MLFLOW_EXPERIMENT_NAME"], run_name=output.name, tracking_uri=where)
+        return guarded(MLFlowLogger)(os.environ["MLFLOW_EXPERIMENT_NAME"], run_name=output.name, tracking_uri=where)
     if report_to == "none":
         return None
-    return TensorBoardLogger(output, name="tensorboard", version="", purge_step=step + 1)
+    record.quiet_event_writers()
+    found = guarded(TensorBoardLogger)(output, name="tensorboard", version="", purge_step=step + 1)
+    with record.noting("TensorBoard's curves"):
+        _ = found.experiment  # makes the folder
+        return found
+    return None
 
 
 def generic_train(
@@ -353,7 +364,7 @@ def generic_train(
     resumption: Resumption | None,
 ) -> Trainer:
     """Fit `module`; one process, or those that torchrun started. Returns the trainer with the trained module."""
-    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world, local = processes.world_size(), processes.local_world_size()
     step = resumption.state["global_step"] if resumption else 0
     trainer = Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",

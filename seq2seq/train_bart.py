@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefixlib import places
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.launch import (
     Parsed,
@@ -69,7 +70,7 @@ def long_name(settings: Settings, notes: str | None = None) -> str:
 
 
 def output_dir(parsed: Parsed) -> Path:
-    """Where the run is written, the same from whichever folder the launcher was started."""
+    """Where the run is written: in a checkout the same from whichever folder the launcher was started."""
     settings, launch = parsed.settings, parsed.launch
     if settings.output_dir:
         return Path(settings.output_dir).expanduser().resolve()
@@ -77,7 +78,7 @@ def output_dir(parsed: Parsed) -> Path:
         return settings.checkpoint.resolve()
     folder = "demo_models" if launch.demo else settings.task.folder
     name = long_name if launch.long_names else short_name
-    return TREE / folder / (launch.dir_name or name(settings, launch.notes))
+    return places.runs_folder(TREE, folder) / (launch.dir_name or name(settings, launch.notes))
 
 
 def build_command(parsed: Parsed) -> list[str]:

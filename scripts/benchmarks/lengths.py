@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefixlib.errors import UserError
-from prefixlib.launch import REPOSITORY
+from prefixlib.places import REPOSITORY
 from prefixlib.tasks import data_file, find_task, prompt_text, read_groups, read_records, training_text
 
 RECORDED = REPOSITORY / "data" / "lengths"

@@ -21,7 +21,7 @@ from benchmarks.models import is_seq2seq
 from benchmarks.plots import LIMIT, Panel, plot
 from benchmarks.steps import memory, train_step
 from prefixlib.errors import UserError
-from prefixlib.launch import REPOSITORY
+from prefixlib.places import REPOSITORY
 
 ROWS = {"gpt2": ("prefix", "peft", "finetune"), "bart": ("prefix", "original-style", "finetune")}
 SIZES = {

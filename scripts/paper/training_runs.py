@@ -14,7 +14,8 @@ from pathlib import Path
 
 from paper.experiments import Experiment, Row
 from prefixlib import files
-from prefixlib.launch import DEMO_DATA, REPOSITORY, as_words
+from prefixlib.launch import as_words
+from prefixlib.places import DEMO_DATA, REPOSITORY
 from prefixlib.tasks import DEMO, SPLITS, data_file, find_task
 
 RECIPE = "recipe.json"

@@ -11,6 +11,7 @@ from gpt2 import gen, run_generation, run_language_modeling, train_e2e
 from gpt2.flags import OBJECTIVE, Settings
 from gpt2.model import load
 from gpt2.trainer_prefix import PrefixTrainer
+from prefixlib import outputs
 from prefixlib.errors import UserError
 from prefixlib.settings import TUNING_MODES
 from tests.conftest import ROOT, run_command
@@ -37,7 +38,7 @@ DEMO = ROOT / "data" / "demo"
 def unscored():
     """Scoring is tested elsewhere; METEOR's paraphrase table alone would take most of the time here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_generation, "score_groups", lambda *_: {"BLEU": 1.0})
+        patch.setattr(outputs, "score", lambda *_: {"BLEU": 1.0})
         yield
 
 

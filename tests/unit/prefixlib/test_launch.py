@@ -10,7 +10,7 @@ import pytest
 from gpt2 import train_e2e
 from gpt2.flags import Settings
 from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
-from prefixlib.errors import UserError, one_line_errors
+from prefixlib.errors import UserError, first_line, one_line_errors
 from prefixlib.launch import as_words, child_command, make_parser
 from prefixlib.settings import RARE, TUNING_MODES, Parser, explicit_flags
 from prefixlib.tasks import GPT2_MODES, TASKS
@@ -182,7 +182,7 @@ def test_the_child_understands_every_command_line(mode, tuning_mode):
     for name, value in vars(parsed).items():
         expected = {"output_dir": str(train_e2e.output_dir(launched)), "model_name_or_path": "gpt2-medium"}
         assert value == expected.get(name, getattr(launched.settings, name)), name
-    assert len(vars(parsed)) == 75
+    assert len(vars(parsed)) == 76
 
 
 def test_a_bare_name_is_the_hub_model_not_our_folder(monkeypatch, tmp_path):
@@ -210,6 +210,18 @@ def test_an_unreachable_hub_is_one_line(tmp_path):
         ) as error:
             load("no-one/nothing", cache_dir=str(tmp_path))
         assert "\n" not in str(error.value)
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(UserError, match=r"cannot load .*: no tokenizer is in the folder; copy .* \(tokenizer.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_the_first_line_of_an_error_does_not_end_in_a_colon():
+    error = ValueError("cannot be made from one of:\n (1) a file\n (2) an instance")
+    assert first_line(error) == "cannot be made from one of: (1) a file (2) an instance"
+    assert first_line(ValueError("one line\nand more")) == "one line"
 
 
 def test_a_model_of_the_other_family_is_refused(tmp_path):

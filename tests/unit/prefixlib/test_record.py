@@ -3,13 +3,16 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import types
 
 import pytest
+from torch.optim import AdamW
 
 from prefixlib import record
 from prefixlib.errors import UserError
+from prefixlib.places import DEMO_DATA
 from tests.conftest import run_command
 
 
@@ -51,3 +54,71 @@ def test_slow_bfloat16_is_said(monkeypatch, caplog, bf16, fast, warns):
     monkeypatch.setattr(record, "has_fast_bfloat16", lambda: fast)
     record.check_machine(bf16=bf16)
     assert ("--bf16 yes: this processor has no instructions for bfloat16" in caplog.text) == warns
+
+
+class Recorder:
+    def __init__(self):
+        self.calls = 0
+
+    def log(self, value):
+        self.calls += 1
+        if value == "bad":
+            raise FileNotFoundError(2, "No such file or directory", "runs/events")
+        return value
+
+
+def test_a_recorder_that_fails_ends_with_one_warning(caplog):
+    recorder = record.guarded(Recorder, ("log",))()
+    assert recorder.log("good") == "good"
+    assert [recorder.log("bad") for _ in range(3)] == [None] * 3
+    assert recorder.calls == 2
+    assert caplog.text.count("the curves (--report_to) end here ([Errno 2] No such file or directory") == 1
+
+
+def test_what_only_records_is_a_warning(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    for name in ("file/loss.png", "file/x/loss.png"):
+        record.plot_curves(tmp_path / name, {"dev": [(1, 2.0)]}, xlabel="", ylabel="", title="")
+    assert caplog.text.count("loss.png could not be written") == 2
+
+
+FOLDERS = {"gpt2": "runs", "seq2seq": "tensorboard"}
+
+
+@pytest.mark.parametrize("broken", ["removed", "a file", "another file"])
+@pytest.mark.parametrize("tree", FOLDERS)
+def test_a_run_outlives_its_records(tree, broken, tmp_path, monkeypatch, caplog, capfd):
+    """The folder of the curves is removed, or cannot be made; nor can other records be written."""
+    output = tmp_path / "run"
+    folder = output / FOLDERS[tree]
+    output.mkdir()
+    if broken == "a file":
+        folder.write_text("")
+    elif broken == "another file":
+        (output / "settings.json" / "x").mkdir(parents=True)
+    else:
+        monkeypatch.setattr(AdamW, "step", and_remove(AdamW.step, folder))
+    demo = {
+        "data_dir": str(DEMO_DATA),
+        "model_name_or_path": str(DEMO_DATA / {"gpt2": "gpt2", "seq2seq": "bart"}[tree]),
+    }
+    demo |= {"max_steps": 3, "logging_steps": 1, "preseqlen": 2, "mid_dim": 4, "bsz": 2, "disable_tqdm": True}
+    demo |= {"seq2seq": {"n_val": 2, "num_workers": 0}, "gpt2": {"eval_steps": 3, "max_steps": 2}}[tree]
+    package = importlib.import_module(tree)
+    package.train(package.Settings(mode="webnlg", output_dir=str(output), decode="none", **demo))
+    assert (output / "prefix_model.safetensors").is_file()
+    assert record.read_results(output)["training"]["steps"] == demo["max_steps"]
+    wanted = {"another file": ["settings.json could"]}.get(broken, ["the curves (--report_to)"])
+    said = [row.getMessage() for row in caplog.records if row.levelname == "WARNING"]
+    if broken == "a file" and tree == "seq2seq":
+        wanted = ["TensorBoard's curves could"]
+    assert [line[: len(start)] for line, start in zip(said, wanted, strict=True)] == wanted
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def and_remove(work, folder):
+    def call(*arguments, **named):
+        shutil.rmtree(folder, ignore_errors=True)
+        return work(*arguments, **named)
+
+    return call

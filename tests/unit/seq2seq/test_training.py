@@ -321,7 +321,8 @@ def test_bfloat16_with_clipping_trains(place, tmp_path):
 
 def test_every_process_needs_its_gpu(place, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
     with pytest.raises(UserError, match=r"--num_processes 2: this machine has 1 GPU"):
         finetune.main(training_flags(place / "bart", place / "data", tmp_path))
 
@@ -366,6 +367,39 @@ def test_best_checkpoint_and_early_stopping(place, tmp_path, monkeypatch):
     assert results["training"]["best"]["step"] == 2 * BATCHES
     assert equal(load_file(tmp_path / "best" / "prefix_model.safetensors"), kept[2 * BATCHES - 1])
     assert equal(weights, kept[-1])
+
+
+def results_of_validation(monkeypatch, *results):
+    """Let the validations of a run give these figures, the last one again and again."""
+    rows = itertools.chain(results, itertools.repeat(results[-1]))
+    end = lightning_base.SummarizationModule.on_validation_epoch_end
+
+    def say(self):
+        end(self)
+        self.validation_result |= next(rows)
+
+    monkeypatch.setattr(lightning_base.SummarizationModule, "on_validation_epoch_end", say)
+
+
+def test_a_score_that_stays_zero_leaves_the_choice_to_the_loss(place, tmp_path, monkeypatch, caplog):
+    """One-word answers have no ROUGE-2: the run goes on while the dev loss falls, and says what chose."""
+    losses = [3.0, 2.9, 2.8, 2.7, 2.6, 2.6, 2.8]
+    results_of_validation(monkeypatch, *({"rouge2": 0.0, "loss": loss} for loss in losses))
+    _, results = train(place, tmp_path, eval_steps=1, epoch=2, early_stopping_patience=2)
+    assert (results["training"]["best"]["step"], results["training"]["steps"]) == (5, 7)
+    (said,) = [message for message in caplog.messages if "at each of the" in message]
+    assert said.startswith("rouge2 was 0 at each of the 7 validations, so the lowest dev loss chose")
+    assert "ended the run early" in said
+
+
+def test_what_was_seen_before_a_resumption_counts(place, tmp_path, monkeypatch, caplog):
+    results_of_validation(monkeypatch, *({"rouge2": score, "loss": 3.0} for score in (1.0, 0.0)))
+    with monkeypatch.context() as patch:
+        kill_at(patch, Checkpoints, "on_train_batch_end", 8)
+        with pytest.raises(Killed):
+            train(place, tmp_path, save_steps=1, epoch=3)
+    train(place, tmp_path, save_steps=1, epoch=3, resume="yes")
+    assert not [message for message in caplog.messages if "at each of the" in message]
 
 
 def test_a_run_that_ends_within_an_epoch_is_validated_and_replaces_an_earlier_one(place, tmp_path):
