@@ -27,7 +27,7 @@ from prefixlib import data_digests, files, schema
 from prefixlib.errors import UserError, first_line
 from prefixlib.metrics import shown
 from prefixlib.settings import QUANTIZATIONS, TUNING_MODES, Flags, decode_command, spelled
-from prefixlib.tables import SLOT
+from prefixlib.wording import is_template
 
 logger = logging.getLogger(__name__)
 
@@ -303,8 +303,8 @@ def _odd_task(task: Mapping[str, Any]) -> str | None:
     limit, template, how = (task.get(name) for name in ("max_source_length", "source_template", "tuning_mode"))
     if limit is not None and limit < 1:
         return f"task.max_source_length is {limit}, not at least 1"
-    if template and template.count(SLOT) != 1:
-        return f"task.source_template is {template[:40]!r}, not a text that holds {SLOT} once"
+    if template and not is_template(template):
+        return f"task.source_template is {template[:40]!r}, not a text that holds {{source}} once, or names of columns"
     if how is not None and how not in TUNING_MODES:
         return f"task.tuning_mode is {how!r}, not one of {', '.join(TUNING_MODES)}"
     return _odd_base(task.get("base_model", {}), "task.base_model")

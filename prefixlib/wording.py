@@ -49,9 +49,14 @@ def fill(template: str, row: Mapping[str, Any], source: str | None = None) -> Fi
     return Filled(SLOTS.sub(lambda slot: values.get(slot[1], slot[0]), template))
 
 
+def is_template(text: str) -> bool:
+    """Whether a text has one place for the source, or names of columns in braces."""
+    return text.count(SLOT) <= 1 and SLOTS.search(text) is not None
+
+
 def check_template(template: str | None) -> None:
     """Raise UserError for a template without a place for the source, or with several."""
-    if template is not None and (template.count(SLOT) > 1 or not SLOTS.search(template)):
+    if template is not None and not is_template(template):
         raise UserError(
             f"--source_template {template!r}: must hold {SLOT} once, where the source is put in, or names of columns, "
             'as in "{instruction}\\n{input}"'
