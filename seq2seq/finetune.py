@@ -237,8 +237,7 @@ def write_results(
     }
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
-    with record.noting("results.json"):
-        record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
+    record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
     if trained["best"]:
         logger.info("best %s: %.4g, in %s", settings.val_metric, trained["best"][settings.val_metric], output / "best")
     record.log_end(trained, output, settings.decode_command(FAMILY, output))
