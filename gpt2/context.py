@@ -41,7 +41,7 @@ class TextInFront(nn.Module):
             self.layers = key_values(base, input_ids=torch.tensor([ids], device=base.device))  # (1, H, C, D) each
         self.ids = list(ids)
         shallow = {"preseqlen": len(ids), "mid_dim": 1, "prefix_dropout": 0.0, "init_shallow": True}
-        config = PrefixConfig.for_model(base.config, **shallow, prefix_mode="activation", format_mode="cat")
+        config = PrefixConfig.for_model(base, **shallow, prefix_mode="activation", format_mode="cat")
         prefix = PrefixTuning(config).requires_grad_(False).to(base.device)
         prefix.control_trans.copy_(join_layers(self.layers))
         self.lm = PrefixLM(base, prefix).eval()

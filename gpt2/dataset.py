@@ -4,8 +4,9 @@ Legend: B batch, T tokens of the longest example in the batch, S of the longest 
 """
 
 import logging
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from torch.utils.data import Dataset
 
 from prefixlib.errors import UserError
 from prefixlib.readers import Group, Record
-from prefixlib.tables import PLAIN, Wording
-from prefixlib.tasks import prompt_text, training_text
+from prefixlib.tasks import prompt_text, training_text, without
+from prefixlib.wording import PLAIN, Wording, cut_end
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +50,15 @@ class Encoded:
     """One example: ids of source and separator, then ids of target and final eos, of which alone the loss is taken.
 
     `source` holds the ids that the example's own prefix depends on, if it has one. The last `closing` ids of the prompt
-    are never cut: the separator, or what a chat template puts behind the last message.
+    are never cut: the separator, or what a chat template puts behind the last message. `cut` counts the tokens of the
+    turns that a conversation has lost already.
     """
 
     prompt: list[int]
     continuation: list[int]
     source: list[int] | None = None
     closing: int = 1
+    cut: int = field(default=0, compare=False)
 
     def __len__(self) -> int:
         """Positions taken: those of the text, and of the source where the prefix stands at its words."""
@@ -85,13 +88,14 @@ class TableToTextDataset(Dataset):
         if not used:
             raise UserError(f"no text to train on among {len(records)} records of mode {mode}")
         texts = [training_text(mode, record.source, record.target, tokenizer.eos_token)[1] for record in used]
-        inputs = encode_inputs(mode, used, tokenizer, form, source_limit)
         continuations = encode(tokenizer, texts, target_limit)
+        rooms = [room_for_prompt(len(ids), max_length) for ids in continuations]
+        inputs = encode_inputs(mode, used, tokenizer, form, source_limit, rooms)
         whole = [replace(example, continuation=ids) for example, ids in zip(inputs, continuations, strict=True)]
-        self.examples = [truncate(example, max_length) for example in whole]
-        self.tokens_cut = sum(len(example) for example in whole) - sum(len(example) for example in self.examples)
+        self.examples, lost = truncate_all(whole, max_length)
+        self.tokens_cut = sum(lost)
         if self.tokens_cut:
-            cut = sum(len(a) != len(b) for a, b in zip(whole, self.examples, strict=True))
+            cut = sum(map(bool, lost))
             logger.warning(
                 "%d of %d examples cut to %d tokens (%d tokens lost)", cut, len(whole), max_length, self.tokens_cut
             )
@@ -104,26 +108,32 @@ class TableToTextDataset(Dataset):
 
 
 def encode_inputs(
-    mode: str, rows: Sequence[Record | Group], tokenizer, form: Format, source_limit: int | None = None
+    mode: str,
+    rows: Sequence[Record | Group],
+    tokenizer,
+    form: Format,
+    source_limit: int | None = None,
+    rooms: Sequence[int] | None = None,
 ) -> list[Encoded]:
     """The input of every row: its prompt and, where the prefix depends on it, its source.
 
     A source's tokens are those of its prompt without the separator, whether the text shows them or the prefix reads
-    them; at most `source_limit`. Raises UserError for a row without the words that its prefix would be made of.
+    them; at most `source_limit`. rooms: most tokens of each prompt, for which conversations lose their earliest turns;
+    other prompts are cut by `truncate`. Raises UserError for a row without the words that its prefix would be made of.
     """
-    texts = [form.prompt(mode, row.source, tokenizer) for row in rows]
-    prompts, closing = encode(tokenizer, texts), [1] * len(rows)
     if form.wording.chat:
-        endings = [form.wording.ending(row.source, tokenizer) for row in rows]
-        starts = encode(tokenizer, [text.removesuffix(end) for text, end in zip(texts, endings, strict=True)])
-        closing = [max(len(ids) - _alike(ids, start), 1) for ids, start in zip(prompts, starts, strict=True)]
-    if source_limit is not None:
-        prompts = [truncate_prompt(ids, source_limit + n, n) for ids, n in zip(prompts, closing, strict=True)]
+        sources = [without(tokenizer.eos_token, row.source) for row in rows]
+        rooms = [sys.maxsize] * len(rows) if rooms is None else rooms
+        chats = form.wording.encode(sources, tokenizer, rooms, source_limit, add_special_tokens=False)
+        prompts, closing, lost = ([getattr(chat, name) for chat in chats] for name in ("ids", "closing", "cut"))
+    else:
+        prompts = encode(tokenizer, [form.prompt(mode, row.source, tokenizer) for row in rows], source_limit)
+        closing, lost = [1] * len(rows), [0] * len(rows)
     sources = [prompt[:-n] for prompt, n in zip(prompts, closing, strict=True)]
     if form.name in ("nopeek", "infix"):
         prompts = [prompt[-n:] for prompt, n in zip(prompts, closing, strict=True)]
     if form.optim_prefix and form.name != "infix":
-        return [Encoded(prompt, [], closing=n) for prompt, n in zip(prompts, closing, strict=True)]
+        return [Encoded(ids, [], None, n, cut) for ids, n, cut in zip(prompts, closing, lost, strict=True)]
     if form.name == "cat":  # the category words, each with its leading space, as the original's batch had them
         sources = [_joined(encode(tokenizer, [f" {word}" for word in row.fields if word])) for row in rows]
     if not all(sources):
@@ -132,12 +142,7 @@ def encode_inputs(
             f"--optim_prefix no with --format_mode {form.name}: there are no words to make a prefix of in "
             f"{row.source[:60]!r} (mode {mode}); --format_mode peek takes the words of the source itself"
         )
-    return [Encoded(*parts) for parts in zip(prompts, [[] for _ in rows], sources, closing, strict=True)]
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many ids two texts begin with in common."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return [Encoded(*parts) for parts in zip(prompts, [[] for _ in rows], sources, closing, lost, strict=True)]
 
 
 def _joined(rows: Sequence[list[int]]) -> list[int]:
@@ -150,7 +155,18 @@ def encode(tokenizer, texts: Sequence[str], limit: int | None = None) -> list[li
     With `limit` at most that many ids stand before the closing separator.
     """
     rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    return rows if limit is None else [truncate_prompt(row, limit + 1) for row in rows]
+    return rows if limit is None else [cut_end(row, limit + 1) for row in rows]
+
+
+def room_for_prompt(target: int, max_length: int) -> int:
+    """Most tokens of a prompt beside a target of that many tokens, which keeps a quarter of the positions at least."""
+    return max_length - min(target, max(max_length // 4, 1))
+
+
+def truncate_all(examples: Sequence[Encoded], max_length: int) -> tuple[list[Encoded], list[int]]:
+    """The examples in at most `max_length` tokens, and how many tokens each of them lost."""
+    fitted = [truncate(example, max_length) for example in examples]
+    return fitted, [whole.cut + len(whole) - len(part) for whole, part in zip(examples, fitted, strict=True)]
 
 
 def truncate(example: Encoded, max_length: int) -> Encoded:
@@ -162,8 +178,8 @@ def truncate(example: Encoded, max_length: int) -> Encoded:
     if len(example) <= max_length:
         return example
     if example.source is None:
-        target_length = min(len(example.continuation), max(max_length // 4, 1))
-        prompt = truncate_prompt(example.prompt, max_length - target_length, example.closing)
+        room = room_for_prompt(len(example.continuation), max_length)
+        prompt = cut_end(example.prompt, room, example.closing)
         return replace(example, prompt=prompt, continuation=example.continuation[: max_length - len(prompt)])
     if len(example.prompt) == example.closing:  # the separator alone: the source stands in the prefix only
         cut = truncate(replace(example, prompt=example.source + example.prompt, source=None), max_length)
@@ -172,15 +188,6 @@ def truncate(example: Encoded, max_length: int) -> Encoded:
     text = replace(example, source=None)
     source = example.source[: max(max_length - len(text), max_length // 4)]
     return replace(truncate(text, max_length - len(source)), source=source)
-
-
-def truncate_prompt(prompt: list[int], max_length: int, closing: int = 1) -> list[int]:
-    """Cut the source's end so that the prompt has `max_length` tokens and still ends in its `closing` last ones."""
-    if len(prompt) <= max_length:
-        return prompt
-    if max_length < closing:
-        raise UserError(f"the chat template's end alone takes {closing} tokens; there is room for {max_length}")
-    return prompt[: max_length - closing] + prompt[-closing:]
 
 
 def collate(examples: Sequence[Encoded], pad_token_id: int) -> dict[str, Tensor]:

@@ -130,7 +130,9 @@ class Settings(Training):
     early_stopping_patience: int = flag(
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1
     )
-    keep_best: bool = flag(False, "keep the checkpoint with the lowest dev loss in OUTPUT/best", RECORDS)
+    keep_best: bool = flag(
+        False, "keep the checkpoint with the lowest dev loss in OUTPUT/best and decode it; early stopping does", RECORDS
+    )
     skip_decode: bool = flag(False, "the same as --decode none", RARE)
     decode_limit: int | None = flag(
         None,
@@ -178,6 +180,11 @@ class Settings(Training):
             refuse_together(
                 "--optim_prefix no", "--format_mode infix", "an infix is trained, not made of the source's words"
             )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint with the lowest dev loss is kept: --keep_best, or early stopping, which goes by it."""
+        return self.keep_best or self.early_stopping_patience > 0
 
     def lengths(self) -> dict[str, int | None]:
         """Most tokens of each part of the text: the flag's, else the task's; None where only the model limits it."""
@@ -269,6 +276,11 @@ class Decoding(Flags):
     target_column: str | None = flag(
         None, "mode text: the column of the targets (default: the one trained on)", DECODING
     )
+    quotes: bool | None = flag(
+        None,
+        "mode text: quotation marks of a .csv or .tsv file go around cells (yes) or are text (no) (default: what fits)",
+        DECODING,
+    )
     data_dir: str | None = flag(None, "folder of all data sets, or the task's own (default: data/)", DECODING)
     decode_limit: int | None = flag(
         None,
@@ -335,7 +347,7 @@ class Decoding(Flags):
 
     def columns(self, task: Mapping[str, Any]) -> Columns:
         """Which columns of a table are read: the flags', else those that the checkpoint was trained on."""
-        return Columns.of(task, self.source_column, self.target_column)
+        return Columns.of(task, self.source_column, self.target_column, self.quotes)
 
     def strategy_for(self, mode: str) -> tuple[str, int]:
         """The strategy and the outputs per prompt: the flags', else the task's.
@@ -352,6 +364,6 @@ class Decoding(Flags):
             refuse_together(f"--strategy {strategy}", f"--samples {samples}", "every sample would be the same")
         if self.openings and not task.openings:
             refuse_together(f"--mode {mode}", "--openings", "its outputs are not begun for it")
-        if mode not in OWN_DATA and (self.source_column or self.target_column):
-            refuse_together(f"--mode {mode}", "--source_column, --target_column", "its files have no columns")
+        if mode not in OWN_DATA and (self.source_column or self.target_column or self.quotes is not None):
+            refuse_together(f"--mode {mode}", "--source_column, --target_column, --quotes", "its files have no columns")
         return strategy, samples

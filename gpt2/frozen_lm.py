@@ -9,46 +9,74 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 
 from prefixlib import attention
-from prefixlib.errors import UserError
+from prefixlib.errors import UserError, first_line
 
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, S, D)
 
 
-def shape_of(config: PreTrainedConfig) -> dict[str, Any]:
-    """n_layer L, n_head H (fewer than the queries' in grouped-query models), head_dim D, n_embd E.
+@torch.no_grad()
+def shape_of(base: nn.Module) -> dict[str, Any]:
+    """n_layer L, n_head H, head_dim D, n_embd E, read off the keys and values that the model itself gives one token.
 
-    L counts the layers that keep keys and values: the last ones of Gemma 3n take over those of earlier layers. Where H
-    and D differ from layer to layer (Gemma 4), `head_shapes` has them all; n_head and head_dim are the first layer's.
-    Raises UserError for a model with layers that keep a state of their own instead of keys and values (Mamba, hybrids).
+    L counts the layers that keep keys and values: the last ones of Gemma 3n take over those of earlier layers. H are
+    fewer heads than the queries' in grouped-query models. `head_shapes` is None where all keys and values are alike;
+    else it holds every layer's (H, D), or its (H, D, H, D) where the values have other heads than the keys (latent
+    attention). n_head and head_dim are then those of the first keys. Costs a forward of one token. Raises UserError for
+    a model with layers that keep a state of their own instead of keys and values (Mamba, hybrids).
     """
-    text = config.get_text_config(decoder=True)
-    _check_layers(config, "takes no prefix of keys and values")
-    count = text.num_hidden_layers - _sharing_layers(config)
-    layers = (getattr(text, "per_layer_config", None) or [text] * count)[:count]
-    shapes = [
-        [
-            getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads,
-            getattr(layer, "head_dim", None) or text.hidden_size // layer.num_attention_heads,
-        ]
-        for layer in layers
-    ]
+    _check_layers(base.config, "takes no prefix of keys and values")
+    refusal = f"a {base.config.model_type} model takes no prefix of keys and values"
+    embeddings = base.get_input_embeddings().weight
+    token = torch.zeros(1, 1, dtype=torch.long, device=embeddings.device)
+    try:
+        with evaluating(base):
+            layers = [[tuple(states.shape) for states in layer] for layer in key_values(base, input_ids=token)]
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{refusal} ({first_line(error)})") from error
+    if not layers:
+        raise UserError(f"{refusal}: it keeps none")
+    if any(len(shape) != 4 or shape[::2] != (1, 1) for layer in layers for shape in layer):
+        raise UserError(f"{refusal}: of one token it keeps {layers[0][0]}, not one key for each head")
+    shapes = [[keys[1::2], values[1::2]] for keys, values in layers]  # (H, D) each
+    heads, size = shapes[0][0]
+    alike = all(pair == [(heads, size)] * 2 for pair in shapes)
     return {
-        "n_layer": count,
-        "n_head": shapes[0][0],
-        "head_dim": shapes[0][1],
-        "n_embd": getattr(text, "word_embed_proj_dim", None) or text.hidden_size,  # OPT's can be narrower
-        "head_shapes": None if all(shape == shapes[0] for shape in shapes) else shapes,
+        "n_layer": len(layers),
+        "n_head": heads,
+        "head_dim": size,
+        "n_embd": embeddings.shape[1],
+        "head_shapes": None if alike else [[*keys, *(values if values != keys else ())] for keys, values in shapes],
     }
 
 
+def without_weights(config: PreTrainedConfig) -> nn.Module:
+    """A decoder-only model on torch's meta device, which has shapes and no numbers: enough for `shape_of`.
+
+    In bfloat16, as mixtures of experts take no other type there. Not every model can be run without numbers.
+    """
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+
+
+USUAL_LAYERS = {"full_attention", "sliding_attention", "mlp", "moe"}  # the last two, of Nemotron-H, keep nothing
+UNUSUAL_LAYERS = {
+    "chunked_attention": "which do not see all of a long text",
+    "indexed_attention": "which look keys up by an index of their own",
+}
+
+
 def _check_layers(config: PreTrainedConfig, verdict: str) -> None:
-    """Raise UserError for layers that keep a state of their own instead of keys and values, which decoding needs."""
+    """Raise UserError for layers that keep something else than keys and values that every token sees."""
     text = config.get_text_config(decoder=True)
-    others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
-    why = f"it has layers of the kind {', '.join(others)}" if others else "it has no attention"
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - USUAL_LAYERS)
+    why = "it has no attention that its config.json describes"
+    if others:
+        stateful = [kind for kind in others if kind not in UNUSUAL_LAYERS] or others
+        reason = UNUSUAL_LAYERS.get(stateful[0], "which keep a state of their own")
+        why = f"it has layers of the kind {', '.join(stateful)}, {reason}"
     if others or not hasattr(text, "num_attention_heads"):
         raise UserError(f"a {config.model_type} model {verdict}: {why}")
 
@@ -126,8 +154,7 @@ def check_rows(base: nn.Module) -> None:
             shared = base.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         except (TypeError, ValueError, RuntimeError) as error:
             raise refusal from error
-    limit = 1e-3 if alone.dtype == torch.float32 else 5e-2
-    if (shared.last_hidden_state[:, 3:] - alone).abs().max() > limit * alone.abs().max():
+    if not _alike(shared.last_hidden_state[:, 3:], alone):
         raise refusal
 
 
@@ -173,22 +200,34 @@ def attention_modules(base: nn.Module) -> list[nn.Module]:
     return [found[layer] for layer in sorted(found)]
 
 
-def check_takes_prefix(base: nn.Module) -> None:
-    """Raise UserError unless every layer of the base model keeps keys and values of the H heads of size D expected."""
-    shape = shape_of(base.config)
-    expected = shape["head_shapes"] or [[shape["n_head"], shape["head_dim"]]] * shape["n_layer"]
-    token = torch.zeros(1, 1, dtype=torch.long, device=base.get_input_embeddings().weight.device)
-    try:
-        with torch.no_grad(), evaluating(base):
-            found = [[tuple(states.shape) for states in layer] for layer in key_values(base, input_ids=token)]
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"a {base.config.model_type} model takes no prefix of keys and values ({error})") from error
-    if found != [[(1, heads, 1, size)] * 2 for heads, size in expected]:
+@torch.no_grad()
+def check_attention(base: nn.Module) -> None:
+    """Raise UserError unless keys and values that are joined on inside the attention give what a cache of them gives.
+
+    They do not where the attention changes what it takes from the cache: latent attention expands it.
+    """
+    ids = torch.tensor([[2, 3, 1]], device=base.get_input_embeddings().weight.device)
+    last = {"input_ids": ids[:, 2:], "position_ids": torch.full_like(ids[:, 2:], 2)}
+    with evaluating(base):
+        layers = key_values(base, input_ids=ids[:, :2])
+        expected = base.base_model(**last, past_key_values=DynamicCache(layers), use_cache=True).last_hidden_state
+        try:
+            with attention.prefix_attention(dict(zip(attention_modules(base), layers, strict=True))):
+                found = base.base_model(**last, use_cache=False).last_hidden_state
+            alike = _alike(found, expected)
+        except (ValueError, RuntimeError):  # shapes that cannot be joined
+            alike = False
+    if not alike:
         raise UserError(
-            f"a {base.config.model_type} model takes no prefix: its layers' keys and values have other shapes than "
-            f"its config.json says, {sorted({shape for layer in found for shape in layer})}"
+            f"--gradient_checkpointing yes with a prefix: not for a {base.config.model_type} model, whose attention "
+            "changes the keys and values that it keeps"
         )
-    check_rows(base)
+
+
+def _alike(states: Tensor, expected: Tensor) -> bool:
+    """Whether hidden states are equal but for rounding."""
+    limit = 1e-3 if expected.dtype == torch.float32 else 5e-2
+    return bool((states - expected).abs().max() <= limit * expected.abs().max())
 
 
 @contextlib.contextmanager

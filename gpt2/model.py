@@ -6,7 +6,6 @@
 Legend: P prefix length, L layers, H key/value heads, D head size, E width of the word embeddings.
 """
 
-import contextlib
 import functools
 import logging
 import time
@@ -26,13 +25,13 @@ from gpt2.dataset import (
     encode,
     encode_inputs,
     pad_sources,
-    truncate,
+    truncate_all,
 )
 from gpt2.flags import DEFAULT_MODEL, Decoding, Settings
-from gpt2.frozen_lm import check_rows, check_takes_prefix, evaluating, key_values, max_positions
+from gpt2.frozen_lm import check_rows, evaluating, key_values, max_positions, shape_of, without_weights
 from gpt2.prefix_lm import PrefixLM, mean_loss
 from gpt2.train_control import FAMILY, Past, PrefixConfig, join_layers, make_prefix
-from prefixlib import baselines, checkpoint, files, gguf_base, original, peft_format, record
+from prefixlib import baselines, best, checkpoint, files, gguf_base, original, peft_format, record
 from prefixlib.base_model import (
     check_fingerprint,
     check_tokenizer,
@@ -49,8 +48,8 @@ from prefixlib.beam_search import Hypothesis, as_stop, as_texts, check_count, st
 from prefixlib.errors import UserError
 from prefixlib.mixed import Prepared
 from prefixlib.readers import Group, Record, read_text
-from prefixlib.tables import Wording
-from prefixlib.tasks import as_group, find_task
+from prefixlib.tasks import as_group, check_tree, find_task
+from prefixlib.wording import Wording
 
 logger = logging.getLogger(__name__)
 
@@ -195,19 +194,29 @@ class Model:
 
     def encode(self, sources: Sequence[Any], settings: Decoding) -> list[Encoded]:
         """Sources, as `generate` takes them, as model inputs; those that leave too little for the output are cut."""
-        mode = self._task().name
-        groups = [as_group(mode, source) for source in sources]
-        return self.fit(encode_inputs(mode, groups, self.tokenizer, self.format, self.source_limit), settings)
+        mode, wording = self._task().name, self.format.wording
+        groups = [as_group(mode, wording.source(source)) for source in sources]
+        return self.fit(self.encode_groups(groups, settings), settings)
 
-    def fit(self, inputs: Sequence[Encoded], settings: Decoding) -> list[Encoded]:
-        """The inputs, cut so that an output of `settings.length` tokens fits behind each of them."""
+    def encode_groups(self, groups: Sequence[Group], settings: Decoding) -> list[Encoded]:
+        """The inputs of groups; of conversations, as many turns as leave room for the output."""
+        rooms = [self._room(settings)] * len(groups)
+        return encode_inputs(self._task().name, groups, self.tokenizer, self.format, self.source_limit, rooms)
+
+    def _room(self, settings: Decoding) -> int:
+        """Positions for a prompt. Raises UserError where an output leaves none."""
         limit = self.text_positions - settings.length
         if limit < 2:
             raise UserError(
                 f"--length {settings.length}: the model has only {self.text_positions} positions for prompt and output"
             )
-        fitted = [truncate(example, limit) for example in inputs]
-        cut = sum(len(a) != len(b) for a, b in zip(inputs, fitted, strict=True))
+        return limit
+
+    def fit(self, inputs: Sequence[Encoded], settings: Decoding) -> list[Encoded]:
+        """The inputs, cut so that an output of `settings.length` tokens fits behind each of them."""
+        limit = self._room(settings)
+        fitted, lost = truncate_all(inputs, limit)
+        cut = sum(map(bool, lost))
         if cut:
             logger.warning("%d of %d sources cut to %d tokens, so that the output fits", cut, len(inputs), limit)
         return fitted
@@ -269,21 +278,19 @@ class Model:
     def save(self, directory: Path | str, scores: Mapping[str, Any] | None = None) -> None:
         """Write what was trained: the prefix, the whole model in transformers' format with its tokenizer, or both.
 
-        Of both, the model goes to DIRECTORY/model. With `scores` the weights are in place already and only the model
-        card of the prefix changes. Raises OSError if the disk does not take them.
+        Of both, the model goes to DIRECTORY/model. `scores`: for a prefix's model card. Raises OSError if the disk does
+        not take the files.
         """
         directory, base_record = Path(directory), self.base_record
         task = {**self.task, "separator": self.tokenizer.eos_token}  # for other tools: how its prompts end
         if self.prefix is None:
-            if scores is None:
-                self._save_base(directory)
+            self._save_base(directory)
             return
         if task.get("tuning_mode") == "bothtune":
-            if scores is None:
-                (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
-                directory.mkdir(parents=True, exist_ok=True)
-                files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
-            task = {**task, "tuned_from": base_record["name"]}
+            (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
+            directory.mkdir(parents=True, exist_ok=True)
+            files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
+            task = {**task, "tuned_from": task.get("tuned_from") or base_record["name"]}
             base_record = {"name": checkpoint.OWN_MODEL, "revision": None}
         save_prefix(directory, self.prefix, base_record, task, scores, base=self.base)
 
@@ -292,15 +299,8 @@ class Model:
         checkpoint.save_task(directory, {**self.task, "base_model": self.base_record})
 
     def load_weights(self, directory: Path) -> None:
-        """The counterpart of `save`, for a run that goes on."""
-        if self.prefix is None:
-            self.base.load_state_dict(load_model(str(directory), FAMILY, dtype=torch.float32).state_dict())
-            return
-        saved = load_prefix(directory)
-        self.prefix.load_state_dict(saved.network)
-        if saved.base["name"] == checkpoint.OWN_MODEL:
-            tuned = load_model(str(directory / checkpoint.OWN_MODEL), FAMILY, dtype=torch.float32)
-            self.base.load_state_dict(tuned.state_dict())
+        """The counterpart of `save`."""
+        best.load_weights(self, directory, FAMILY, load_prefix)
 
     @torch.no_grad()  # or what the prefix's network made here would be taken for the next step's
     def count_parameters(self) -> dict[str, int | None]:
@@ -408,8 +408,8 @@ def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bo
     if chosen["init_text"] is not None:
         ids = text_ids(tokenizer, chosen["init_text"], max_positions(base.config) - 2)
         chosen["preseqlen"] = len(ids)
-    config = PrefixConfig.for_model(base.config, **chosen)
-    check_takes_prefix(base)
+    config = PrefixConfig.for_model(base, **chosen)
+    check_rows(base)
     if settings.prefix_model_path:
         earlier = load_prefix(Path(settings.prefix_model_path).expanduser())
         check_same_prefix(settings, earlier.config, settings.prefix_model_path)
@@ -595,7 +595,7 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
         return _load_peft(directory)
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
-        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory, Settings)
+        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory / checkpoint.CONFIG, Settings)
         with checkpoint.odd_settings_refused(directory), torch.device("meta"):  # shapes alone
             network = {name: tensor.shape for name, tensor in make_prefix(config).state_dict().items()}
         checkpoint.check_tensors(read.network, network, directory / checkpoint.NETWORK)
@@ -662,6 +662,7 @@ def load(
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise UserError(f"checkpoint {directory}: no such folder")
+    check_tree(mode, "gpt2")
     holds_prefix = original.is_prefix(directory) or (directory / peft_format.CONFIG).is_file()
     tuned = None if holds_prefix else checkpoint.model_folder(directory)
     if tuned is not None:
@@ -701,22 +702,34 @@ def attach(
 ) -> Model:
     """A saved prefix in front of the base model `name`. Raises UserError if it was not trained for this one."""
     checkpoint.check_agrees({"mode": mode}, {"mode": saved.task.get("mode") or mode}, directory)
-    check_fits(saved.config, base.config, directory, name)
+    check_tree(saved.task.get("mode") or mode, "gpt2", f"{directory}: ")
+    check_fits(saved.config, shape_of(base), directory, name)
+    saved.config.check_positions(base.config)
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
     check_tokenizer(name, tokenizer, base, ())
     lm = PrefixLM(base, saved.for_decoding().to(base.device))
-    return Model(lm.eval(), tokenizer, {**saved.task, "mode": mode or saved.task.get("mode")}, dict(saved.base))
+    base_record = checkpoint.own_model_base(saved.base, saved.task, directory)
+    return Model(lm.eval(), tokenizer, {**saved.task, "mode": mode or saved.task.get("mode")}, base_record)
 
 
-def check_fits(config: PrefixConfig, base: Any, directory: Path | str, name: str) -> None:
-    """Raise UserError if a prefix was trained for a model of another shape than `base`, a model's configuration."""
-    settings = {key: value for key, value in config.as_dict().items() if not key.startswith(("n_", "head"))}
-    with contextlib.suppress(AttributeError):  # a model of the other family
-        wanted = PrefixConfig.for_model(base, **settings)
-        if replace(wanted, n_embd=config.n_embd or 0) == config and config.n_embd in (0, wanted.n_embd):
-            return
-    raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
+def check_fits(config: PrefixConfig, shape: Mapping[str, Any], directory: Path | str, name: str) -> None:
+    """Raise UserError if a prefix was trained for a model of another shape than that of the model `name`."""
+    known = config.as_dict()
+    known["n_embd"] = config.n_embd or shape.get("n_embd")  # PEFT does not say it
+    if any(shape.get(key) != known[key] for key in known if key.startswith(("n_", "head"))):
+        raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
+
+
+def shape_by_name(name: str, revision: str | None) -> dict[str, Any]:
+    """The shape of the model `name`, from its config.json alone where it runs without weights; {} if it is no kin."""
+    config = load_config(name, revision=revision)
+    if config.is_encoder_decoder:
+        return {}
+    try:
+        return shape_of(without_weights(config))
+    except UserError:
+        return shape_of(load_model(name, FAMILY, revision=revision))
 
 
 def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **how: Any) -> Model:
@@ -727,6 +740,7 @@ def _load_tuned(directory: Path, mode: str | None, model_name: str | None, **how
     if task.get("tuning_mode") == "bothtune":
         raise UserError(f"{directory} was tuned together with a prefix: pass {directory.parent}, which holds both")
     checkpoint.check_agrees({"mode": mode}, {"mode": task.get("mode") or mode}, directory)
+    check_tree(task.get("mode"), "gpt2", f"{directory}: ")
     base = load_model(str(directory), FAMILY, **how)
     check_rows(base)
     tokenizer = load_tokenizer(str(directory), cache_dir=how["cache_dir"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig
 
 from gpt2.dataset import IGNORED, Encoded, collate
-from gpt2.frozen_lm import attention_modules, count_positions, evaluating, position_mask
+from gpt2.frozen_lm import attention_modules, check_attention, count_positions, evaluating, position_mask
 from gpt2.train_control import Past
 from prefixlib import attention, onednn, packing
 from prefixlib.errors import UserError
@@ -60,6 +60,7 @@ class PrefixLM(nn.Module):
                 raise UserError(
                     f"--gradient_checkpointing yes with a prefix: not for a {base.config.model_type} model ({error})"
                 ) from error
+            check_attention(base)
         if checkpointing:
             attention.enable_checkpointing(base)
         onednn.install(self)

@@ -2,12 +2,15 @@
 
 import glob
 import logging
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from transformers import TrainerState
+from transformers.trainer import safe_globals
 from transformers.trainer_utils import get_last_checkpoint
 
 from gpt2 import model
@@ -28,6 +31,24 @@ class State(TypedDict):
     log_history: list[dict[str, Any]]
 
 
+class Optimizer(TypedDict):
+    """What is read of optimizer.pt."""
+
+    state: dict[Any, Any]
+    param_groups: list[Any]
+
+
+class RandomState(TypedDict):
+    """What is read of rng_state.pth, and of every process's rng_state_N.pth."""
+
+    python: Any
+    numpy: Any
+    cpu: Any
+
+
+STATES = {"optimizer": Optimizer, "scheduler": dict[str, Any], "rng_state": RandomState}
+
+
 def own_files(output: Path) -> tuple[str, ...]:
     """What a run of this tree leaves in `output` beside checkpoint.RUN_FILES and its logs, as patterns."""
     outputs = (f"{glob.escape(output.name)}_{split}_*" for split in ("valid", "test"))
@@ -42,6 +63,7 @@ class Resumption:
     state: TrainerState
     ended: bool  # training is complete; only the steps after it may be missing
     earlier: list[dict[str, Any]]  # the schedules that were followed to their end before, see prefixlib/schedule.py
+    task: dict[str, Any]  # the checkpoint's
 
 
 def find_resume(settings: Settings, output: Path) -> Resumption | None:
@@ -63,7 +85,8 @@ def find_resume(settings: Settings, output: Path) -> Resumption | None:
     if checkpoint.is_checkpoint(last):
         saved = checkpoint.read_config(last)
         task = saved["task"]
-        model.check_same_prefix(settings, checkpoint.rebuild(PrefixConfig, saved["prefix"], last), last)
+        prefix = checkpoint.rebuild(PrefixConfig, saved["prefix"], Path(last) / checkpoint.CONFIG)
+        model.check_same_prefix(settings, prefix, last)
     else:
         task = checkpoint.load_task(last)
         given["lowdata_token"] = settings.source_word()
@@ -78,7 +101,7 @@ def find_resume(settings: Settings, output: Path) -> Resumption | None:
     checkpoint.check_agrees(given, task, last)
     losses = [row["eval_loss"] for row in state.log_history if "eval_loss" in row]
     ended = not prolonged and (complete or is_exhausted(losses, settings.early_stopping_patience))
-    return Resumption(Path(last), state, ended, earlier)
+    return Resumption(Path(last), state, ended, earlier, task)
 
 
 def check_resumable(folder: Path) -> None:
@@ -89,7 +112,15 @@ def check_resumable(folder: Path) -> None:
         try:
             with zipfile.ZipFile(path) as archive:  # what torch.save writes; the hashes inside are compared
                 wrong = archive.testzip()
-        except zipfile.BadZipFile as error:
+            wrong = wrong or misfit_of_state(path)
+        except Exception as error:  # torch.load raises several exception types, for forbidden pickles too
             wrong = first_line(error)
         if wrong:
             raise UserError(f"{path} is damaged ({wrong}); {remedy}")
+
+
+def misfit_of_state(path: Path) -> str | None:
+    """What is wrong with a file of the loop's state, None if nothing is; no code of it is run, no array is read."""
+    kind = next((shape for name, shape in STATES.items() if path.name.startswith(name)), Any)
+    with safe_globals(), warnings.catch_warnings(action="ignore"):  # as the Trainer reads it
+        return schema.misfit(torch.load(path, map_location="cpu", weights_only=True, mmap=True), kind)

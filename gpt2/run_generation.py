@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 from gpt2 import model
-from gpt2.dataset import Encoded, encode, encode_inputs
+from gpt2.dataset import Encoded, encode
 from gpt2.flags import Decoding
-from prefixlib import checkpoint, files, metrics, original, processes, record, tables
+from prefixlib import checkpoint, files, metrics, original, processes, record
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.metrics.distinct import distinct
+from prefixlib.outputs import Outputs, as_lines, record_split, seen_categories
 from prefixlib.readers import Group
 from prefixlib.settings import USAGE, Parser
+from prefixlib.special_tokens import check_rows, texts_of
 from prefixlib.tasks import (
     GPT2_MODES,
     OWN_DATA,
@@ -74,10 +75,11 @@ def make_prompts(trained: model.Model, path: Path, settings: Decoding) -> Prompt
     groups, openings = read_sources(mode, path, settings, trained.task)
     groups = first_groups(groups, settings.decode_limit, trained.task.get("categories", ()))
     texts = [trained.format.prompt(mode, group.source, tokenizer) for group in groups]
-    whole = encode_inputs(mode, groups, tokenizer, trained.format, trained.source_limit)
+    check_rows(tokenizer, path, texts_of(groups))
+    whole = trained.encode_groups(groups, settings)
     if not openings:
         inputs = trained.fit(whole, settings)
-        cut = sum(len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
+        cut = sum(a.cut > 0 or len(a) != len(b) for a, b in zip(whole, inputs, strict=True))
         return Prompts(groups, texts, inputs, [[]] * len(inputs), cut)
     beginnings = [f" {openings[n % len(openings)]}" for n in range(len(groups))]
     begun = encode(tokenizer, beginnings)
@@ -109,7 +111,7 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
 
     Returns scores and counts.
 
-    `stem` is OUTPUT_DIR/NAME_SPLIT. The files are in the data file's order: see `write_outputs`.
+    `stem` is OUTPUT_DIR/NAME_SPLIT. The files are in the data file's order: see `Outputs.write`, `write_inputs`.
     """
     mode = trained.task["mode"]
     strategy, samples = settings.strategy_for(mode)
@@ -117,35 +119,18 @@ def decode_file(trained: model.Model, path: Path, stem: Path, settings: Decoding
     started = time.perf_counter()
     found = trained.decode(prompts.inputs, settings, samples)
     seconds = time.perf_counter() - started
-    to_text = trained.to_text(settings)
-    outputs = [
-        to_text(opening + hypothesis.tokens)
-        for opening, hypotheses in zip(prompts.openings, found, strict=True)
-        for hypothesis in hypotheses
-    ]
-    write_outputs(stem, strategy, outputs, prompts, one_reference=not find_task(mode).grouped)
-    if find_task(mode).verbatim:
-        groups = [group for group, hypotheses in zip(prompts.groups, found, strict=True) for _ in hypotheses]
-        values = [hypothesis.score for hypotheses in found for hypothesis in hypotheses]
-        tables.write(stem.with_name(f"{stem.name}_{strategy}.jsonl"), groups, outputs, values)
-    logger.info(
-        "%d sentences in %.1f s (%.1f/s) -> %s_%s", len(outputs), seconds, len(outputs) / seconds, stem, strategy
-    )
-    if find_task(mode).metrics:
-        scores = score_groups(mode, outputs[::samples], prompts.groups, trained.task.get("categories", ()))
-        if settings.reference_loss:
-            scores["loss"] = trained.reference_loss(prompts.groups, settings.batch_size)
-    else:  # no reference is the right answer: outputs are described, not scored
-        scores = distinct(outputs)
-    return {
-        "data_file": str(path),
-        "strategy": strategy,
-        "samples": samples,
-        "sentences": len(outputs),
-        "sources_cut": prompts.cut,
-        "seconds": round(seconds, 2),
-        "scores": scores,
-    }
+    to_text, begun = trained.to_text(settings), zip(prompts.openings, found, strict=True)
+    texts = [[to_text(opening + hypothesis.tokens) for hypothesis in hypotheses] for opening, hypotheses in begun]
+    values = [[hypothesis.score for hypothesis in hypotheses] for hypotheses in found]
+    outputs = Outputs(mode, prompts.groups, texts, values, seconds)
+    target, step = stem.with_name(f"{stem.name}_{strategy}"), trained.task.get("step")
+    outputs.write(target, target.with_name(f"{target.name}.jsonl"))
+    write_inputs(stem, prompts, one_reference=not find_task(mode).grouped)
+    outputs.log(target, step)
+    scores = outputs.scores(seen_categories(trained.task, prompts.groups, mode, settings.data_dir))
+    if settings.reference_loss and find_task(mode).metrics:
+        scores["loss"] = trained.reference_loss(prompts.groups, settings.batch_size)
+    return outputs.entry(path, scores, cut=prompts.cut, strategy=strategy, step=step, samples=samples)
 
 
 def decode_splits(
@@ -154,8 +139,9 @@ def decode_splits(
     paths: Mapping[str, Path | None],
     settings: Decoding,
     known: Mapping[str, Mapping[str, Any]],
+    directory: Path,
 ) -> dict[str, dict[str, float | None]]:
-    """Decode and score the files of `paths`, split -> path; scores go to results.json and the card.
+    """Decode and score the files of `paths`, split -> path; scores go to results.json and the card in `directory`.
 
     The original does so with valid and test after training. What an earlier start of the same run has decoded of the
     same files, `known`, is not decoded again.
@@ -168,54 +154,26 @@ def decode_splits(
         decoded[split] = known.get(split, {})
         if decoded[split].get("data_file") != str(path):
             decoded[split] = decode_file(trained, path, output / f"{output.name}_{split}", settings)
-            record.update_results(output, {"decoding": {**known, **decoded}})
+            record_split(output, split, decoded[split])
         print_scores(split, decoded[split]["scores"])
     scores = {split: result["scores"] for split, result in decoded.items()}
-    trained.save(output, scores={f"{split} {name}": v for split, row in scores.items() for name, v in row.items()})
+    if checkpoint.is_checkpoint(directory):
+        named = {f"{split} {name}": value for split, row in scores.items() for name, value in row.items()}
+        checkpoint.refresh_card(directory, named)
     return scores
 
 
-def write_outputs(stem: Path, strategy: str, outputs: Sequence[str], prompts: Prompts, one_reference: bool) -> None:
-    """The output files, named as the original named them; line breaks inside a text become spaces.
+def write_inputs(stem: Path, prompts: Prompts, one_reference: bool) -> None:
+    """Write what belongs to the outputs beside them, named as the original named it.
 
-    STEM_STRATEGY: one output per line, the samples of a prompt below each other. STEM_gold: one reference per line, a
-    blank line after each source; labels: one per line and nothing else; none where texts have no references to have
-    (sentiment, topic). STEM_src: one prompt per line.
+    STEM_gold: one reference per line, a blank line after each source; labels: one per line and nothing else; none where
+    texts have no references to have (sentiment, topic). STEM_src: one prompt per line.
     """
-    end = "" if one_reference else "\n"
-    gold = ["".join(f"{_line(text)}\n" for text in group.references) + end for group in prompts.groups]
-    kinds = {
-        strategy: "".join(f"{_line(output)}\n" for output in outputs),
-        "gold": "".join(gold),
-        "src": "".join(f"{_line(text)}\n" for text in prompts.texts),
-    }
-    if any(prompts.openings):
-        del kinds["gold"]
-    for kind, text in kinds.items():
-        files.write_text(stem.with_name(f"{stem.name}_{kind}"), text)
-
-
-def _line(text: str) -> str:
-    return text.replace("\n", " ")
-
-
-def score_groups(
-    mode: str, outputs: Sequence[str], groups: Sequence[Group], seen: Collection[str]
-) -> dict[str, float | None]:
-    """The paper's metrics over the sources that have references; {} where there are none (a blind test set)."""
-    pairs = [(output, group) for output, group in zip(outputs, groups, strict=True) if group.references]
-    if len(pairs) < len(groups):
-        logger.warning("%d of %d inputs have no reference: they are not scored", len(groups) - len(pairs), len(groups))
-    if not pairs:
-        return {}
-    categories = [group.category for _, group in pairs] if any(group.category for _, group in pairs) else None
-    return metrics.score_task(
-        find_task(mode).metrics,
-        [output for output, _ in pairs],
-        [list(group.references) for _, group in pairs],
-        categories=categories,
-        seen_categories=seen or None,
-    )
+    files.write_text(stem.with_name(f"{stem.name}_src"), as_lines(prompts.texts))
+    if not any(prompts.openings):
+        end = "" if one_reference else "\n"
+        gold = "".join(as_lines(group.references) + end for group in prompts.groups)
+        files.write_text(stem.with_name(f"{stem.name}_gold"), gold)
 
 
 def make_parser() -> Parser:
@@ -268,8 +226,7 @@ def decode_split(
         attn_implementation=settings.attn_implementation,
     )
     result = decode_file(trained, path, out / f"{directory.name}_{split}", settings)
-    known = record.read_results(out).get("decoding", {})
-    record.update_results(out, {"decoding": {**known, split: result}})
+    record_split(out, split, result)
     if checkpoint.is_checkpoint(directory) and directory.is_relative_to(out):  # not where outputs go elsewhere
         scored = path.name if settings.data_file else split
         checkpoint.refresh_card(directory, {f"{scored} {name}": value for name, value in result["scores"].items()})

@@ -29,13 +29,14 @@ from gpt2.dataset import TableToTextDataset, collate
 from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
-from gpt2.trainer_prefix import Distillation, PrefixTrainer, keep_newest, load_teacher
-from prefixlib import checkpoint, files, processes, record, schedule, sharding
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, keep_newest, load_teacher
+from prefixlib import best, checkpoint, data_digests, files, processes, record, schedule, sharding
+from prefixlib.conversations import Chat
 from prefixlib.errors import UserError, one_line_errors
 from prefixlib.readers import Record
 from prefixlib.settings import USAGE, Parser
-from prefixlib.tables import Chat, warn_of_lost_characters
-from prefixlib.tasks import OWN_DATA, data_file, given_file, read_groups, read_records
+from prefixlib.special_tokens import check_rows, texts_of, warn_of_lost_characters
+from prefixlib.tasks import OWN_DATA, categories_of, data_file, given_file, read_groups, read_records
 
 logger = logging.getLogger("gpt2.run_language_modeling")
 
@@ -44,7 +45,7 @@ logger = logging.getLogger("gpt2.run_language_modeling")
 class TrainResult:
     """What a run leaves."""
 
-    model: model.Model  # with its last weights, in eval mode
+    model: model.Model  # with the weights of the best dev loss where they were kept, else the last; in eval mode
     scores: dict[str, dict[str, float | None]]  # split -> name -> value; empty with skip_decode
     history: list[dict[str, Any]]  # the loop's log: step, loss or eval_loss, ...
     output_dir: Path
@@ -101,34 +102,45 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     for split, rows in records.items():
         if not any(row.trainable and row.target.strip() for row in rows):
             raise UserError(f"{paths[split]}: no text to train on")
+    to_test = []
     if records and paths["test"] and (settings.test_file or "test" in to_decode):
         # fails early on a wrong file name or a bad line
-        read_groups(settings.mode, paths["test"], blind=True, columns=columns)
+        to_test = read_groups(settings.mode, paths["test"], blind=True, columns=columns)
     task = settings.training_settings()
     if records and isinstance(records["train"][0].source, Chat):
         settings.check_conversations()
         task["chat"] = True
-    task["categories"] = sorted({row.category for row in records.get("train", ())} - {""})
+    task["categories"] = categories_of(records.get("train", ()))
     if settings.tuning_mode == "finetune":
         task["lowdata_token"] = settings.source_word()
     if resumption and resumption.earlier:
         task[schedule.EARLIER] = resumption.earlier
+    task |= data_of_run(settings, {split: paths[split] for split in records}, resumption)
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
     trained = model.new(settings, resuming=resumption is not None, task=task, texts=texts)
     if settings.mode in OWN_DATA:
-        warn_of_lost_characters(trained.tokenizer, texts)
+        every = (text for row in records["train"] for text in (row.source, row.target))
+        warn_of_lost_characters(trained.tokenizer, every)
+    for split, rows in records.items():
+        check_rows(trained.tokenizer, paths[split], texts_of(rows))
+    if to_test:  # now, not when the training is done
+        check_rows(trained.tokenizer, paths["test"], texts_of(to_test))
     distillation = make_distillation(settings, trained)
     if records:
         datasets = make_datasets(settings, trained, records)
     else:
         drawn = (settings.context_samples, settings.seed, not settings.disable_tqdm)
         datasets = context.sample_sets(distillation.teacher, trained.tokenizer, *drawn)
+    if resumption and not resumption.ended:
+        steps = steps_of(settings, len(datasets["train"]))
+        data_digests.check_steps_left(resumption.state.global_step, steps, resumption.directory)
     trainer = make_trainer(settings, output, trained, datasets, distillation)
     training = run_training(settings, trainer, trained, resumption, output)
     trained.lm.eval()
     sharding.gather(trained.base)  # the first process decodes alone
     scores = {}
     if trainer.is_world_process_zero():
+        best.restore(trained, output, training)
         run = {
             "command": shlex.join(sys.argv),
             **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
@@ -146,9 +158,10 @@ def _train(settings: Settings, output: Path) -> TrainResult:
             how = Decoding(
                 **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},
                 **{"decode_limit": settings.decode_limit, "disable_tqdm": settings.disable_tqdm},
+                data_dir=settings.data_dir,
             )
-            wanted = {split: paths[split] for split in to_decode}
-            scores = run_generation.decode_splits(trained, output, wanted, how, known)
+            wanted, where = {split: paths[split] for split in to_decode}, best.chosen(output, training)
+            scores = run_generation.decode_splits(trained, output, wanted, how, known, where)
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
@@ -161,6 +174,16 @@ def find_file(settings: Settings, split: str) -> Path | None:
         return None  # the standard test set does not belong to the user's own training file
     path = data_file(settings.mode, split, settings.data_dir)
     return path if split != "test" or path.is_file() else None
+
+
+def data_of_run(settings: Settings, paths: Mapping[str, Path], resumption: Resumption | None) -> dict[str, Any]:
+    """What the checkpoints say of the run's data. Raises UserError where a resumed run has others than before."""
+    if settings.distill_context:
+        paths = {**paths, "distill_context": Path(settings.distill_context).expanduser()}
+    if resumption is None:
+        return data_digests.of_run(paths)
+    where, step = resumption.directory, resumption.state.global_step
+    return data_digests.of_resumed(paths, resumption.task, step, where, settings.allow_other_data)
 
 
 def make_datasets(
@@ -242,7 +265,11 @@ def make_trainer(
     if settings.shard_base:  # the arguments have connected the processes
         sharding.shard(trained.lm, trained.base, arguments.device.type)
     separator = trained.tokenizer.eos_token_id
-    return PrefixTrainer(
+
+    def save(directory: Path) -> None:
+        best.save(trained, directory, trainer.state.global_step)
+
+    trainer = PrefixTrainer(
         model=trained.lm,
         args=arguments,
         train_dataset=datasets["train"],
@@ -250,13 +277,14 @@ def make_trainer(
         data_collator=functools.partial(collate, pad_token_id=separator),
         objective_mode=settings.objective_mode if settings.has_prefix else 0,  # fine-tuning takes the token mean
         separator_id=separator,
-        save_model_to=trained.save,
+        save_model_to=save,
         load_model_from=trained.load_weights,
-        keep_best=settings.keep_best,
+        keep_best=settings.keeps_best,
         patience=settings.early_stopping_patience,
         distillation=distillation,
         callbacks=recorders(settings.report_to, output),
     )
+    return trainer
 
 
 def run_training(
@@ -301,6 +329,8 @@ def run_training(
     if trainer.is_world_process_zero():
         title = f"{settings.mode}, {settings.tuning_mode}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
+    step, lowest = min(curves["dev"], key=lambda point: point[1], default=(None, None))
+    kept = settings.keeps_best and step is not None and step == best.kept_step(output)
     training = record.training_results(
         seconds=seconds,
         steps=trainer.state.global_step,
@@ -310,9 +340,13 @@ def run_training(
         train_loss=mean_loss,
         tokens_seen=trainer.state.num_input_tokens_seen,
         tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
+        **({"best": {"loss": lowest, "step": step}} if kept else {}),
     )
     if trainer.is_world_process_zero():
-        record.log_end(training, output, "" if settings.context_samples else settings.decode_command(FAMILY, output))
+        losses = [loss for _, loss in curves["dev"]]
+        best.warn_if_constant("loss", losses, is_exhausted(losses, settings.early_stopping_patience))
+        decode = settings.decode_command(FAMILY, best.chosen(output, training))
+        record.log_end(training, output, "" if settings.context_samples else decode)
     return training
 
 

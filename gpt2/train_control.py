@@ -4,6 +4,7 @@ Legend: B batch, T tokens, S source tokens, P prefix length, L layers, H key/val
 word embeddings, M mid_dim.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,30 +37,39 @@ class PrefixConfig:
     use_deep: bool = False  # three linear layers instead of two
     init_shallow: bool = False  # the keys and values are the parameters: no MLP
     init_text: str | None = None  # the text that the training started from
-    head_shapes: list[list[int]] | None = None  # (H, D) of every layer, where they differ
+    head_shapes: list[list[int]] | None = None  # every layer's (H, D), or its keys' and values', where they differ
 
     @classmethod
-    def for_model(cls, base: PreTrainedConfig, **settings: Any) -> "PrefixConfig":
-        """The settings with the shape read off the base model's configuration. Raises UserError if P does not fit."""
+    def for_model(cls, base: nn.Module, **settings: Any) -> "PrefixConfig":
+        """The settings with the shape read off the base model. Raises UserError if they do not fit it."""
         config = cls(**shape_of(base), **settings)
+        config.check_positions(base.config)
+        return config
+
+    def check_positions(self, base: PreTrainedConfig) -> None:
+        """Raise UserError if P does not fit the base model's positions, or its window hides a part of the prefix."""
         limit = max_positions(base)
-        if config.optim_prefix and not 1 <= config.preseqlen <= limit - 2:
-            raise UserError(f"--preseqlen {config.preseqlen}: the model has {limit} positions; take 1 to {limit - 2}")
-        if config.needs_source and attention_window(base):
+        if self.optim_prefix and not 1 <= self.preseqlen <= limit - 2:
+            raise UserError(f"--preseqlen {self.preseqlen}: the model has {limit} positions; take 1 to {limit - 2}")
+        if self.needs_source and attention_window(base):
             raise UserError(
                 f"a prefix that depends on the source (--optim_prefix no, --format_mode infix) does not fit a "
                 f"{base.model_type} model, whose attention reaches only {attention_window(base)} tokens back"
             )
-        return config
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @property
+    def shapes(self) -> list[Sequence[int]]:
+        """(H, D) of the keys of the first layer, of its values, of the keys of the second, ..., 2L in all."""
+        layers = self.head_shapes or [(self.n_head, self.head_dim)] * self.n_layer
+        return [shape for layer in layers for shape in (layer[:2], layer[-2:])]
+
+    @property
     def width(self) -> int:
         """2*L*H*D: a key and a value per layer."""
-        shapes = self.head_shapes or [(self.n_head, self.head_dim)] * self.n_layer
-        return 2 * sum(heads * size for heads, size in shapes)
+        return sum(heads * size for heads, size in self.shapes)
 
     @property
     def needs_source(self) -> bool:
@@ -213,9 +223,9 @@ def split_rows(flat: Tensor, config: PrefixConfig, dropout: nn.Module | None = N
             f"the prefix has {flat.shape[2]} numbers per position, the model needs {'x'.join(map(str, shape))}"
         )
     if config.head_shapes:
-        shapes = [shape for shape in config.head_shapes for _ in ("key", "value")]
-        parts = (flat if dropout is None else dropout(flat)).split([heads * size for heads, size in shapes], dim=2)
-        states = [part.unflatten(2, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True)]
+        widths = [heads * size for heads, size in config.shapes]
+        parts = (flat if dropout is None else dropout(flat)).split(widths, dim=2)
+        states = [part.unflatten(2, shape).transpose(1, 2) for part, shape in zip(parts, config.shapes, strict=True)]
         return list(zip(states[::2], states[1::2], strict=True))
     states = flat.unflatten(2, shape)  # (B, P, 2L, H, D)
     if dropout is not None:

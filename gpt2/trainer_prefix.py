@@ -32,7 +32,7 @@ SUMS = "loss_sums.json"  # in a checkpoint: what the next logged training loss i
 
 
 def row_losses(nll: Tensor, rows: Tensor, labels: Tensor, text_lengths: Tensor, mode: int) -> Tensor:
-    """The original's five objectives; the training loss is the mean of what is returned.
+    """The original's five objectives; the loss of a batch is the mean of what is returned.
 
     Args:
         nll: (S,) negative log-likelihood of every scored token.
@@ -179,12 +179,12 @@ class PrefixTrainer(Trainer):
                 self.once_per_step = OncePerStep(prefix)
         if distillation is not None:
             distillation.teacher.to(self.args.device)
-        # accumulation averages the micro-batches' losses, as the original does, instead of weighting them by tokens
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = True  # or the losses below would be divided by the number of micro-batches
         for callback in (ProgressCallback, PrinterCallback):
             self.remove_callback(callback)
         self.add_callback(LogLines(bar=not self.args.disable_tqdm))
         self.add_callback(ExactResume(self))
+        self.dev_sums = torch.zeros(2)  # of an evaluation so far: the tokens' losses, and their number
         self.resumed_from: Path | None = None
 
     def training_step(self, model, *args, **kwargs):
@@ -194,37 +194,84 @@ class PrefixTrainer(Trainer):
             self.once_per_step.backward()
         return loss
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one optimiser step, and what its loss is a mean over: the tokens or texts of all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and self.accelerator.gradient_state.end_of_dataloader:
+            batches[-1] = self._without_fillers(batches[-1])
+        counts = [self._counted(batch["labels"]).sum() for batch in batches]
+        return batches, self.accelerator.reduce(sum(counts).to(device), reduction="sum") if counts else None
+
+    def _without_fillers(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """An epoch's last batch without the texts that give every process as many rows, which count for nothing.
+
+        A process that has fillers alone keeps one without labels: every process takes part in the backward pass.
+        """
+        size = self.args.per_device_train_batch_size
+        left = len(self.train_dataset) % (size * self.args.world_size) or size * self.args.world_size
+        mine = left - size * self.args.process_index
+        batch = {name: tensor[: max(mine, 1)] for name, tensor in batch.items()}
+        return batch if mine > 0 else {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
+
+    def _counted(self, labels: Tensor) -> Tensor:
+        """What the loss of a batch is a mean over: its scored tokens (B, T - 1) or, per text, its texts (B,)."""
+        scored = labels[:, 1:].ne(IGNORED)
+        return scored if self.over_tokens else scored.any(dim=1)
+
+    @property
+    def over_tokens(self) -> bool:
+        """Whether the training loss is a mean over tokens; otherwise it is one over texts."""
+        return self.objective_mode == 0 and self.distillation is None
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Scalar loss of a batch from `collate`."""
-        input_ids, labels = inputs["input_ids"], inputs["labels"]
-        if self.distillation is not None and model.training:
-            loss = self.distillation.row_losses(model(input_ids), inputs).mean()
+        """Scalar loss of a batch from `collate`; in training its part of the loss of the whole optimiser step.
+
+        The parts of a step's batches add up to the mean over its tokens or texts. DDP averages the processes' parts, so
+        each is multiplied by the number of processes.
+        """
+        losses = self._losses(model, inputs)
+        if num_items_in_batch is None or not model.training:
+            loss = losses.mean()
         else:
-            source = inputs.get("source"), inputs.get("source_mask")
-            nll, rows = model(input_ids, labels, *source, attention_mask=inputs["attention_mask"])
-            is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)
-            loss = row_losses(nll, rows, labels, is_text.sum(dim=1), self.objective_mode).mean()
-            if self.objective_mode == 0 and model.training:
-                loss = self._of_global_batch(loss, labels)
+            counted = losses if self.over_tokens else losses[self._counted(inputs["labels"])]
+            loss = counted.sum() * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"loss": loss}) if return_outputs else loss
 
-    def _of_global_batch(self, token_mean: Tensor, labels: Tensor) -> Tensor:
-        """This process's mean over its tokens, weighted so that the processes' mean is that of all their tokens."""
-        if self.accelerator.num_processes == 1:
-            return token_mean
-        scored = labels[:, 1:].ne(IGNORED).sum()
-        return token_mean * scored * self.accelerator.num_processes / self.accelerator.reduce(scored, reduction="sum")
+    def _losses(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The losses (S,) of the scored tokens in objective mode 0, else (B,) of the texts."""
+        input_ids, labels = inputs["input_ids"], inputs["labels"]
+        if self.distillation is not None and model.training:
+            return self.distillation.row_losses(model(input_ids), inputs)
+        source = inputs.get("source"), inputs.get("source_mask")
+        nll, rows = model(input_ids, labels, *source, attention_mask=inputs["attention_mask"])
+        if self.objective_mode == 0:
+            return nll
+        is_text = inputs["attention_mask"].bool() & input_ids.ne(self.separator_id)
+        return row_losses(nll, rows, labels, is_text.sum(dim=1), self.objective_mode)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         """As Trainer does it, without the texts that fill up the processes' last batches a second time.
 
         One row stays in any case: every process takes part in a forward pass whose layers are sharded.
         """
-        state = self.accelerator.gradient_state
+        state, mine = self.accelerator.gradient_state, 1
         if state.end_of_dataloader and state.remainder > 0:
             mine = state.remainder - self.args.process_index * self.args.per_device_eval_batch_size
             inputs = {name: tensor[: max(mine, 1)] for name, tensor in inputs.items()}
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        found = super().prediction_step(model, inputs, *args, **kwargs)
+        if mine > 0:
+            tokens = inputs["labels"][:, 1:].ne(IGNORED).sum().double()
+            self.dev_sums += torch.stack([found[0].double() * tokens, tokens])
+        return found
+
+    def evaluation_loop(self, *args, **kwargs):
+        """As Trainer, but a mean over tokens is one over the tokens of the whole dev set, not over its batches."""
+        self.dev_sums = torch.zeros(2, dtype=torch.double, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.objective_mode == 0:
+            total, count = self.accelerator.reduce(self.dev_sums, reduction="sum").tolist()
+            output.metrics["eval_loss"] = total / count
+        return output
 
     def evaluate(self, *args, **kwargs):
         """Evaluate; with `keep_best`, a lower dev loss than any before replaces the checkpoint in OUTPUT/best."""

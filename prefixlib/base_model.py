@@ -17,7 +17,7 @@ from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from prefixlib import baselines, gguf_base, schema
-from prefixlib.checkpoint import OWN_MODEL
+from prefixlib.checkpoint import OWN_MODEL, REMEDY, TASK
 from prefixlib.errors import UserError, first_line, refused_by_system
 from prefixlib.quantization import check_quantized, is_quantized, loading_options
 
@@ -46,6 +46,7 @@ def resolve_model_name(name: str) -> str:
         return str(gguf_base.model_folder(gguf))
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
+        gguf_base.check_whole(folder)
         return str(folder.resolve())
     if name in HUB_IDS:
         return HUB_IDS[name]
@@ -156,6 +157,8 @@ def load_model(
         **options,
     )
     check_loaded(name, loading)
+    if (Path(name) / TASK).is_file():  # a model that was tuned here
+        check_finite(model, name)
     check_quantized(model, quantization)
     fuse_gelu(model)
     avoid_cudnn_attention()
@@ -180,6 +183,14 @@ def check_loaded(name: str, loading: Mapping[str, Any]) -> None:
     ]
     if wrong:
         raise UserError(f"{name}: its weights do not fit its config.json: it {'; it '.join(wrong)}")
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raise UserError for a weight of NaN or infinity: it would decode nonsense."""
+    for weight, array in model.state_dict().items():
+        # a sum in one pass tells it, unless it overflows
+        if array.is_floating_point() and not array.sum().isfinite() and not array.isfinite().all():
+            raise UserError(f"{name}: its array {weight} holds NaN or infinity, not finite numbers; {REMEDY}")
 
 
 def fingerprint(model: torch.nn.Module, tokenizer: Any) -> dict[str, str]:
@@ -218,6 +229,8 @@ def check_fingerprint(
 def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Sequence[str]) -> None:
     """Raise UserError for a tokenizer that cannot write `texts`, or has more entries than the model has embeddings."""
     for text in texts:
+        if any(token in text for token in tokenizer.all_special_tokens):
+            continue  # what is wrong with it is not the tokenizer: see special_tokens.py
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         letters = Counter(character for character in text.casefold() if character.isalnum())
         decoded = tokenizer.decode(ids, skip_special_tokens=True) if ids else ""

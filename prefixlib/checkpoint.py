@@ -23,10 +23,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from prefixlib import files, schema
+from prefixlib import data_digests, files, schema
 from prefixlib.errors import UserError, first_line
 from prefixlib.metrics import shown
-from prefixlib.settings import Flags, decode_command, spelled
+from prefixlib.settings import QUANTIZATIONS, TUNING_MODES, Flags, decode_command, spelled
+from prefixlib.wording import is_template
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,14 @@ LOOP_FILES = (
 
 
 REMEDY = "use another checkpoint"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Gguf(TypedDict):
+    """The GGUF file that a base model was made from."""
+
+    file: str
+    sha256: str
 
 
 class Base(TypedDict, total=False):
@@ -64,7 +73,7 @@ class Base(TypedDict, total=False):
     name: str | None  # hub id or absolute folder
     revision: str | None
     fingerprint: dict[str, str]
-    gguf: dict[str, str]
+    gguf: Gguf
     quantization: str
 
 
@@ -75,9 +84,19 @@ class Task(TypedDict, total=False):
     tuning_mode: str
     max_source_length: int | None
     categories: list[str]
+    step: int
     lowdata_token: str
+    source_column: str | None
+    target_column: str | None
+    source_template: str | None
+    chat: bool
+    separator: str | None
+    finetuned_model_path: str | None
     tuned_from: str | None
     base_model: Base
+    earlier_schedules: list[dict[str, Any]]
+    data: data_digests.Digests
+    earlier_data: list[data_digests.EarlierData]
 
 
 class Described(TypedDict):
@@ -92,7 +111,7 @@ class Config(TypedDict):
 
     family: str
     base_model: Base
-    prefix: Any  # see `rebuild`
+    prefix: dict[str, Any]  # see `rebuild`
     task: Task
     files: dict[str, Described]
 
@@ -270,42 +289,59 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     config = schema.read(path, TypedDict("Numbered", {"format": int}), REMEDY)
     if config["format"] > FORMAT:
         raise UserError(f"{path} has format {config['format']}; this version reads up to {FORMAT}: update the package")
-    wrong = schema.misfit(config, Config) or _misfit_of_task(config["task"])
+    wrong = schema.misfit(config, Config)
+    wrong = wrong or _odd_base(config["base_model"], "base_model") or _odd_task(config["task"])
     if config["format"] < 1:
-        wrong = f"format is {config['format']}"
+        wrong = f"format is {config['format']}, not 1 to {FORMAT}"
     if wrong:
         raise UserError(f"{path} is damaged ({wrong}); {REMEDY}")
     return config
 
 
-def _misfit_of_task(task: Mapping[str, Any]) -> str | None:
+def _odd_task(task: Mapping[str, Any]) -> str | None:
     """What is wrong with a checkpoint's task beyond the types of its values; None if nothing is."""
-    limit = task.get("max_source_length")
-    return f"max_source_length is {limit}" if limit is not None and limit < 1 else None
+    limit, template, how = (task.get(name) for name in ("max_source_length", "source_template", "tuning_mode"))
+    if limit is not None and limit < 1:
+        return f"task.max_source_length is {limit}, not at least 1"
+    if template and not is_template(template):
+        return f"task.source_template is {template[:40]!r}, not a text that holds {{source}} once, or names of columns"
+    if how is not None and how not in TUNING_MODES:
+        return f"task.tuning_mode is {how!r}, not one of {', '.join(TUNING_MODES)}"
+    return _odd_base(task.get("base_model", {}), "task.base_model")
 
 
-def rebuild(kind: type, saved: Any, directory: Path | str, flags: type[Flags] | None = None) -> Any:
-    """The dataclass `kind` from what a checkpoint holds of it. Raises UserError for unknown, absent or odd values.
+def _odd_base(base: Mapping[str, Any], place: str) -> str | None:
+    """What is wrong with the record of a base model beyond the types of its values; None if nothing is."""
+    bits = base.get("quantization", QUANTIZATIONS[0])
+    if bits not in QUANTIZATIONS:
+        return f"{place}.quantization is {bits!r}, not one of {', '.join(QUANTIZATIONS)}"
+    digest = base.get("gguf", {}).get("sha256")
+    if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+        return f"{place}.gguf.sha256 is {digest[:40]!r}, not 64 hexadecimal digits"
+    return None
 
-    A setting that `flags` has, too, must be one of that flag's choices.
+
+def rebuild(kind: type, saved: Any, path: Path | str, flags: type[Flags] | None = None) -> Any:
+    """The dataclass `kind` from what the checkpoint file `path` holds of it.
+
+    A setting that `flags` has, too, must be one of that flag's choices. Raises UserError for unknown, absent or odd
+    values.
     """
-    if not isinstance(saved, Mapping):
-        raise UserError(f"{directory}: its prefix settings are no object in braces; {REMEDY}")
-    try:
-        config = kind(**saved)
-    except TypeError as error:
-        raise UserError(f"{directory}: its prefix settings are not known here ({error})") from error
-    wrong = schema.misfit(dataclasses.asdict(config), kind)
+    unknown = set(saved if isinstance(saved, Mapping) else ()) - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        raise UserError(f"{path}: its prefix settings are not known here ({', '.join(sorted(unknown))}); {REMEDY}")
+    wrong = schema.misfit(saved, kind, "prefix")
+    config = None if wrong else kind(**saved)
     for field in dataclasses.fields(kind) if not wrong else ():
-        value = getattr(config, field.name)
-        if field.type in (int, float) and not 0 <= value < (2**31 if field.type is int else 1):
-            wrong = f"{field.name} is {value}"
+        value, end = getattr(config, field.name), 2**31 if field.type is int else 1
+        if field.type in (int, float) and not 0 <= value < end:
+            wrong = f"prefix.{field.name} is {value}, not at least 0 and below {end}"
     for field in dataclasses.fields(flags) if flags and not wrong else ():
         choices, value = field.metadata["choices"], getattr(config, field.name, None)
         if choices and value is not None and value not in choices:
-            wrong = f"{field.name} is {value!r}, not one of {', '.join(map(str, choices))}"
+            wrong = f"prefix.{field.name} is {value!r}, not one of {', '.join(map(str, choices))}"
     if wrong:
-        raise UserError(f"{directory}: its prefix setting {wrong}; {REMEDY}")
+        raise UserError(f"{path}: its prefix settings are damaged ({wrong}); {REMEDY}")
     return config
 
 
@@ -331,8 +367,20 @@ def check_arrays(found: Any, path: Path | str) -> None:
         raise UserError(f"{path} holds something else than arrays with names; {REMEDY}")
 
 
+def check_numbers(found: Mapping[str, torch.Tensor], path: Path | str) -> None:
+    """Raise UserError for an array that is not made of floating-point numbers, all of them finite."""
+    for name, array in found.items():
+        if array.dtype not in FLOATS:
+            wrong = f"holds {str(array.dtype).removeprefix('torch.')}, not floating-point numbers"
+        elif not array.isfinite().all():
+            wrong = "holds NaN or infinity, not finite numbers"
+        else:
+            continue
+        raise UserError(f"{path}: its array {name} {wrong}; {REMEDY}")
+
+
 def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Sequence[int]], path: Path | str) -> None:
-    """Raise UserError unless a file's tensors have the names and shapes implied by the checkpoint's settings."""
+    """Raise UserError unless a file's tensors are finite and have the names and shapes that the settings imply."""
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     wanted = {name: tuple(shape) for name, shape in expected.items()}
     for name in sorted(shapes.keys() | wanted.keys()):
@@ -341,6 +389,7 @@ def check_tensors(found: Mapping[str, Any], expected: Mapping[str, Sequence[int]
                 f"{path} does not fit its {CONFIG}: {name} is {shapes.get(name, 'missing')}, the settings ask for "
                 f"{wanted.get(name, 'none')}; {REMEDY}"
             )
+    check_numbers(found, path)
 
 
 def check_agrees(flags: Mapping[str, Any], settings: Mapping[str, Any], directory: Path | str) -> None:
@@ -351,6 +400,17 @@ def check_agrees(flags: Mapping[str, Any], settings: Mapping[str, Any], director
                 f"--{name} {spelled(given)} contradicts {directory}, which was trained with {name} "
                 f"{spelled(settings[name])}"
             )
+
+
+def own_model_base(saved: Mapping[str, Any], task: Mapping[str, Any], directory: Path | str) -> dict[str, Any]:
+    """The record of the base that a checkpoint in `directory` started from; `saved` is that of its base model now.
+
+    They differ where the model was tuned together with the prefix: then the tuned model's folder says it.
+    """
+    if saved.get("name") != OWN_MODEL:
+        return dict(saved)
+    started = load_task(Path(directory) / OWN_MODEL).get("base_model", {})
+    return dict(started) if started.get("name") not in (None, OWN_MODEL) else {"name": task.get("tuned_from")}
 
 
 def save_task(directory: Path | str, task: Mapping[str, Any]) -> None:
@@ -368,8 +428,8 @@ def load_task(directory: Path | str) -> dict[str, Any]:
     path, config_path = Path(directory) / TASK, Path(directory) / "config.json"
     if path.is_file():
         task = schema.read(path, TaskFile, REMEDY)["task"]
-        if _misfit_of_task(task):
-            raise UserError(f"{path} is damaged ({_misfit_of_task(task)}); {REMEDY}")
+        if _odd_task(task):
+            raise UserError(f"{path} is damaged ({_odd_task(task)}); {REMEDY}")
         return task
     config = schema.read(config_path, dict[str, Any], REMEDY) if config_path.is_file() else {}
     mode = config.get("_my_arg_task_mode")
@@ -401,6 +461,8 @@ def _model_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str,
     mode = config["task"].get("mode", "MODE")
     decode = decode_command(config["family"], mode, "THIS_DIRECTORY")
     settings = {**config["prefix"], **config["task"]}
+    for name in (data_digests.DATA, data_digests.EARLIER):
+        settings.pop(name, None)
     rows = "\n".join(f"| {name} | {relative(value)} |" for name, value in settings.items())
     scored = "\n".join(f"| {name} | {shown(value)} |" for name, value in scores.items()) or "| not scored | |"
     base, kind = config["base_model"].get("name"), "a frozen"

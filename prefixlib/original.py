@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prefixlib import schema
-from prefixlib.checkpoint import CONFIG, REMEDY, check_arrays, is_checkpoint, unpickled
+from prefixlib.checkpoint import CONFIG, REMEDY, check_arrays, check_numbers, is_checkpoint, unpickled
 from prefixlib.errors import UserError, first_line
 
 GPT2_BASES = {(12, 768): "gpt2", (24, 1024): "gpt2-medium", (36, 1280): "gpt2-large", (48, 1600): "gpt2-xl"}
@@ -160,6 +160,7 @@ def load_network(module: torch.nn.Module, found: OriginalPrefix, directory: Path
     if shapes != expected:
         odd = ", ".join(sorted({name for name, _ in shapes.items() ^ expected.items()}))
         raise UserError(f"{directory}: not a {kind} prefix of the original (names or shapes differ in {odd})")
+    check_numbers(found.network, Path(directory) / "pytorch_model.bin")
     module.load_state_dict(found.network)
 
 

@@ -4,7 +4,8 @@ adapter_config.json         the adapter's kind, its base model, its shape
 adapter_model.safetensors   `prompt_embeddings` (P, 2*L*H*D): keys and values, columns ordered layer0.K, layer0.V, ...
 
 PEFT stores nothing else, with or without `prefix_projection`: the projection is applied when the adapter is saved.
-`token_dim` is H*D of the keys and values, so it is smaller than the hidden size in a grouped-query model.
+`token_dim` is H*D of the keys and values, so it is smaller than the hidden size in a grouped-query model. A cartridge
+(Eyuboglu et al. 2025: keys and values trained without a network) is stored in the same way, its frozen positions first.
 
 Legend: P prefix length, L layers, H key/value heads, D head size.
 """
@@ -19,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefixlib import files, schema
-from prefixlib.checkpoint import check_arrays, unpickled
+from prefixlib.checkpoint import check_arrays, check_numbers, unpickled
 from prefixlib.errors import UserError, first_line
 
 CONFIG, WEIGHTS, PICKLED, CARD = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "README.md"
 EMBEDDINGS = "prompt_embeddings"
+KINDS = ("PREFIX_TUNING", "CARTRIDGE")  # of peft_type
 NUMBERS = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
 
 
@@ -83,6 +85,7 @@ def read(directory: Path) -> Adapter:
             f"{directory}: {EMBEDDINGS} is {'x'.join(map(str, flat.shape))}, "
             f"its {CONFIG} asks for {length}x{2 * layers * width}"
         )
+    check_numbers(weights, directory)
     base = {"name": config.get("base_model_name_or_path"), "revision": config.get("revision")}
     return Adapter(flat.float(), layers, heads, base)
 
@@ -93,8 +96,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory} is no adapter of PEFT: {CONFIG} is missing")
     config = schema.read(path, Config, "use another adapter")
     kind, task, submodules = (config.get(k) for k in ("peft_type", "task_type", "num_transformer_submodules"))
-    if kind != "PREFIX_TUNING":
-        raise UserError(f"{directory} is an adapter of the kind {kind}; only PREFIX_TUNING is a prefix")
+    if kind not in KINDS:
+        raise UserError(f"{directory} is an adapter of the kind {kind}; only {' and '.join(KINDS)} are prefixes")
     if task != "CAUSAL_LM" or submodules not in (1, None):
         raise UserError(
             f"{directory} is a prefix for the task type {task}; only CAUSAL_LM can be read, as PEFT's prefix of an "

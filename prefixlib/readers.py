@@ -12,7 +12,7 @@ A literal `<|endoftext|>` inside a text is refused: it would become the separato
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefixlib.errors import UserError
@@ -29,6 +29,7 @@ class Record:
     trainable: bool  # False where training skips it (WebNLG comment != "good"); references keep it
     fields: tuple[str, ...]  # category words, relations or the stripped label, in order
     category: str  # WebNLG category, else ""
+    place: str = field(default="", compare=False)  # where the file has it: "line 3", "entry 3", "row 3"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Group:
     references: tuple[str, ...]
     category: str
     fields: tuple[str, ...]
+    places: tuple[str, ...] = field(default=(), compare=False)  # of the records that it was made of
 
 
 # ---- linearisation -----------------------------------------------------------------------------------------------
@@ -78,13 +80,18 @@ def group_records(records: Iterable[Record], strip: bool = True) -> list[Group]:
     """
     references: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     categories: dict[tuple[str, tuple[str, ...]], str] = {}
+    places: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for record in records:
         key = (record.source, record.fields)
         texts = references.setdefault(key, [])
         categories.setdefault(key, record.category)
+        places.setdefault(key, []).append(record.place)
         if record.target.strip():
             texts.append(record.target.strip() if strip else record.target)
-    return [Group(key[0], tuple(texts), categories[key], key[1]) for key, texts in references.items()]
+    return [
+        Group(key[0], tuple(texts), categories[key], key[1], tuple(dict.fromkeys(places[key])))
+        for key, texts in references.items()
+    ]
 
 
 # ---- text files: one example a line ------------------------------------------------------------------------------
@@ -115,13 +122,13 @@ def is_blank(line: str) -> bool:
     return not line.strip(" \t\r\n")
 
 
-def _pairs(path: Path, bars: str, left: str, right: str, blind: bool = False) -> Iterator[tuple[str, str]]:
-    """Yield the two halves of every non-blank `left{bars}right` line; UserError file:line for any other line.
+def _pairs(path: Path, bars: str, left: str, right: str, blind: bool = False) -> Iterator[tuple[str, str, str]]:
+    """Yield place and halves of every non-blank `left{bars}right` line; UserError file:line for any other line.
 
     blind: a file without any bars holds the inputs alone, one a line: these come with "".
     """
     if blind and not any(bars in line for _, line in _lines(path)):
-        yield from ((line, "") for line in _documents(path))
+        yield from ((place, line, "") for place, line in _documents(path))
         return
     for number, line in _lines(path):
         if is_blank(line):
@@ -129,11 +136,14 @@ def _pairs(path: Path, bars: str, left: str, right: str, blind: bool = False) ->
         parts = line.split(bars)
         if len(parts) != 2 or not parts[0].strip():
             raise UserError(f"{path}:{number}: expected {left}{bars}{right}, found {short(line)}")
-        yield parts[0], parts[1]
+        yield f"line {number}", parts[0], parts[1]
 
 
-def _documents(path: Path) -> Iterator[str]:
-    """One input a line, so that line n of the outputs belongs to it; blank lines may stand at the end alone."""
+def _documents(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield place and text of one input a line, so that line n of the outputs belongs to it.
+
+    Raises UserError for a blank line, except at the end.
+    """
     blank = 0
     for number, line in _lines(path):
         if is_blank(line):
@@ -141,18 +151,18 @@ def _documents(path: Path) -> Iterator[str]:
         elif blank:
             raise UserError(f"{path}:{blank}: expected one input a line, found a blank line")
         else:
-            yield line
+            yield f"line {number}", line
 
 
 def read_data2text(path: Path, blind: bool = False) -> Iterator[Record]:
-    for source, target in _pairs(path, "||", "source", "target", blind):
-        yield Record(source, target, True, slots_of(source), "")
+    for place, source, target in _pairs(path, "||", "source", "target", blind):
+        yield Record(source, target, True, slots_of(source), "", place)
 
 
 def read_writing_prompts(path: Path, blind: bool = False) -> Iterator[Record]:
-    for source, target in _pairs(path, "|||", "source", "target", blind):
+    for place, source, target in _pairs(path, "|||", "source", "target", blind):
         source = source.replace("-lrb-", "(").replace("-rrb-", ")")
-        yield Record(source, target.replace("<newline>", "\n"), True, (), "")
+        yield Record(source, target.replace("<newline>", "\n"), True, (), "", place)
 
 
 def labelled(bars: str, classify: bool) -> Callable[..., Iterator[Record]]:
@@ -160,13 +170,13 @@ def labelled(bars: str, classify: bool) -> Callable[..., Iterator[Record]]:
 
     def read(path: Path, blind: bool = False) -> Iterator[Record]:
         alone = blind and not any(bars in line for _, line in _lines(path))
-        for label, text in _pairs(path, bars, "label", "text", blind):
+        for place, label, text in _pairs(path, bars, "label", "text", blind):
             if alone and classify:  # the input is the text
                 label, text = text, label
             if bars == "|||":  # the sentiment files write line breaks so
                 text = text.replace("< br / >", "\n")
             source, target = (text, label) if classify else (label, text)
-            yield Record(source, target, True, () if classify else (label.strip(),), "")
+            yield Record(source, target, True, () if classify else (label.strip(),), "", place)
 
     return read
 
@@ -182,7 +192,7 @@ def read_parallel(path: Path, blind: bool = False) -> Iterator[Record]:
     if not path.name.endswith("source") or not targets_path.is_file():
         if not blind:
             raise UserError(f"{targets_path}: no such file; {path.name} needs its targets beside it")
-        yield from (Record(line, "", False, (), "") for line in _documents(path))
+        yield from (Record(line, "", False, (), "", place) for place, line in _documents(path))
         return
     sources, targets = _lines(path), _lines(targets_path)
     for number, source in sources:
@@ -195,7 +205,7 @@ def read_parallel(path: Path, blind: bool = False) -> Iterator[Record]:
             if is_blank(line) and not is_blank(source + target) and not (blind and file == targets_path):
                 raise UserError(f"{file}:{number}: expected one document a line, found a blank line")
         if not is_blank(source):
-            yield Record(source, target, True, (), "")
+            yield Record(source, target, True, (), "", f"line {number}")
     for number, target in targets:
         if not is_blank(target):
             raise UserError(
@@ -253,6 +263,7 @@ def _list(path: Path, place: str, holder: object, key: str, blind: bool = False)
 
 def read_webnlg(path: Path, blind: bool = False) -> Iterator[Record]:
     """WebNLG 2017 as `{"entries": [{"1": {...}}, {"2": {...}}, ...]}`."""
+    languages: set[str] = set()
     for index, numbered in enumerate(_list(path, "top level", _read_json(path), "entries"), start=1):
         place = f"entry {index}"
         _expect(isinstance(numbered, dict) and len(numbered) == 1, path, place, f'{{"{index}": {{...}}}}', numbered)
@@ -267,9 +278,15 @@ def read_webnlg(path: Path, blind: bool = False) -> Iterator[Record]:
         texts = _list(path, place, entry, "lexicalisations", blind)
         for n, text in enumerate(texts, start=1):
             lex = _text(path, f"{place}: lexicalisation {n}", text, "lex")
-            yield Record(source, lex, text.get("comment") == "good", relations, category)
+            languages.add(str(text.get("lang") or "en"))
+            if len(languages) > 1:
+                raise UserError(
+                    f"{path}: {place}: texts in several languages ({', '.join(sorted(languages))}); choose one with "
+                    "python scripts/prepare_data.py webnlg --source FOLDER --lang en"
+                )
+            yield Record(source, lex, text.get("comment") == "good", relations, category, place)
         if not texts:  # a blind test set: still one output to write
-            yield Record(source, "", False, relations, category)
+            yield Record(source, "", False, relations, category, place)
 
 
 def read_dart(path: Path, blind: bool = False) -> Iterator[Record]:
@@ -287,9 +304,9 @@ def read_dart(path: Path, blind: bool = False) -> Iterator[Record]:
         source, relations = linearise_dart(triples), tuple(triple[1].lower() for triple in triples)
         texts = _list(path, place, entry, "annotations", blind)
         for n, text in enumerate(texts, start=1):
-            yield Record(source, _text(path, f"{place}: annotation {n}", text, "text"), True, relations, "")
+            yield Record(source, _text(path, f"{place}: annotation {n}", text, "text"), True, relations, "", place)
         if not texts:  # a blind test set: still one output to write
-            yield Record(source, "", False, relations, "")
+            yield Record(source, "", False, relations, "", place)
 
 
 def short(found: object, limit: int = 60) -> str:

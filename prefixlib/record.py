@@ -228,6 +228,9 @@ def log_end(training: Mapping[str, Any], output: Path, decode: str = "") -> None
     step, lowest = min(dev, key=lambda point: point[1]) if dev else (None, None)
     loss = f", dev loss {dev[-1][1]:.4g} (lowest: {lowest:.4g}, step {step})" if dev else ""
     rows = {"steps": f"{training['steps']:,} in {training['seconds']:.0f} s{loss}", "output": output}
+    if best := training.get("best"):
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in best.items() if name != "step")
+        rows["best"] = f"step {best['step']}, which is decoded: {figures}"
     _log_block("trained", rows | ({"decode": decode} if decode else {}))
 
 
@@ -271,6 +274,7 @@ class Training(TypedDict, total=False):
 
     curves: dict[str, list[list[Any]]]
     last: dict[str, Any]
+    best: dict[str, Any]
 
 
 class Results(TypedDict, total=False):

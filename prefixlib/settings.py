@@ -22,8 +22,9 @@ from typing import Any, Self
 
 from prefixlib import config_file, places
 from prefixlib.errors import UserError
-from prefixlib.tables import TARGET, Columns, check_template
+from prefixlib.tables import Columns
 from prefixlib.tasks import OWN_DATA
+from prefixlib.wording import check_template
 
 TUNING_MODES = ("prefixtune", "finetune", "finetune-top", "adaptertune", "bothtune")
 WITH_PREFIX = ("prefixtune", "bothtune")
@@ -60,13 +61,15 @@ def flag(
     above: float | None = None,
     below: float | None = None,
     names: tuple[str, ...] = (),
+    escapes: bool = False,
 ) -> Any:
     """A dataclass field that is a flag.
 
     low, above, below: the bounds of a number, the first included; every number must be finite. names: other spellings.
+    escapes: the command line may write \\n and \\t for a line break and a tab, as it may for tuples.
     The flag of a tuple of texts may be given several times.
     """
-    metadata = {"help": help, "group": group, "choices": choices and tuple(choices), "names": names}
+    metadata = {"help": help, "group": group, "choices": choices and tuple(choices), "names": names, "escapes": escapes}
     return dataclasses.field(default=default, metadata={**metadata, "low": low, "above": above, "below": below})
 
 
@@ -143,6 +146,8 @@ class Flags:
                 options["metavar"] = "N"
             if kind is tuple:
                 options |= {"action": _Collect, "type": unescaped}
+            if about["escapes"]:
+                options["type"] = unescaped
             groups[about["group"]].add_argument(f"--{field.name}", *about["names"], dest=field.name, **options)
 
     @classmethod
@@ -362,7 +367,7 @@ TUNING_SETTINGS: Mapping[str, tuple[str, ...]] = {
 
 
 LENGTH = ("epoch", "max_steps")  # the settings that a prolonged run may change
-OF_THE_FOLDER = ("output_dir", "resume", "overwrite_output_dir")
+OF_THE_FOLDER = ("output_dir", "resume", "allow_other_data", "overwrite_output_dir")
 
 
 @dataclass(frozen=True)
@@ -377,11 +382,24 @@ class Training(Flags):
         None, "folder of all data sets (e2e_data/, xsum/, ...), or the task's own (default: data/)", TASK
     )
     source_column: str | None = flag(
-        None, "mode text: the column of the sources (default: source, or messages: conversations)", TASK
+        None,
+        "mode text: the column of the sources; a.b is part b of column a (default: source, messages or conversations, "
+        "or prompt with completion)",
+        TASK,
     )
     target_column: str | None = flag(None, "mode text: the column of the targets (default: target)", TASK)
     source_template: str | None = flag(
-        None, 'mode text: what is put around every source, e.g. "Summarise: {source}"', TASK
+        None,
+        r'mode text: what is put around every source, e.g. "Summarise: {source}", or made of several columns, e.g. '
+        r'"{instruction}\n{input}" (\n: a line break)',
+        TASK,
+        escapes=True,
+    )
+    quotes: bool | None = flag(
+        None,
+        "mode text: quotation marks of a .csv or .tsv file go around cells (yes) or are text (no) (default: what fits "
+        "the file; an ambiguous one is refused)",
+        TASK,
     )
     max_source_length: int | None = flag(None, "most tokens of a source (default: the task's)", RARE, low=1)
     val_max_target_length: int | None = flag(None, "most tokens of a dev text (default: the task's)", RARE, low=1)
@@ -439,7 +457,7 @@ class Training(Flags):
     bsz: int = flag(10, "texts per step, over all processes, before accumulation", TRAINING, above=0)
     gradient_accumulation_steps: int = flag(
         1,
-        "batches whose gradients are averaged into one step",
+        "batches in one step, whose loss is the mean over all their tokens (or texts), as if they were one batch",
         TRAINING,
         above=0,
         names=("--gradient_accumulation_step",),
@@ -471,6 +489,11 @@ class Training(Flags):
         "or --max_steps",
         RECORDS,
     )
+    allow_other_data: bool = flag(
+        False,
+        "resume: continue although the training or dev data are not those of the checkpoint; it is recorded",
+        RECORDS,
+    )
     overwrite_output_dir: bool = flag(False, "train into a folder that holds an earlier result", RECORDS)
     disable_tqdm: bool = flag(False, "no progress bars", RECORDS)
     report_to: str = flag(
@@ -491,7 +514,7 @@ class Training(Flags):
     @property
     def columns(self) -> Columns:
         """Which columns of a table are read (mode text)."""
-        return Columns(self.source_column, self.target_column or TARGET)
+        return Columns(self.source_column, self.target_column, self.source_template or "", self.quotes)
 
     def splits_to_decode(self, has_test: bool, usual: tuple[str, ...]) -> tuple[str, ...]:
         """The files that are decoded after training: those of --decode, else the task's: `usual` for the paper's.
@@ -596,7 +619,7 @@ class Training(Flags):
 _NO_LAYERS, _NO_ADAPTERS, _NO_MLP = "the others train no chosen layers", "there are no adapters", "there is no MLP"
 TABLE_RULES = tuple(
     Only(name, "mode", OWN_DATA, "the task's files have no columns to choose from")
-    for name in ("source_column", "target_column", "source_template")
+    for name in ("source_column", "target_column", "source_template", "quotes")
 )
 SHARED_RULES = (
     *TABLE_RULES,
@@ -604,6 +627,7 @@ SHARED_RULES = (
         Only(name, "tuning_mode", WITH_PREFIX, "it changes prefixes only")
         for name in ("use_deep", "mid_dim", "init_text", "init_shallow", "prefix_model_path")
     ),
+    Only("allow_other_data", "resume", (True,), "only a resumed run compares its data with earlier ones"),
     Only("quantization", "tuning_mode", ("prefixtune",), "weights that are trained keep all their bits"),
     Only("shard_base", "tuning_mode", ("prefixtune",), "only a frozen model is spread"),
     Only("shard_base", "quantization", (None, "no"), "weights in few bits are not spread"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefixlib import places, readers, tables
+from prefixlib import conversations, formats, places, readers, tables
 from prefixlib.errors import UserError
 from prefixlib.readers import SEPARATOR, Group, Record, group_records
 from prefixlib.tables import Columns
@@ -58,6 +58,7 @@ class InSeq2Seq:
     no_repeat_ngram_size: int = 3
     early_stopping: bool = True
     length_pen: float = 1.0
+    val_metric: str = "rouge2"  # what the best checkpoint is best in: the original's score, or "loss"
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,7 @@ ROWS = (
         tables.read,
         _files("text/{}.jsonl"),
         metrics="text",
-        linearise=tables.as_chat,
+        linearise=conversations.as_chat,
         source_spaces=_NONE,
         target_spaces=_NONE,
         verbatim=True,
@@ -359,6 +360,7 @@ ROWS = (
             max_length=142,
             no_repeat_ngram_size=0,
             early_stopping=False,
+            val_metric="loss",
         ),
     ),
 )
@@ -394,6 +396,13 @@ def find_task(mode: str) -> Task:
     if mode not in _BY_ANY_NAME:
         raise UserError(f"--mode {mode}: unknown; one of {', '.join(_BY_ANY_NAME)}")
     return _BY_ANY_NAME[mode]
+
+
+def check_tree(mode: str | None, tree: str, where: str = "") -> None:
+    """Raise UserError for a task that `tree`, "gpt2" or "seq2seq", does not have; `where` begins the message."""
+    if mode is not None and getattr(find_task(mode), tree) is None:
+        names = GPT2_MODES if tree == "gpt2" else SEQ2SEQ_MODES
+        raise UserError(f"{where}--mode {mode}: not a task of {tree}/; one of {', '.join(names)}")
 
 
 # ---- text --------------------------------------------------------------------------------------------------------
@@ -476,12 +485,12 @@ def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path
 
 def given_file(mode: str, given: str, split: str) -> Path:
     """What a flag names: a file, or for user data also a saved data set or one of the hub."""
-    return tables.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
+    return formats.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
 
 
 def is_there(mode: str, path: Path) -> bool:
     """Whether `path` can be read, as far as that shows before it is."""
-    return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or tables.is_hub(path)))
+    return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or formats.is_hub(path)))
 
 
 def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> Iterator[Record]:
@@ -516,6 +525,17 @@ def where_to_get(mode: str) -> str:
 def read_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Record]:
     """All records of a file, in file order; raises as iter_records."""
     return list(iter_records(mode, path, blind, columns))
+
+
+def categories_of(rows: Iterable[Any]) -> list[str]:
+    """The categories of records, groups or examples, sorted; [] where they have none."""
+    return sorted({row.category for row in rows} - {""})
+
+
+def training_categories(mode: str, data_dir: str | Path | None = None) -> list[str]:
+    """The categories of the task's training file; [] where it has none or is not there."""
+    path = data_file(mode, "train", data_dir)
+    return categories_of(iter_records(mode, path)) if is_there(mode, path) else []
 
 
 def read_groups(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Group]:

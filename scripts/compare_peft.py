@@ -100,7 +100,7 @@ def peft_config(args: argparse.Namespace, **shape: int):
 def build(args: argparse.Namespace, base: nn.Module) -> tuple[nn.Module, Callable[[Batch], Tensor]]:
     """The library's model around `base`, and its loss of a batch: the mean over the scored tokens."""
     settings = {"preseqlen": args.preseqlen, "mid_dim": args.mid_dim, "prefix_dropout": 0.0}
-    config = PrefixConfig.for_model(base.config, **settings, prefix_mode="activation", format_mode="cat")
+    config = PrefixConfig.for_model(base, **settings, prefix_mode="activation", format_mode="cat")
     start = network(args, config)
     if args.only == "PEFT":
         model = import_peft().get_peft_model(base, peft_config(args))

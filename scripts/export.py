@@ -25,7 +25,6 @@ from transformers import AutoModelForSeq2SeqLM
 from formats import example, kv
 from gpt2 import model as gpt2_model
 from gpt2 import train_control
-from gpt2.frozen_lm import shape_of
 from prefixlib import checkpoint, files, original, peft_format
 from prefixlib.base_model import HUB_IDS, choose_base, load_config
 from prefixlib.errors import UserError, one_line_errors
@@ -84,14 +83,13 @@ def export_prefix(args: argparse.Namespace) -> Path:
     loaded = tree.load_prefix(directory)
     if not is_seq2seq:
         check_same_for_all(loaded.config, directory, args.to)
+        check_one_shape(loaded.config, directory, args.to)
     base = base_of(loaded.base, args.model_name_or_path, directory)
     if args.model_name_or_path:
-        config = load_config(base["name"], revision=base["revision"])
-        tree.check_fits(loaded.config, config, directory, base["name"])
+        shape = (load_config if is_seq2seq else gpt2_model.shape_by_name)(base["name"], revision=base["revision"])
+        tree.check_fits(loaded.config, shape, directory, base["name"])
     prompt = example.Prompt(loaded.task, not is_seq2seq, is_seq2seq or loaded.config.format_mode != "nopeek")
     if args.to == "peft":
-        if loaded.config.head_shapes:
-            raise UserError(f"--to peft cannot hold {directory}: its layers differ in their heads; use --to kv")
         adapter = peft_format.Adapter(loaded.flat, loaded.config.n_layer, loaded.config.n_head, base)
         code = example.with_peft(prompt, base)
         return write_folder(args, directory, lambda folder: peft_format.write(folder, adapter), prompt, code)
@@ -155,6 +153,15 @@ def check_same_for_all(config: train_control.PrefixConfig, directory: Path, to: 
         )
 
 
+def check_one_shape(config: train_control.PrefixConfig, directory: Path, to: str) -> None:
+    """Raise UserError for a format that stacks the layers' arrays where these differ in shape."""
+    keys, values = ({tuple(shape) for shape in config.shapes[n::2]} for n in (0, 1))
+    if to != "kv" and (len(keys) > 1 or len(values) > 1):
+        raise UserError(f"--to {to} cannot hold {directory}: its layers differ in their heads; use --to kv")
+    if to == "peft" and keys != values:
+        raise UserError(f"--to peft cannot hold {directory}: its values have other heads than its keys; use --to kv")
+
+
 def base_of(saved: dict[str, Any], given: str | None, directory: Path) -> dict[str, str | None]:
     """{"name", "revision"} of the base model to write down; without --model_name_or_path, as the checkpoint has it."""
     if given is None:
@@ -183,10 +190,10 @@ def import_adapter(args: argparse.Namespace) -> Path:
     adapter = gpt2_model.load_prefix(directory)
     saved = {**adapter.base, "name": HUB_IDS.get(adapter.base["name"], adapter.base["name"])}
     name, revision = choose_base(saved, args.model_name_or_path, directory)
-    base = load_config(name, revision=revision)
-    gpt2_model.check_fits(adapter.config, base, directory, name)
+    shape = gpt2_model.shape_by_name(name, revision=revision)
+    gpt2_model.check_fits(adapter.config, shape, directory, name)
     prefix = adapter.for_decoding()
-    prefix.config = replace(prefix.config, n_embd=shape_of(base)["n_embd"])
+    prefix.config = replace(prefix.config, n_embd=shape["n_embd"])
     task = {**adapter.task, "mode": args.mode}
     return write_folder(
         args,

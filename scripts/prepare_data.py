@@ -2,6 +2,7 @@
 
 python scripts/prepare_data.py webnlg
 python scripts/prepare_data.py e2e --source ~/Downloads/e2e-dataset
+python scripts/prepare_data.py webnlg --source ~/Downloads/release_v3.0/en --lang en
 python scripts/prepare_data.py lowdata --sizes 50 100            # samples of a set that is prepared already
 python scripts/prepare_data.py xsum_news --urls ids_and_urls.jsonl
 
@@ -27,6 +28,7 @@ from prefixlib.tasks import data_file, iter_records
 from prepare.convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
 from prepare.sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
 from prepare.subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic
+from prepare.webnlg_xml import LANGUAGE
 
 log = logging.getLogger("prepare_data")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
@@ -39,7 +41,7 @@ class DataSet:
     mode: str  # the mode that reads it, which also names its files
     texts: dict[str, int]  # split -> texts (summaries) as published
     fetch: Fetcher
-    convert: Callable[[Path, str, Path], Path | None]  # see prepare/convert.py
+    convert: Callable[..., Path | None]  # see prepare/convert.py
     wanted: str  # what a --source folder may hold
 
 
@@ -48,7 +50,9 @@ WEBNLG = (
     "https://gitlab.com/shimorina/webnlg-dataset/-/archive/master/webnlg-dataset-master.zip?path=webnlg_challenge_2017"
 )
 DART = "https://raw.githubusercontent.com/Yale-LILY/dart/master/data/v1.1.1/"
-DOCUMENTS = "{train,val,test}.source with .target, or the hub's rows as {train,validation,test}.json or .jsonl"
+DOCUMENTS = (
+    "{train,val,test}.source with .target, or the hub's rows as {train,validation,test}.json, .jsonl or .parquet"
+)
 
 DATASETS = {
     "e2e": DataSet(
@@ -56,7 +60,8 @@ DATASETS = {
         {"train": 42061, "valid": 4672, "test": 4693},
         from_files(E2E, "trainset.csv", "devset.csv", "testset_w_refs.csv"),
         convert_e2e,
-        "trainset.csv, devset.csv, testset_w_refs.csv (columns mr and ref), or src1_{train,valid,test}.txt",
+        "trainset.csv, devset.csv, testset_w_refs.csv (columns mr and ref), or src1_{train,valid,test}.txt; or "
+        "the cleaned train-fixed.no-ol.csv, devel-fixed.no-ol.csv, test-fixed.csv",
     ),
     "webnlg": DataSet(
         "webnlg",
@@ -107,7 +112,7 @@ def count_texts(mode: str, path: Path) -> int:
     return sum(bool(record.target.strip()) for record in records)
 
 
-def make_splits(name: str, source: Path | None, scratch: Path, output_dir: Path) -> list[tuple[Path, Path]]:
+def make_splits(name: str, source: Path | None, scratch: Path, output_dir: Path, lang: str) -> list[tuple[Path, Path]]:
     """Make the set's files under scratch and check them; returns (file made, its place) pairs. Raises UserError.
 
     The public source must give every split with its published number of texts; of your own files any split will do,
@@ -120,7 +125,8 @@ def make_splits(name: str, source: Path | None, scratch: Path, output_dir: Path)
     for split, published in dataset.texts.items():
         target, place = (data_file(dataset.mode, split, root) for root in (scratch / "made", output_dir))
         target.parent.mkdir(parents=True, exist_ok=True)
-        ready = dataset.convert(folder, split, target)
+        how = {"lang": lang} if dataset.convert is convert_webnlg else {}
+        ready = dataset.convert(folder, split, target, **how)
         if ready is None:
             continue
         count = count_texts(dataset.mode, ready)
@@ -142,16 +148,16 @@ def make_splits(name: str, source: Path | None, scratch: Path, output_dir: Path)
     return made
 
 
-def prepare(name: str, source: Path | None, output_dir: Path) -> list[Path]:
+def prepare(name: str, source: Path | None, output_dir: Path, lang: str = LANGUAGE) -> list[Path]:
     """Make, check and move in the set's files; returns their places. A run cut short leaves what was there before."""
     output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=output_dir) as folder:
         scratch = Path(folder)
         try:
-            made = make_splits(name, source, scratch, output_dir)
+            made = make_splits(name, source, scratch, output_dir, lang)
         except UserError as error:  # name the user's files, not the scratch copies
             origin = (
-                (source.parent if source.suffix in (".csv", ".txt", ".json", ".jsonl", ".xml") else source)
+                (source.parent if source.suffix in (".csv", ".txt", ".json", ".jsonl", ".xml", ".parquet") else source)
                 if source
                 else name
             )
@@ -208,12 +214,15 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--of", choices=tuple(SAMPLED), help="lowdata: of which set (default: e2e)")
     add_number(parser, "--sizes", nargs="+", help="lowdata: training examples (default: 50 100 200 500)")
     add_number(parser, "--samples", above=0, nargs="+", help="lowdata: numbers of the draws (default: 1 2 3 4 5)")
+    parser.add_argument("--lang", help="webnlg: the language of the texts, of which release 3.0 has two (default: en)")
     parser.add_argument("--urls", type=Path, help='xsum_news, xsum_news_sport: lines {"id": ..., "url": ...}')
     args = parser.parse_args(argv)
     for name, default in (("of", "e2e"), ("sizes", [50, 100, 200, 500]), ("samples", [1, 2, 3, 4, 5])):
         if getattr(args, name) is not None and args.dataset != "lowdata":
             raise UserError(f"--{name} and {args.dataset} do not go together: it is for lowdata")
         setattr(args, name, getattr(args, name) or default)
+    if args.lang is not None and args.dataset != "webnlg":
+        raise UserError(f"--lang and {args.dataset} do not go together: it is for webnlg")
     if args.urls and args.dataset not in TOPIC_SPLITS:
         raise UserError(f"--urls and {args.dataset} do not go together: it is for {' and '.join(TOPIC_SPLITS)}")
     if min(args.sizes) < 4:
@@ -228,7 +237,7 @@ def main(argv: list[str]) -> None:
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.dataset in DATASETS:
-        prepare(args.dataset, args.source, args.output_dir)
+        prepare(args.dataset, args.source, args.output_dir, args.lang or LANGUAGE)
     else:
         prepare_subset(args)
 

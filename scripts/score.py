@@ -42,7 +42,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     gold.add_argument("--data_dir", metavar="DIR", help="with --split: folder of the data sets (default: data/)")
     gold.add_argument("--categories", metavar="FILE", help="with --references, WebNLG: one category per line")
     how = parser.add_argument_group("what to compute")
-    how.add_argument("--metrics", nargs="+", metavar="NAME", help="only these of the task's metrics (default: all)")
+    how.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="only these of the task's metrics (default: all); one that is not available here is refused",
+    )
     add_number(
         how, "--bootstrap", below=10**6, default=0, metavar="N", help="95%% intervals from N resamples; 1000 or more"
     )
@@ -151,10 +156,19 @@ def check_categories(path: str, categories: Sequence[str], hypotheses: int) -> N
 
 
 def measure(args: argparse.Namespace, outputs: Outputs):
-    """The task's figures of one file of outputs."""
+    """The task's figures of one file of outputs. Raises UserError where one of --metrics is not available here."""
     from prefixlib.metrics import tasks
+    from prefixlib.tasks import training_categories
 
-    return tasks.measure(args.task, outputs.hypotheses, outputs.references, outputs.categories, metrics=args.metrics)
+    has_file = args.split and any(outputs.categories)
+    seen = training_categories(tasks.find_task(args.task).mode, args.data_dir) if has_file else None
+    how = {"seen_categories": seen or None, "metrics": args.metrics}
+    found = tasks.measure(args.task, outputs.hypotheses, outputs.references, outputs.categories, **how)
+    for figure in found if args.metrics else ():
+        if figure.rows is None:
+            name = figure.metric.name
+            raise UserError(f"--metrics {name!r}: not available here; to have it: {figure.unavailable}")
+    return found
 
 
 def table(rows: list[list[str]]) -> str:

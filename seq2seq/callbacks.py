@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from prefixlib import checkpoint
+from prefixlib import best, checkpoint
 from prefixlib.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class LogLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.losses.append(outputs["mean"])
+        if outputs["mean"] is not None:
+            self.losses.append(outputs["mean"])
         self.tokens += outputs["tokens"]
         self.cut += batch["cut"]
         step = trainer.global_step
@@ -106,27 +107,35 @@ def diverged(step: int, what: str) -> UserError:
 class Checkpoints(Callback):
     """OUTPUT/resume.ckpt every `every` steps and after each epoch; OUTPUT/best whenever validation improves.
 
-    `metric` is a name in the module's validation_result; "loss" is better when lower, the others when higher.
-    `patience` validations without improvement end the training; -1 never does. `save_best` writes the model into a
-    folder, with the result.
+    `metric` is a name in the module's validation_result; see `best.is_better`. `patience` validations without
+    improvement end the training; -1 never does. `save_best` writes the model into a folder, with the result.
     """
 
     def __init__(self, output: Path, every: int, metric: str, patience: int, save_best: Callable[[Path, dict], None]):
         self.output, self.every, self.metric, self.patience, self.save_best = output, every, metric, patience, save_best
         self.best: dict[str, float] = {}
+        self.values: list[float] = []  # of the metric, one per validation
         self.worse = self.saved_step = 0
         self.due = self.ends_epoch = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "worse": self.worse}
+        return {"best": self.best, "worse": self.worse, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.worse = state["best"], state["worse"]
+        self.best, self.worse, self.values = state["best"], state["worse"], state.get("values", [])
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.saved_step = trainer.global_step
         # killed after the last step, or after it had decided to stop
-        trainer.should_stop = self.saved_step >= module.total_steps or 0 <= self.patience <= self.worse
+        trainer.should_stop = self.saved_step >= module.total_steps or self._is_exhausted()
+
+    def _is_exhausted(self) -> bool:
+        return 0 <= self.patience <= self.worse
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            stopped = self._is_exhausted() and trainer.global_step < module.total_steps
+            best.warn_if_constant(self.metric, self.values, stopped)
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -160,13 +169,13 @@ class Checkpoints(Callback):
             self._save(trainer, module)
 
     def _keep_best(self, trainer: Trainer, result: dict[str, float]) -> None:
-        sign = -1 if self.metric == "loss" else 1
-        if not self.best or sign * result[self.metric] > sign * self.best[self.metric]:
+        self.values.append(result[self.metric])
+        if best.is_better(result, self.best, self.metric):
             self.best, self.worse = {**result, "step": trainer.global_step}, 0
             if trainer.is_global_zero:
                 checkpoint.replace_folder(self.output / "best", lambda folder: self.save_best(folder, self.best))
             return
         self.worse += 1
-        if 0 <= self.patience <= self.worse:
+        if self._is_exhausted():
             logger.info("stopping: %d validations without a better %s", self.worse, self.metric)
             trainer.should_stop = True

@@ -23,20 +23,23 @@ from typing import Any
 
 import torch
 
-from prefixlib import checkpoint, files, original, processes, record, schedule, sharding, tables
+from prefixlib import best, checkpoint, data_digests, files, original, processes, record, schedule, sharding
+from prefixlib.conversations import Chat
 from prefixlib.errors import UserError, one_line_errors
-from prefixlib.metrics import rouge, score_task, shown
+from prefixlib.metrics import rouge, shown
+from prefixlib.outputs import Outputs, record_split, seen_categories, with_references
 from prefixlib.settings import USAGE, Parser, explicit_flags
-from prefixlib.tables import Chat, Columns, warn_of_lost_characters
-from prefixlib.tasks import OWN_DATA, find_task, is_there
-from seq2seq.callbacks import Checkpoints, LogLines
+from prefixlib.special_tokens import check_rows, warn_of_lost_characters
+from prefixlib.tables import Columns
+from prefixlib.tasks import OWN_DATA, categories_of, find_task, is_there
+from seq2seq.callbacks import RESUME, Checkpoints, LogLines
 from seq2seq.decoding import decoding_rule, stops, to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
-from seq2seq.lightning_base import SummarizationModule, find_resume, generic_train
+from seq2seq.lightning_base import Resumption, SummarizationModule, find_resume, generic_train
 from seq2seq.model import SEED, Model, load, load_prefix, new, on_device, saved_settings
 from seq2seq.prefixTuning import FAMILY
-from seq2seq.utils import Example, build_loaders, check_texts, examples_of, read_examples
+from seq2seq.utils import Example, build_loaders, examples_of, read_examples, texts_of
 
 logger = logging.getLogger("seq2seq.finetune")
 
@@ -45,8 +48,8 @@ logger = logging.getLogger("seq2seq.finetune")
 class TrainResult:
     """A trained model and how its training went."""
 
-    model: Model  # with the last weights; OUTPUT/best holds the best ones
-    scores: dict[str, float]  # on the dev set after the last step: loss, rouge1, rouge2, rougeL, length in tokens
+    model: Model  # with the best weights, those of OUTPUT/best
+    scores: dict[str, float]  # of these weights on the dev set: loss, rouge1, rouge2, rougeL, length in tokens
     history: dict[str, list[tuple[int, float]]]  # "train" and "dev": (step, loss per token)
     output_dir: Path
     decoded: dict[str, dict[str, Any]]  # split -> scores of what was decoded after training: see --decode
@@ -145,16 +148,29 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     examples = read_examples(settings, with_test=bool(settings.test_file) or "test" in to_decode)
     record.seed_everything(settings.seed)
     model = new_model(settings, examples, resuming=resumption is not None)
+    if find_task(settings.mode).is_table:
+        model.task["categories"] = categories_of(examples["train"])
+    if "test" in to_decode:  # now, not when the training is done
+        check_sources(settings, model, "test", examples_of(settings, "test", settings.columns))
     if resumption and resumption.earlier:
         model.task[schedule.EARLIER] = resumption.earlier
+    data = data_of_run(settings, resumption, output)
+    model.task |= data
     config = model.base.config
     loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
     steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
     steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
+    if resumption:
+        check_what_is_left(resumption, data, steps, len(loaders[0]))
     rule = decoding_rule(settings.mode, config, **settings.search())
     module = SummarizationModule(model.lm, settings, steps, model.tokenizer, rule)
+    module.data = data
     log = LogLines(settings.logging_steps)
-    keep = Checkpoints(output, settings.save_steps, settings.val_metric, settings.early_stopping_patience, model.save)
+
+    def save(directory: Path, result: Mapping[str, float]) -> None:
+        best.save(model, directory, int(result["step"]), result)
+
+    keep = Checkpoints(output, settings.save_steps, settings.best_in, settings.early_stopping_patience, save)
     parameters = model.count_parameters()
     sizes = {"size": model.base.num_parameters(), "steps": steps, "output": output}
     sizes["batch"] = settings.bsz * settings.gradient_accumulation_steps
@@ -162,7 +178,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     record.log_start(model.base_record["name"], settings.tuning_mode, parameters, examples, **sizes)
     trainer = generic_train(module, settings, output, loaders, [log, keep], resumption)
     if trainer.is_global_zero:
-        model.save(output, module.validation_result)
+        best.save(model, output, trainer.global_step, module.validation_result)
         trained = record.training_results(
             seconds=time.perf_counter() - started,
             steps=trainer.global_step,
@@ -172,18 +188,49 @@ def _train(settings: Settings, output: Path) -> TrainResult:
             best=keep.best,
             last=module.validation_result,
         )
-        write_results(settings, model, output, trained, module.earlier)
+        schedules = {schedule.EARLIER: module.earlier} if module.earlier else {}
+        write_results(settings, model, output, trained, schedules | data)
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
     sharding.gather(model.base)  # the first process decodes alone
     decoded = {}
-    if to_decode and trainer.is_global_zero:
-        logger.info("decoding with the last weights; those of the best validation are in %s", output / "best")
+    if trainer.is_global_zero:
+        best.restore(model, output, trained)
     for split in to_decode if trainer.is_global_zero else ():
         found = examples_of(settings, split, settings.columns)
         decoded[split] = decode_split(settings, model, split, found, output, SEED)
-    return TrainResult(model, module.validation_result, log.curves, output, decoded)
+    return TrainResult(model, scores_of(keep.best), log.curves, output, decoded)
+
+
+def scores_of(best_result: Mapping[str, float]) -> dict[str, float]:
+    """The figures of a validation without its step."""
+    return {name: value for name, value in best_result.items() if name != "step"}
+
+
+def data_of_run(settings: Settings, resumption: Resumption | None, output: Path) -> dict[str, Any]:
+    """What the checkpoints say of the run's data. Raises UserError where a resumed run has others than before."""
+    paths = {split: settings.file(split) for split in ("train", "valid")}
+    if resumption is None:
+        return data_digests.of_run(paths)
+    step = resumption.state["global_step"]
+    return data_digests.of_resumed(paths, resumption.state, step, output / RESUME, settings.allow_other_data)
+
+
+def check_what_is_left(resumption: Resumption, data: Mapping[str, Any], steps: int, batches: int) -> None:
+    """Raise UserError where the data, of `batches` an epoch and `steps` in all, leave nothing to train.
+
+    A run that was stopped after its last step has nothing left either, and ends as it would have.
+    """
+    done, position = resumption.state["global_step"], resumption.state["position"]
+    other = data.get(data_digests.EARLIER, []) != resumption.state.get(data_digests.EARLIER, [])
+    if steps != done or other:
+        data_digests.check_steps_left(done, steps, resumption.path)
+    if 0 < batches <= position["batches"]:
+        raise UserError(
+            f"--resume yes: {resumption.path} is in an epoch's middle, after batch {position['batches']}, and these "
+            f"data have {batches} batches an epoch: put the earlier data back until the epoch has ended"
+        )
 
 
 def decoded_after_training(settings: Settings) -> tuple[str, ...]:
@@ -204,8 +251,10 @@ def new_model(settings: Settings, examples: Mapping[str, Sequence[Example]], res
     if chat:
         model.task["chat"] = True
     if settings.mode in OWN_DATA:
-        check_texts(model.tokenizer, (*examples["train"], *examples["valid"]))
-        warn_of_lost_characters(model.tokenizer, texts)
+        every = (text for _, row in texts_of(examples["train"]) for text in row)
+        warn_of_lost_characters(model.tokenizer, every)
+    for split, rows in examples.items():
+        check_rows(model.tokenizer, settings.file(split), texts_of(rows))
     return model
 
 
@@ -214,33 +263,35 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     trained = record.read_results(output)["training"]
     history = {name: [tuple(point) for point in points] for name, points in trained.get("curves", {}).items()}
     base = settings.model_name_or_path if settings.tuning_mode == "prefixtune" else None  # a tuned model is its own
-    model = load(output, model_name_or_path=base, cache_dir=settings.cache_dir)
+    directory = best.chosen(output, trained)
+    model = load(directory, model_name_or_path=base, cache_dir=settings.cache_dir)
+    result = trained.get("last", {}) if directory == output else trained["best"]
+    model.task.setdefault("step", result.get("step", trained["steps"]))  # earlier versions' checkpoints do not name it
     if processes.is_first():
         for split in left_to_decode(settings, output):
             logger.info("the run in %s was trained to its end; decoding its %s file", output, split)
             decode_split(settings, model, split, examples_of(settings, split, settings.columns), output, SEED)
     decoded = {split: row["scores"] for split, row in record.read_results(output).get("decoding", {}).items()}
-    return TrainResult(model, trained.get("last", {}), history, output, decoded)
+    return TrainResult(model, scores_of(result), history, output, decoded)
 
 
 def write_results(
-    settings: Settings, model: Model, output: Path, trained: dict[str, Any], earlier: Sequence[dict[str, Any]]
+    settings: Settings, model: Model, output: Path, trained: dict[str, Any], history: Mapping[str, Any]
 ) -> None:
     """Draw the curves, and put the run and its training into results.json, which says that the run has finished."""
     run = {
         "command": shlex.join(sys.argv),
         **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
+        "val_metric": settings.best_in,
         "base_model": model.base_record["name"],
         "device": record.device_name(),
         **record.versions(),
-        **({schedule.EARLIER: earlier} if earlier else {}),
+        **history,
     }
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
     record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
-    if trained["best"]:
-        logger.info("best %s: %.4g, in %s", settings.val_metric, trained["best"][settings.val_metric], output / "best")
-    record.log_end(trained, output, settings.decode_command(FAMILY, output))
+    record.log_end(trained, output, settings.decode_command(FAMILY, best.chosen(output, trained)))
 
 
 # ---- decoding ----------------------------------------------------------------------------------------------------
@@ -263,7 +314,9 @@ def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
 def _decode(settings: Settings, output: Path, given: Collection[str]) -> dict[str, Any]:
     columns = None
     if settings.mode in OWN_DATA:
-        columns = Columns.of(saved_settings(settings.checkpoint), settings.source_column, settings.target_column)
+        columns = Columns.of(
+            saved_settings(settings.checkpoint), settings.source_column, settings.target_column, settings.quotes
+        )
     has_test = settings.mode not in OWN_DATA or is_there(settings.mode, settings.file("test"))
     splits = settings.splits_to_decode(has_test, usual=("test",))
     examples = {split: examples_of(settings, split, columns) for split in splits}
@@ -280,6 +333,7 @@ def decode_split(
 
     Another strategy gives SPLIT_STRATEGY. For the user's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
     """
+    check_sources(settings, model, split, examples)
     strategy = settings.strategy_now()
     limit = settings.max_source_length or model.task.get("max_source_length")
     lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
@@ -290,29 +344,26 @@ def decode_split(
     how = {"batch_size": settings.eval_batch_size, "progress": not settings.disable_tqdm}
     found = model.decode(inputs, rule, strategy=strategy, seed=seed, **how)
     seconds = time.perf_counter() - started
-    texts = [model.to_text(settings.stop)(hypotheses[0].tokens) for hypotheses in found]
+    texts = [[model.to_text(settings.stop)(hypotheses[0].tokens)] for hypotheses in found]
+    outputs = Outputs(settings.mode, examples, texts, [[hypotheses[0].score] for hypotheses in found], seconds)
     target = output / f"{split}_{strategy}{f'_{rule.length_penalty}' if strategy == 'beam' else ''}"
-    one_line = (text.replace("\n", " ") for text in texts)
-    files.write_text(target, "".join(f"{text}\n" for text in one_line))
-    if settings.mode in OWN_DATA:
-        scored = [hypotheses[0].score for hypotheses in found]
-        tables.write(output / f"{output.name}_{split}_{strategy}.jsonl", examples, texts, scored)
-    scores = score(settings, texts, examples, model.tokenizer, lengths["test_max_target_length"])
-    decoded = {
-        "data_file": str(settings.file(split)),
-        "sentences": len(texts),
-        "sources_cut": cut,
-        "seconds": round(seconds, 2),
-        "strategy": strategy,
-        "rule": {**dataclasses.asdict(dataclasses.replace(rule, stop=None)), "stop": list(settings.stop)},
-        "scores": scores,
-    }
-    known = record.read_results(output).get("decoding", {})
-    record.update_results(output, {"decoding": {**known, split: decoded}})
-    logger.info("%d texts in %.1f s (%.2f/s) -> %s", len(texts), seconds, len(texts) / seconds, target)
+    outputs.write(target, output / f"{output.name}_{split}_{strategy}.jsonl")
+    scores = outputs.scores(seen_categories(model.task, examples, settings.mode, settings.data_dir))
+    if scores and not (find_task(settings.mode).is_table or find_task(settings.mode).verbatim):
+        scores |= summary_scores(settings, outputs, model.tokenizer, lengths["test_max_target_length"])
+    step = model.task.get("step")
+    how = {"rule": {**dataclasses.asdict(dataclasses.replace(rule, stop=None)), "stop": list(settings.stop)}}
+    entry = outputs.entry(settings.file(split), scores, cut=cut, strategy=strategy, step=step, **how)
+    record_split(output, split, entry)
+    outputs.log(target, step)
     for name, value in scores.items():
         logger.info("%s: %s", name, shown(value))
     return scores
+
+
+def check_sources(settings: Settings, model: Model, split: str, examples: Sequence[Example]) -> None:
+    """Look for special tokens in what is decoded. Raises UserError for the token that ends a text."""
+    check_rows(model.tokenizer, settings.file(split), texts_of(examples, references=False))
 
 
 def load_for(settings: Settings, given: Collection[str]) -> Model:
@@ -344,28 +395,17 @@ def load_for(settings: Settings, given: Collection[str]) -> Model:
     )
 
 
-def score(
-    settings: Settings, texts: Sequence[str], examples: Sequence[Example], tokenizer: Any, target_length: int
-) -> dict[str, Any]:
-    """The task's metrics over the corpus; for summaries also ROUGE-Lsum and the original's average, named as such."""
-    pairs = [(text, example) for text, example in zip(texts, examples, strict=True) if example.references]
-    if len(pairs) < len(texts):
-        logger.warning("%d of %d inputs have no reference: they are not scored", len(texts) - len(pairs), len(texts))
-    if not pairs:
-        return {}
-    task = find_task(settings.mode)
-    outputs, references = [text for text, _ in pairs], [list(example.references) for _, example in pairs]
-    if task.is_table or task.verbatim:
-        categories = [example.category for _, example in pairs]
-        return score_task(task.metrics, outputs, references, categories=categories if any(categories) else None)
-    first = [texts[0] for texts in references]
+def summary_scores(settings: Settings, outputs: Outputs, tokenizer: Any, target_length: int) -> dict[str, Any]:
+    """ROUGE-Lsum and the original's average, named as such."""
+    pairs = with_references(outputs.flat(), outputs.inputs)
+    texts, references = [text for text, _ in pairs], [example.references for _, example in pairs]
+    first = [its[0] for its in references]
     ids = tokenizer(text_target=first, max_length=target_length, truncation=True)["input_ids"]
     cut = [to_text(tokenizer, tokens) for tokens in ids]
     batch = 8 if settings.prefix_model_path else 10  # the original's batch sizes, which its average depends on
     return {
-        **score_task(task.metrics, outputs, references),
-        "ROUGE-Lsum": rouge.rouge_lsum(outputs, references),
-        "original's average": rouge.original_way(outputs, cut, batch),
+        "ROUGE-Lsum": rouge.rouge_lsum(texts, references),
+        "original's average": rouge.original_way(texts, cut, batch),
     }
 
 

@@ -82,7 +82,12 @@ class Settings(Training):
     num_workers: int = flag(2, "processes that tokenise (0: the training process does)", RARE, low=0)
 
     save_steps: int = flag(500, "steps between resumable checkpoints", RECORDS, above=0)
-    val_metric: str = flag("rouge2", "what the best checkpoint is best in", RECORDS, choices=("rouge2", "loss"))
+    val_metric: str | None = flag(
+        None,
+        "what the best checkpoint is best in; a tie goes to the lower loss (default: text loss; else rouge2)",
+        RECORDS,
+        choices=("rouge2", "loss"),
+    )
     early_stopping_patience: int = flag(-1, "stop after N validations without a better one (-1: no)", RECORDS, low=-1)
 
     strategy: str | None = flag(
@@ -122,6 +127,11 @@ class Settings(Training):
     def task(self) -> InSeq2Seq:
         """The task's row."""
         return find_task(self.mode).seq2seq
+
+    @property
+    def best_in(self) -> str:
+        """What the best checkpoint is best in: the flag's, else the task's."""
+        return self.val_metric or self.task.val_metric
 
     @property
     def checkpoint(self) -> Path:
@@ -186,7 +196,7 @@ class Settings(Training):
         self.check_values()
         self.strategy_now()
         self.check_only_with(TABLE_RULES)
-        for name in ("resume", "overwrite_output_dir"):
+        for name in ("resume", "allow_other_data", "overwrite_output_dir"):
             if getattr(self, name):
                 refuse_together("--do_train no", f"--{name} yes", "nothing is trained")
         if self.init_text is not None:

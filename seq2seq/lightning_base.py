@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,9 +19,10 @@ from transformers import get_scheduler
 from prefixlib import files, processes, record, schedule, schema, sharding
 from prefixlib.accumulation import OncePerStep
 from prefixlib.beam_search import DecodingRule
-from prefixlib.checkpoint import CONFIG, clear_run, earlier_run, unpickled
+from prefixlib.checkpoint import CONFIG, check_numbers, clear_run, earlier_run, unpickled
+from prefixlib.data_digests import Digests, EarlierData
 from prefixlib.errors import Terminated, UserError, first_line
-from prefixlib.metrics import rouge
+from prefixlib.metrics import accuracy, rouge
 from prefixlib.settings import spelled
 from prefixlib.tasks import OWN_DATA
 from seq2seq import decoding
@@ -58,13 +59,23 @@ class Position(TypedDict):
     batches: int
 
 
+class Validated(TypedDict):
+    """The last validation."""
+
+    step: int
+    result: dict[str, Any]
+
+
 class Resumable(TypedDict):
     """What is read of resume.ckpt; the rest is Lightning's."""
 
     settings: dict[str, Any]
     position: Position
-    validated: dict[str, Any]
+    validated: Validated
     state_dict: dict[str, Tensor]
+    total_steps: NotRequired[int]
+    data: NotRequired[Digests]
+    earlier_data: NotRequired[list[EarlierData]]
 
 
 class BaseModule(LightningModule):
@@ -74,11 +85,13 @@ class BaseModule(LightningModule):
         super().__init__()
         self.lm, self.settings, self.total_steps = lm, settings, total_steps
         self.earlier: list[dict[str, Any]] = []  # the schedules before this one, see prefixlib/schedule.py
+        self.data: dict[str, Any] = {}  # what is trained on, see prefixlib/data_digests.py
         self.on_sigterm = signal.getsignal(signal.SIGTERM)
         self.validated_step = -1  # the optimiser step after which the last validation came
         self.validation_result: dict[str, float] = {}
-        accumulates = lm.prefix is not None and settings.gradient_accumulation_steps > 1
-        self.once_per_step = OncePerStep(lm.prefix) if accumulates else None
+        accumulates = settings.gradient_accumulation_steps > 1
+        self.once_per_step = OncePerStep(lm.prefix) if accumulates and lm.prefix is not None else None
+        self.step_sums: list[Tensor] = []  # per batch of the optimiser step so far: its loss, its tokens
 
     @property
     def world(self) -> int:
@@ -137,12 +150,26 @@ class BaseModule(LightningModule):
         torch.manual_seed((self.settings.seed * 1_000_003 + number * self.world + self.global_rank) % 2**63)
         self.trainer.train_dataloader.position = (self.current_epoch, batch_idx + 1)
 
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether the optimiser steps after this batch of an epoch."""
+        batch, of_step = batch_idx + 1, self.settings.gradient_accumulation_steps
+        return batch % of_step == 0 or batch == self.trainer.num_training_batches
+
     def on_after_backward(self) -> None:
-        """Pass a step's gradients through the prefix network at once, while they are still scaled and unclipped."""
-        batch, of_step = self.trainer.fit_loop.batch_idx + 1, self.settings.gradient_accumulation_steps
-        ends_step = batch % of_step == 0 or batch == self.trainer.num_training_batches
-        if self.once_per_step is not None and ends_step:
+        """Complete a step's gradients, while they are still scaled for float16 and not clipped."""
+        if not self.ends_step(self.trainer.fit_loop.batch_idx):
+            return
+        if self.once_per_step is not None:
             self.once_per_step.backward()
+        of_step = self.settings.gradient_accumulation_steps
+        if of_step > 1:
+            # Lightning divided each loss by `of_step`, `training_step` by the tokens of the step's first batch, because
+            # those of the whole step were not counted yet
+            factor = of_step * self.step_sums[0][1] / sum(self.step_sums)[1]
+            for parameter in self.trainable().values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        self.step_sums = []
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """The trained tensors alone: the frozen model is no part of a checkpoint."""
@@ -154,6 +181,7 @@ class BaseModule(LightningModule):
             raise UserError(
                 f"{RESUME} holds other parameters than this run trains: {_difference(state_dict, parameters)}"
             )
+        check_numbers(state_dict, RESUME)
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state_dict[name])
@@ -162,10 +190,13 @@ class BaseModule(LightningModule):
         checkpoint["position"] = self.trainer.train_dataloader.state_dict()
         checkpoint["validated"] = {"step": self.validated_step, "result": self.validation_result}
         checkpoint[schedule.EARLIER] = self.earlier
+        checkpoint["total_steps"] = self.total_steps
+        checkpoint.update(self.data)
         checkpoint["settings"] = {name: spelled(getattr(self.settings, name)) for name in TRAINING_SETTINGS}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.validated_step, self.validation_result = checkpoint["validated"].values()
+        validated = checkpoint["validated"]
+        self.validated_step, self.validation_result = validated["step"], validated["result"]
 
 
 def _difference(one: Mapping, other: Mapping) -> str:
@@ -180,20 +211,26 @@ class SummarizationModule(BaseModule):
         self.tokenizer, self.rule = tokenizer, rule
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """The mean over the tokens of the global batch; each process holds a part of them."""
+        """The mean over the tokens of the optimiser step, all processes' and batches'; see `on_after_backward`.
+
+        "mean" is that of the whole step, with its last batch; None before.
+        """
         total, count = self.lm.loss(*(batch[name] for name in INPUTS), smoothing=self.settings.label_smoothing)
-        sums = self._over_processes(torch.stack([total.detach(), count.to(total.dtype)]))
+        self.step_sums.append(self._over_processes(torch.stack([total.detach(), count.to(total.dtype)])))
         # DDP divides the sum of the processes' gradients by their number
-        loss = total * self.world / sums[1]
+        loss = total * self.world / self.step_sums[0][1]
+        losses, counts = sum(self.step_sums)
+        mean = losses / counts if self.ends_step(batch_idx) else None
         tokens = batch["attention_mask"].sum() + count
-        return {"loss": loss, "mean": sums[0] / sums[1], "tokens": tokens.detach() * self.world}
+        return {"loss": loss, "mean": mean, "tokens": tokens.detach() * self.world}
 
     def on_validation_start(self) -> None:
         sharding.gather(self.lm.base)  # the processes' texts have different lengths
         with torch.no_grad():
             self.prefix = self.lm.layers()  # one run of the network for all batches
-        self.sums = torch.zeros(7, dtype=torch.float64)
-        self.any_language = self.settings.mode in OWN_DATA
+        self.own_data = self.settings.mode in OWN_DATA
+        self.figures = (*rouge.KINDS.values(), *(("exact_match",) if self.own_data else ()), "length")
+        self.sums = torch.zeros(2 + len(self.figures) + 1, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         total, count = self.lm.loss(*(batch[name] for name in INPUTS))
@@ -204,8 +241,10 @@ class SummarizationModule(BaseModule):
         for references, hypotheses in zip(batch["references"], found, strict=True):
             if references is not None:  # None: a filler
                 tokens = hypotheses[0].tokens
-                scores = rouge.sentence_scores(decoding.to_text(self.tokenizer, tokens), references, self.any_language)
-                self.sums[2:] += torch.tensor([*scores.values(), len(tokens), 1])
+                text = decoding.to_text(self.tokenizer, tokens, verbatim=self.own_data)
+                scores = [*rouge.sentence_scores(text, references, self.own_data).values()]
+                scores += [100 * accuracy.statistics([text], [references])[0, 0]] if self.own_data else []
+                self.sums[2:] += torch.tensor([*scores, len(tokens), 1])
 
     def on_validation_epoch_end(self) -> None:
         del self.prefix  # the next steps change it
@@ -213,7 +252,7 @@ class SummarizationModule(BaseModule):
         loss, tokens, *sums, examples = self._over_processes(self.sums.float().to(self.device)).tolist()
         self.validated_step = self.trainer.global_step
         self.validation_result = {"loss": loss / tokens}
-        for name, value in zip((*rouge.KINDS.values(), "length"), sums, strict=True):
+        for name, value in zip(self.figures, sums, strict=True):
             self.validation_result[name] = value / examples
 
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
@@ -278,7 +317,8 @@ def _goes_beyond(settings: Settings, saved: Mapping[str, Any], state: Mapping[st
     def is_over(epoch: int, max_steps: int) -> bool:
         return epochs >= epoch or 0 < max_steps <= step
 
-    return is_over(saved["epoch"], saved["max_steps"]) and not is_over(settings.epoch, settings.max_steps)
+    finished = state.get("total_steps") == step or is_over(saved["epoch"], saved["max_steps"])
+    return finished and not is_over(settings.epoch, settings.max_steps)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from prefixlib import attention, baselines, checkpoint, files, original, record
+from prefixlib import attention, baselines, best, checkpoint, files, original, record
 from prefixlib.base_model import (
     check_fingerprint,
     check_tokenizer,
@@ -36,14 +36,14 @@ from prefixlib.beam_search import DecodingRule, Hypothesis, as_stop, as_texts, c
 from prefixlib.errors import UserError
 from prefixlib.mixed import Prepared
 from prefixlib.settings import choose_strategy, spelled
-from prefixlib.tables import Wording
-from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, find_task
+from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, as_group, check_tree, find_task
+from prefixlib.wording import Wording
 from seq2seq import decoding
 from seq2seq.flags import DEFAULT_MODEL, STRATEGIES, Settings
 from seq2seq.frozen_lm import install, key_values_of_text, max_positions, shape_of
 from seq2seq.prefix_lm import PrefixLM
 from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning
-from seq2seq.utils import count_cut
+from seq2seq.utils import encode_sources
 
 logger = logging.getLogger(__name__)
 
@@ -240,19 +240,17 @@ class Model:
 
     def _texts(self, sources: Sequence[Any]) -> list[str]:
         """The sources linearised, as `utils.load_examples` reads them from a file."""
-        texts = [as_group(self._row.name, source).source for source in sources]
+        texts = [as_group(self._row.name, self.wording.source(source)).source for source in sources]
         return texts if self._verbatim else [text.strip() for text in texts]
 
     def encode(self, texts: Sequence[str], limit: int) -> tuple[list[list[int]], int]:
         """Token ids of sources, cut to `limit` tokens, special tokens included; and how many were cut."""
         if not texts:
             return [], 0
-        texts = [self.wording.text(text, self.tokenizer) for text in texts]
-        encoded = self.tokenizer(texts, max_length=limit, truncation=True)
-        cut = count_cut(encoded)
+        inputs, cut = encode_sources(self.tokenizer, self.wording, texts, limit)
         if cut:
             logger.warning("%d of %d sources cut to %d tokens", cut, len(texts), limit)
-        return encoded["input_ids"], cut
+        return inputs, cut
 
     @torch.no_grad()
     def decode(self, inputs: Sequence[Sequence[int]], rule: DecodingRule, **how: Any) -> list[list[Hypothesis]]:
@@ -276,7 +274,7 @@ class Model:
         if task.get("tuning_mode") == "bothtune":
             (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
             files.replace_directory(directory / checkpoint.OWN_MODEL, self._save_base)
-            task = {**task, "tuned_from": task.get("tuned_from", base_record["name"])}
+            task = {**task, "tuned_from": task.get("tuned_from") or base_record["name"]}
             base_record = {"name": checkpoint.OWN_MODEL, "revision": None}
         save_prefix(directory, self.prefix, base_record, task, scores)
 
@@ -286,6 +284,10 @@ class Model:
         save_whole(directory, self.base, self.tokenizer)
         attention.install(self.base)
         checkpoint.save_task(directory, {**self.task, "base_model": self.base_record})
+
+    def load_weights(self, directory: Path) -> None:
+        """The counterpart of `save`."""
+        best.load_weights(self, directory, FAMILY, load_prefix)
 
     def count_parameters(self) -> dict[str, int | None]:
         """Numbers that are trained; those of the model behind the prefix; those that decoding needs stored."""
@@ -460,7 +462,7 @@ def load_prefix(directory: Path | str) -> SavedPrefix:
         raise UserError(f"checkpoint {directory}: no such folder")
     if checkpoint.is_checkpoint(directory):
         read = checkpoint.load(directory, FAMILY)
-        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory)
+        config = checkpoint.rebuild(PrefixConfig, read.prefix, directory / checkpoint.CONFIG)
         with checkpoint.odd_settings_refused(directory), torch.device("meta"):  # shapes alone
             prefix = PrefixTuning(config)
         network = {name: tensor.shape for name, tensor in prefix.state_dict().items()}
@@ -524,8 +526,7 @@ def load(
     directory = Path(directory).expanduser()
     if not directory.is_dir():
         raise UserError(f"checkpoint {directory}: no such folder")
-    if mode is not None and find_task(mode).seq2seq is None:
-        raise UserError(f"--mode {mode}: not a task of seq2seq/; one of {', '.join(SEQ2SEQ_MODES)}")
+    check_tree(mode, "seq2seq")
     hub = {"cache_dir": cache_dir, "dtype": dtype}
     tuned = None if original.is_prefix(directory) else checkpoint.model_folder(directory)
     if tuned is not None:
@@ -568,7 +569,7 @@ def attach(
     if not allow_other_base:
         check_fingerprint(saved.base, base, tokenizer, name, directory)
     lm = PrefixLM(base, saved.for_decoding().to(base.device))
-    return Model(lm.eval(), tokenizer, task, dict(saved.base))
+    return Model(lm.eval(), tokenizer, task, checkpoint.own_model_base(saved.base, saved.task, directory))
 
 
 def check_fits(config: PrefixConfig, base: PreTrainedConfig, directory: Path | str, name: str) -> None:
@@ -603,6 +604,7 @@ def _load_base(name: str, revision: str | None, cache_dir: str | None, **how: An
 def _task_of(saved: Mapping[str, Any], mode: str | None, directory: Path) -> dict[str, Any]:
     """What the checkpoint says of its task, or `mode` where it says nothing; UserError if the two differ."""
     known = saved.get("mode")
+    check_tree(known or mode, "seq2seq", f"{directory}: ")
     if known is not None and mode is not None and find_task(known) is not find_task(mode):
         checkpoint.check_agrees({"mode": mode}, {"mode": known}, directory)
     return {**saved, "mode": known or mode}

@@ -6,18 +6,20 @@ Legend: B batch, S source tokens, T target tokens.
 import itertools
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedConfig
 
 from prefixlib import processes
 from prefixlib.errors import UserError
-from prefixlib.tables import PLAIN, Columns, Wording
-from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get, without
+from prefixlib.tables import Columns
+from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get
+from prefixlib.wording import PLAIN, Wording
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions, start_token
 
@@ -30,6 +32,7 @@ class Example:
     references: tuple[str, ...]
     category: str = ""  # WebNLG's
     filler: bool = False  # for a process without a row in a short last batch; counts for nothing
+    places: tuple[str, ...] = field(default=(), compare=False)  # where the file has it: "line 3", "row 3"
 
 
 class Lines:
@@ -69,6 +72,12 @@ class Lines:
             line = file.read(self.offsets[index + 1] - self.offsets[index])
         return (line.removeprefix(BOM_UTF8) if index == 0 else line).decode().strip()
 
+    def __iter__(self) -> Iterator[str]:
+        """All lines in order, in one pass over the file."""
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file):
+                yield (line.removeprefix(BOM_UTF8) if number == 0 else line).decode().strip()
+
 
 class Summaries(Dataset):
     """`X.source` and `X.target`, line n of one belonging to line n of the other; items are `Example`.
@@ -96,6 +105,13 @@ class Summaries(Dataset):
         target = self.targets[index] if self.targets else ""
         return Example(self.sources[index], (target,) if target else ())
 
+    def __iter__(self) -> Iterator[Example]:
+        """All examples in order, in one pass over the files."""
+        targets = self.targets or itertools.repeat("")
+        pairs = zip(self.sources, targets, strict=False)
+        for number, (source, target) in enumerate(itertools.islice(pairs, self.size), start=1):
+            yield Example(source, (target,) if target else (), places=(f"line {number}",))
+
 
 def load_examples(
     mode: str, split: str, path: Path, first: int = -1, columns: Columns | None = None
@@ -114,10 +130,14 @@ def load_examples(
         records = [row for row in iter_records(mode, path, columns=columns) if row.trainable and row.target.strip()]
         if not records:
             raise UserError(f"{path}: no text to train on")
-        examples = [Example(kept(record.source), (kept(record.target),)) for record in records]
+        examples = [
+            Example(kept(row.source), (kept(row.target),), row.category, places=(row.place,)) for row in records
+        ]
     else:
         groups = read_groups(mode, path, blind=split == "test", columns=columns)
-        examples = [Example(kept(group.source), group.references, group.category) for group in groups]
+        examples = [
+            Example(kept(group.source), group.references, group.category, places=group.places) for group in groups
+        ]
     return examples if first < 0 else examples[:first]
 
 
@@ -215,11 +235,10 @@ def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Exa
     return {split: read(split, settings.first(split)) for split in ("train", "valid")}
 
 
-def check_texts(tokenizer: Any, examples: Iterable[Example]) -> None:
-    """Raise UserError for a text that holds the tokenizer's end of text: it would end there."""
+def texts_of(examples: Iterable[Example], references: bool = True) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+    """Places and texts of examples, as `special_tokens.check_rows` takes them."""
     for example in examples:
-        for text in (example.source, *example.references):
-            without(tokenizer.eos_token, text)
+        yield example.places, (example.source, *(example.references if references else ()))
 
 
 def examples_of(settings: Settings, split: str, columns: Columns | None) -> list[Example]:
@@ -288,13 +307,10 @@ class Collator:
     wording: Wording = PLAIN
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        sources = self.tokenizer(
-            [self.wording.text(example.source, self.tokenizer) for example in examples],
-            max_length=self.max_source_length,
-            truncation=True,
-            padding="longest",
-            return_tensors="pt",
-        )
+        texts = [example.source for example in examples]
+        sources, cut = encode_sources(self.tokenizer, self.wording, texts, self.max_source_length)
+        input_ids = pad_sequence([torch.tensor(ids) for ids in sources], True, self.padding)
+        lengths = torch.tensor([len(ids) for ids in sources])
         labels = self.tokenizer(
             text_target=[example.references[0] if example.references else "" for example in examples],
             max_length=self.max_target_length,
@@ -307,15 +323,22 @@ class Collator:
             if example.filler or not example.references:
                 labels[row] = self.padding
         return {
-            "input_ids": sources["input_ids"],
-            "attention_mask": sources["attention_mask"],
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),
             "decoder_input_ids": decoder_input_ids,
             "labels": labels,
-            "cut": count_cut(sources),
+            "cut": cut,
             "references": [None if example.filler else list(example.references) for example in examples],
         }
 
 
-def count_cut(encoded: Any) -> int:
-    """How many of the tokenizer's outputs lost tokens to truncation."""
-    return sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())
+def encode_sources(tokenizer: Any, wording: Wording, sources: Sequence[str], limit: int) -> tuple[list[list[int]], int]:
+    """Token ids of sources, cut to `limit` tokens, special tokens included; and how many were cut.
+
+    Of a conversation the earliest turns are left out.
+    """
+    if wording.chat:
+        found = wording.encode(sources, tokenizer, [limit] * len(sources))
+        return [encoded.ids for encoded in found], sum(encoded.cut > 0 for encoded in found)
+    encoded = tokenizer([wording.text(source, tokenizer) for source in sources], max_length=limit, truncation=True)
+    return encoded["input_ids"], sum(bool(encoding.overflowing) for encoding in encoded.encodings or ())

@@ -1,10 +1,10 @@
 """What the tests share: golden numbers, a tiny GPT-2, the real data where it is, running a command as a user would."""
 
+import contextlib
+import gc
 import importlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -21,12 +21,35 @@ from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, PrefixTuning
 from prefixlib.base_model import fuse_gelu
 from prefixlib.settings import Parser
+from tests import commands
+from tests.commands import ROOT, run_command
 
-ROOT = Path(__file__).resolve().parent.parent
+__all__ = ["ROOT", "run_command"]  # most tests import them from here
 GOLDEN = ROOT / "tests" / "golden"
 SETTINGS = {"prefix_dropout": 0.0, "prefix_mode": "activation", "format_mode": "cat"}
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cold: the commands of this test start as a user's do, from a new Python")
+    commands.install()
+
+
+def pytest_collection_finish() -> None:
+    """From now on look for no garbage among what was imported."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    commands.uninstall()
+
+
+@pytest.fixture(autouse=True)
+def start_of_commands(request):
+    """Commands start warm, except in tests marked `cold`."""
+    with commands.cold() if request.node.get_closest_marker("cold") else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +71,7 @@ def golden_gpt2():
     base.tie_weights()
     fuse_gelu(base)  # as load_model does
     arrays = load_file(GOLDEN / "gpt2_prefix.safetensors")
-    prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=5, mid_dim=16, **SETTINGS))
+    prefix = PrefixTuning(PrefixConfig.for_model(base, preseqlen=5, mid_dim=16, **SETTINGS))
     prefix.load_state_dict(
         {name.removeprefix("prefix."): a for name, a in arrays.items() if name.startswith("prefix.")}
     )
@@ -62,7 +85,7 @@ def tiny_lm():
     base = GPT2LMHeadModel(
         GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=64, bos_token_id=49, eos_token_id=49)
     )
-    prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=3, mid_dim=8, **SETTINGS))
+    prefix = PrefixTuning(PrefixConfig.for_model(base, preseqlen=3, mid_dim=8, **SETTINGS))
     return PrefixLM(base.eval(), prefix)
 
 
@@ -85,10 +108,3 @@ def close(actual: torch.Tensor, reference: torch.Tensor) -> bool:
     """The golden tolerance: 1e-5 x max(1, |reference|max), over the whole tensor."""
     assert actual.shape == reference.shape, (actual.shape, reference.shape)
     return (actual - reference).abs().max() <= 1e-5 * max(1.0, reference.abs().max())
-
-
-def run_command(*arguments, cwd: Path = ROOT, timeout: float = 240, **kwargs) -> subprocess.CompletedProcess:
-    """Run this Python with `arguments` and return its exit code, stdout and stderr."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout, **kwargs
-    )

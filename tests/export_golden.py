@@ -61,6 +61,6 @@ def write_original(folder: Path, name: str, **more) -> Path:
 
 def save_gpt2(folder, base, base_folder, preseqlen=3):
     """A checkpoint of a random prefix for `base`; returns its folder and the PrefixLM."""
-    prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=preseqlen, mid_dim=8, **SETTINGS))
+    prefix = PrefixTuning(PrefixConfig.for_model(base, preseqlen=preseqlen, mid_dim=8, **SETTINGS))
     save_prefix(folder, prefix, {"name": str(base_folder), "revision": None}, TASK)
     return folder, PrefixLM(base, prefix).eval()

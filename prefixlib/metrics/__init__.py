@@ -36,7 +36,7 @@ def score_task(
                          the references have words), MoverScore and BERTScore 0-1, BLEURT about 0-1
         xsum, cnn_dm     ROUGE-1, ROUGE-2, ROUGE-L 0-100
         classify-*       accuracy 0-100
-        text             BLEU, ROUGE-L, chrF 0-100; where no reference is longer than an answer, exact match 0-100
+        text             BLEU, ROUGE-L, chrF, exact match 0-100
 
     Raises UserError for an unknown task or metric, and for counts that do not match (naming both).
     """

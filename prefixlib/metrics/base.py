@@ -26,7 +26,6 @@ class Metric:
     lower_is_better: bool = False
     scale: float = 1.0  # what the combined value is multiplied with to stand on the scale of the papers
     span: str = "0-1"  # that scale, in words
-    suits: Callable[[list[list[str]]], bool] = lambda references: True  # where not, the metric is left out
 
 
 def mean(sums):

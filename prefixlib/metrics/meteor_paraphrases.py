@@ -9,13 +9,12 @@ import gzip
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefixlib import cache
 from prefixlib.metrics.base import SECONDS_BEFORE_BAR
 
 logger = logging.getLogger(__name__)
@@ -72,38 +71,30 @@ def _hash(phrase: bytes) -> int:
 def open_paraphrases(table: Path) -> Paraphrases:
     """The index of the table (a .gz file of three lines a pair: probability, phrase, paraphrase), built if need be."""
     folder = index_folder(table)
-    index = _open_index(folder)
-    if index is None:
+    wrong = cache.damage(folder)
+    if wrong:
+        if folder.is_dir():
+            logger.warning("%s is damaged (%s): METEOR's tables are read anew", folder, wrong)
         arrays = _build(table)
         try:
-            _write_index(folder, arrays)
+            cache.keep(folder, lambda made: _write_index(made, arrays))
         except OSError as error:
             logger.warning("%s cannot be written (%s): METEOR's tables will be read anew next time", folder, error)
-        index = _open_index(folder) or Paraphrases(**arrays)
-    return index
+            return Paraphrases(**arrays)
+    return _open_index(folder)
 
 
-def _open_index(folder: Path) -> Paraphrases | None:
+def _open_index(folder: Path) -> Paraphrases:
     import numpy as np
 
-    try:
-        return Paraphrases(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
-    except (OSError, ValueError):  # not there, or damaged
-        return None
+    return Paraphrases(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
 
 
 def _write_index(folder: Path, arrays: dict[str, Any]) -> None:
-    """All files or none: they are written beside the folder, which is then renamed."""
     import numpy as np
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".meteor-", dir=folder.parent) as scratch:
-        made = Path(scratch) / "index"
-        made.mkdir()
-        for name in ARRAYS:
-            np.save(made / f"{name}.npy", arrays[name])
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        made.rename(folder)
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", arrays[name])
 
 
 def _build(table: Path) -> dict[str, Any]:

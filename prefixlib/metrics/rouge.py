@@ -1,8 +1,8 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L F1 of summaries, with stemming, by the rouge-score package (Lin 2004).
 
 The values are rouge-score's own. The paper's were given by ROUGE-1.5.5 (Perl), which reads 0.02-0.43 points higher.
-With several references the best F1 counts, per metric. `ANY_LANGUAGE` is ROUGE-L of texts in any script: rouge-score's
-own words are English letters and digits alone.
+With several references the best F1 counts, per metric. rouge-score's own words are the letters A to Z and digits alone:
+texts whose references are in another script are compared by the words of `_Words`, and so are all of `ANY_LANGUAGE`.
 """
 
 import re
@@ -15,19 +15,37 @@ KINDS = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 DISTANCE = "rouge-score with stemming; ROUGE-1.5.5, which the paper used, reads 0.02-0.43 points higher"
 
 
-def _statistics(kind: str):
+def _statistics(kind: str, any_language: bool = False):
     def statistics(hypotheses: list[str], references: list[list[str]]):
         """(N, 2) array: F1, 1."""
         import numpy as np
-        from rouge_score.rouge_scorer import RougeScorer
 
-        scorer = RougeScorer([kind], use_stemmer=True)
         rows = np.ones((len(hypotheses), 2))
         for i in progress(range(len(hypotheses)), kind):
-            rows[i, 0] = scorer.score_multi(references[i] or [""], hypotheses[i])[kind].fmeasure
+            rows[i, 0] = _f1((kind,), hypotheses[i], references[i], any_language)[kind]
         return rows
 
     return statistics
+
+
+def in_another_script(references: Sequence[str]) -> bool:
+    """Whether most letters of the references are none of rouge-score's, A to Z."""
+    letters = [letter for text in references for letter in text if letter.isalpha()]
+    return 2 * sum(map(str.isascii, letters)) < len(letters)
+
+
+def _f1(kinds: tuple[str, ...], hypothesis: str, references: Sequence[str], any_language: bool) -> dict[str, float]:
+    """F1 of one output, the best over its references, per kind."""
+    scorer = _scorer(kinds, any_language or in_another_script(references))
+    scores = scorer.score_multi(list(references) or [""], hypothesis)
+    return {kind: scores[kind].fmeasure for kind in kinds}
+
+
+@lru_cache(maxsize=8)
+def _scorer(kinds: tuple[str, ...], any_language: bool):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(kinds, tokenizer=_Words()) if any_language else RougeScorer(kinds, use_stemmer=True)
 
 
 class _Words:
@@ -40,31 +58,11 @@ class _Words:
         return re.findall(r"[^\W_]+", apart(text.lower()))
 
 
-def _any_language(hypotheses: list[str], references: list[list[str]]):
-    """(N, 2) array: F1 of the longest common subsequence, 1."""
-    import numpy as np
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
-    rows = np.ones((len(hypotheses), 2))
-    for i in progress(range(len(hypotheses)), "ROUGE-L"):
-        rows[i, 0] = scorer.score_multi(references[i] or [""], hypotheses[i])["rougeL"].fmeasure
-    return rows
-
-
-ANY_LANGUAGE = Metric("ROUGE-L", _any_language, mean, scale=100, span="0-100")
+ANY_LANGUAGE = Metric("ROUGE-L", _statistics("rougeL", any_language=True), mean, scale=100, span="0-100")
 METRICS = tuple(Metric(name, _statistics(kind), mean, scale=100, span="0-100") for name, kind in KINDS.items())
 
 
 # ---- one text at a time, while training; and the original's own figures --------------------------------------------
-
-
-@lru_cache(maxsize=2)
-def _scorer(any_language: bool = False):
-    from rouge_score.rouge_scorer import RougeScorer
-
-    kinds = [*KINDS.values(), "rougeLsum"]
-    return RougeScorer(kinds, tokenizer=_Words()) if any_language else RougeScorer(kinds, use_stemmer=True)
 
 
 def sentence_scores(hypothesis: str, references: Sequence[str], any_language: bool = False) -> dict[str, float]:
@@ -72,8 +70,8 @@ def sentence_scores(hypothesis: str, references: Sequence[str], any_language: bo
 
     any_language: over words of any script, without stemming.
     """
-    scores = _scorer(any_language).score_multi(list(references) or [""], hypothesis)
-    return {kind: 100 * scores[kind].fmeasure for kind in KINDS.values()}
+    scores = _f1(tuple(KINDS.values()), hypothesis, references, any_language)
+    return {kind: 100 * score for kind, score in scores.items()}
 
 
 def rouge_lsum(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
@@ -82,7 +80,7 @@ def rouge_lsum(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -
     total = 0.0
     for hypothesis, texts in zip(hypotheses, references, strict=True):
         texts = ["\n".join(split(text)) for text in texts] or [""]
-        total += 100 * _scorer().score_multi(texts, "\n".join(split(hypothesis)))["rougeLsum"].fmeasure
+        total += 100 * _f1(("rougeLsum",), "\n".join(split(hypothesis)), texts, any_language=False)["rougeLsum"]
     return total / max(len(hypotheses), 1)
 
 

@@ -137,7 +137,7 @@ def measure(
     if task.prepare:
         hypotheses, references = task.prepare(hypotheses, references)
     table = []
-    for metric in [metric for metric in chosen if metric.suits(references)]:
+    for metric in chosen:
         try:
             rows, reason = metric.statistics(hypotheses, references), ""
         except Unavailable as error:

@@ -51,7 +51,7 @@ def make_prefix(args: argparse.Namespace, base: nn.Module, number: int) -> Prefi
     """Prefix `number` as a checkpoint stores it, without its network."""
     torch.manual_seed(number)
     kind = {"mid_dim": 1, "prefix_dropout": 0.0, "prefix_mode": "activation", "format_mode": "cat"}
-    config = PrefixConfig.for_model(base.config, preseqlen=args.preseqlen, init_shallow=True, **kind)
+    config = PrefixConfig.for_model(base, preseqlen=args.preseqlen, init_shallow=True, **kind)
     prefix = PrefixTuning(config).to(args.device, base.dtype).requires_grad_(False)
     prefix.control_trans.mul_(LOUDER)
     return prefix

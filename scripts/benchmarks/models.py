@@ -131,7 +131,7 @@ def our_prefix(args: argparse.Namespace, base: nn.Module) -> nn.Module:
         prefix = bart.PrefixTuning(bart.PrefixConfig.for_model(base.config, **settings, **sites, **off))
     else:
         named = {"prefix_mode": "activation", "format_mode": "cat"}
-        prefix = gpt2.PrefixTuning(gpt2.PrefixConfig.for_model(base.config, **settings, **named))
+        prefix = gpt2.PrefixTuning(gpt2.PrefixConfig.for_model(base, **settings, **named))
     with torch.no_grad():
         for network in prefix.children():
             if isinstance(network, nn.Sequential):

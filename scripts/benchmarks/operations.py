@@ -39,7 +39,7 @@ class Sizes:
         out = base.get_output_embeddings()
         head = out.in_features * out.out_features
         if not base.config.is_encoder_decoder:
-            shape = frozen_lm.shape_of(base.config)
+            shape = frozen_lm.shape_of(base)
             size, layers = shape["head_dim"], shape["n_layer"]
             queries, keys = base.config.num_attention_heads * size, shape["n_head"] * size
             return cls(shape["n_embd"], queries, keys, layers, _weights(base.base_model), head)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixlib.tables import SLOT
 from prefixlib.tasks import find_task
+from prefixlib.wording import SLOT
 
 NAME = "example.py"
 
@@ -28,6 +28,11 @@ class Prompt:
         """The task; where the checkpoint does not say it, E2E, which the original's first command trains."""
         return find_task(self.task.get("mode") or "data2text")
 
+    def _template(self) -> str:
+        """What is put around a source; one that is made of columns is part of SOURCE."""
+        template = self.task.get("source_template") or ""
+        return template if SLOT in template else ""
+
     def code(self) -> str:
         """A line of Python that makes `text`, which is tokenised, of SOURCE."""
         if self.task.get("chat"):
@@ -35,7 +40,7 @@ class Prompt:
                 'messages = [{"role": "user", "content": SOURCE}]\n'
                 "text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)"
             )
-        template = self.task.get("source_template")
+        template = self._template()
         body = f'{template!r}.replace("{SLOT}", SOURCE)' if template else "SOURCE"
         if not self.decoder_only:
             return f"text = {body}"
@@ -49,7 +54,7 @@ class Prompt:
         """The form of the prompt, for a README."""
         if self.task.get("chat"):
             return "The prompt is what the model's own chat template makes of the messages, with the answer opened."
-        form = (self.task.get("source_template") or SLOT).replace(SLOT, "SOURCE")
+        form = (self._template() or SLOT).replace(SLOT, "SOURCE")
         if not self.decoder_only:
             return f"The encoder reads `{form!r}`, with the special tokens that the tokenizer adds by itself."
         before, after = self.row.source_spaces if self.with_source else ("", "")

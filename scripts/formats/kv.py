@@ -42,11 +42,10 @@ def write(directory: Path, prefix: KeysValues) -> None:
         for number, (keys, values) in enumerate(layers):
             arrays[f"{site}.layer_{number}.key"] = keys.contiguous()
             arrays[f"{site}.layer_{number}.value"] = values.contiguous()
-        all_shapes = [keys.shape for keys, _ in layers]
-        heads, length, size = all_shapes[0]
-        if any(shape != all_shapes[0] for shape in all_shapes):  # Gemma 4: each layer has its own
-            heads, size = ([shape[n] for shape in all_shapes] for n in (0, 2))
-        shapes[site] = {"layers": len(layers), "heads": heads, "positions": length, "head_size": size}
+        keys, values = (_described([layer[n].shape for layer in layers]) for n in (0, 1))
+        shapes[site] = {"layers": len(layers), **keys}
+        if values != keys:  # latent attention
+            shapes[site]["values"] = values
     save_file(arrays, directory / ARRAYS, metadata={"format": "pt"})
     described = {
         "family": prefix.family,
@@ -61,10 +60,22 @@ def write(directory: Path, prefix: KeysValues) -> None:
     files.write_text(directory / CARD, _card(prefix, shapes))
 
 
-def _card(prefix: KeysValues, shapes: Mapping[str, Mapping[str, int]]) -> str:
+def _described(shapes: Sequence[torch.Size]) -> dict[str, Any]:
+    """Heads, positions and head size of all layers' (H, P, D): lists of H and D where layers differ (Gemma 4)."""
+    heads, length, size = shapes[0]
+    if any(shape != shapes[0] for shape in shapes):
+        heads, size = ([shape[n] for shape in shapes] for n in (0, 2))
+    return {"heads": heads, "positions": length, "head_size": size}
+
+
+def _card(prefix: KeysValues, shapes: Mapping[str, Mapping[str, Any]]) -> str:
     """What a reader with this folder and transformers alone needs."""
+
+    def form(of: Mapping[str, Any]) -> str:
+        return f"({of['heads']}, {of['positions']}, {of['head_size']})"
+
     rows = "".join(
-        f"| `{site}` | {s['layers']} | ({s['heads']}, {s['positions']}, {s['head_size']}) |\n"
+        f"| `{site}` | {s['layers']} | {form(s)}{', values ' + form(s['values']) if 'values' in s else ''} |\n"
         for site, s in shapes.items()
     )
     name = prefix.base.get("name")
@@ -100,7 +111,10 @@ front.
 
 
 def write_cache(directory: Path, prefix: KeysValues) -> None:
-    """Write what `transformers.DynamicCache` needs: `keys` and `values`, each (L, 1, H, P, D), and a README."""
+    """Write what `transformers.DynamicCache` needs: `keys` and `values`, each (L, 1, H, P, D), and a README.
+
+    Every layer's keys have one shape, and so have its values.
+    """
     layers = prefix.sites[DECODER]
     stacked = {name: torch.stack([layer[n][None] for layer in layers]) for n, name in enumerate(("keys", "values"))}
     save_file(stacked, directory / CACHE, metadata={"format": "pt"})

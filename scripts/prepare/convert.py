@@ -4,6 +4,7 @@ Every converter takes (source folder, split, target) and returns the file that h
 `target`, which it has written, or a file of the source folder that needs no change; None where the split is not there.
 """
 
+import itertools
 import json
 import logging
 import re
@@ -12,13 +13,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from prefixlib import formats
 from prefixlib.errors import UserError
 from prepare.e2e_text import csv_lines
-from prepare.webnlg_xml import TEST_FILE, webnlg_json, xml_files
+from prepare.webnlg_xml import LANGUAGE, TEST_FILE, filtered_json, webnlg_json, xml_files
 
 log = logging.getLogger(__name__)
 
 E2E_TABLES = {"train": "trainset.csv", "valid": "devset.csv", "test": "testset_w_refs.csv"}
+E2E_CLEANED = {"train": "train-fixed.no-ol.csv", "valid": "devel-fixed.no-ol.csv", "test": "test-fixed.csv"}
 HUB_NAMES = {"train": ("train",), "valid": ("validation", "val", "valid"), "test": ("test",)}
 HUB_COLUMNS = (("document", "summary"), ("article", "highlights"))  # XSum's, CNN/DailyMail's
 
@@ -41,8 +44,11 @@ def find(source: Path, *names: str) -> Path | None:
 
 
 def convert_e2e(source: Path, split: str, target: Path) -> Path | None:
-    """The challenge's csv, tokenised; else a src1 file."""
-    table = find(source, E2E_TABLES[split])
+    """The challenge's csv or the cleaned release's, tokenised; else a src1 file."""
+    challenge, cleaned = find(source, E2E_TABLES[split]), find(source, E2E_CLEANED[split])
+    if challenge and cleaned:
+        raise UserError(f"--source {source}: both {challenge} and {cleaned} are there; name the folder of one")
+    table = challenge or cleaned
     if not table:
         return find(source, target.name)
     with open(target, "w", encoding="utf-8", newline="\n") as file:
@@ -51,16 +57,22 @@ def convert_e2e(source: Path, split: str, target: Path) -> Path | None:
     return target
 
 
-def convert_webnlg(source: Path, split: str, target: Path) -> Path | None:
-    """The split's folder of XML, as JSON; else a JSON file; else, of the test split, its one XML file."""
+def convert_webnlg(source: Path, split: str, target: Path, lang: str = LANGUAGE) -> Path | None:
+    """The split's folder of XML, as JSON; else a JSON file; else, of the test split, its one XML file.
+
+    Texts in other languages are left out.
+    """
     folder = find(source, target.stem)
     if not folder or not folder.is_dir() or not xml_files(folder):
         ready = find(source, target.name)
         alone = find(source, TEST_FILE) if split == "test" else None
-        if ready or not alone:
+        text = filtered_json(ready, lang) if ready else None
+        if text is None and (ready or not alone):
             return ready
-        folder = alone.parent
-    target.write_text(webnlg_json(folder), encoding="utf-8", newline="\n")
+        text = text or webnlg_json(alone.parent, lang)
+    else:
+        text = webnlg_json(folder, lang)
+    target.write_text(text, encoding="utf-8", newline="\n")
     return target
 
 
@@ -70,30 +82,50 @@ def convert_dart(source: Path, split: str, target: Path) -> Path | None:
 
 
 def convert_documents(source: Path, split: str, target: Path) -> Path | None:
-    """X.source with X.target; else the hub's json or jsonl, one line a document, rows without a text left out."""
+    """X.source with X.target; else the hub's json, jsonl or parquet as one line a document, without empty rows."""
     ready = find(source, target.name)
-    rows = find(source, *(f"{name}{ending}" for name in HUB_NAMES[split] for ending in (".jsonl", ".json")))
-    if ready or not rows:
+    alone = find(source, *(f"{name}{ending}" for name in HUB_NAMES[split] for ending in (".jsonl", ".json")))
+    shards = [alone] if alone else find_shards(source, split)
+    if ready or not shards:
         return ready
     left_out = 0
     with (
         open(target, "w", encoding="utf-8", newline="\n") as sources,
         open(target.with_suffix(".target"), "w", encoding="utf-8", newline="\n") as targets,
     ):
-        for document, summary in tqdm(hub_rows(rows), desc=rows.name, unit=" documents", disable=None):
+        found = itertools.chain.from_iterable(map(hub_rows, shards))
+        for document, summary in tqdm(found, desc=shards[0].name, unit=" documents", disable=None):
             if document and summary:
                 sources.write(document + "\n")
                 targets.write(summary + "\n")
             else:
                 left_out += 1
     if left_out:
-        log.warning("%s: %d rows left out: no text or no summary", rows.name, left_out)
+        log.warning("%s: %d rows left out: no text or no summary", shards[0].name, left_out)
     return target
 
 
+def find_shards(source: Path, split: str) -> list[Path]:
+    """The parquet files of a split, in order: `SPLIT.parquet`, the hub's `SPLIT-00000-of-00001.parquet`, or those in a
+    folder `SPLIT/`, as the hub's converted copies have them. Raises UserError where some are absent.
+    """
+    for name in HUB_NAMES[split]:
+        whole = find(source, f"{name}.parquet")
+        if whole:
+            return [whole]
+        shards = sorted({*source.rglob(f"{name}-*-of-*.parquet"), *source.rglob(f"{name}/*.parquet")})
+        counts = {shard.stem.rpartition("-of-")[2] for shard in shards if "-of-" in shard.stem}
+        if any(count.isdigit() and int(count) != len(shards) for count in counts):
+            wanted = "/".join(sorted(counts))
+            raise UserError(f"--source {source}: {len(shards)} of {wanted} files {name}-*.parquet; get them all")
+        if shards:
+            return shards
+    return []
+
+
 def hub_rows(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (document, summary) of a JSON list or of JSON lines, newlines as spaces; UserError names file and row."""
-    for number, row in enumerate(_json_rows(path), start=1):
+    """Yield (document, summary) of a file of rows, newlines as spaces; UserError names file and row."""
+    for number, row in enumerate(_parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path), start=1):
         for columns in HUB_COLUMNS:
             if isinstance(row, dict) and all(isinstance(row.get(column), str) for column in columns):
                 document, summary = (re.sub(r"\s*[\r\n]+\s*", " ", row[column]).strip() for column in columns)
@@ -103,6 +135,10 @@ def hub_rows(path: Path) -> Iterator[tuple[str, str]]:
             found = list(row) if isinstance(row, dict) else row
             expected = " or ".join("+".join(columns) for columns in HUB_COLUMNS)
             raise UserError(f"{path}: row {number}: expected the texts {expected}, found {str(found)[:80]}")
+
+
+def _parquet_rows(path: Path) -> Iterator[object]:
+    yield from (row for _, row in formats.rows(path))
 
 
 def _json_rows(path: Path) -> Iterable[object]:

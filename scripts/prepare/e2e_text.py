@@ -14,6 +14,7 @@ from pathlib import Path
 from prefixlib.errors import UserError
 
 KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}  # other keys stay as they are
+HUB = {"meaning_representation": "mr", "human_reference": "ref"}  # of the column, on the hub
 FIELD = re.compile(r"\s*([^\[\],]+)\[([^\[\]]*)\]\s*(?:,|$)")
 
 LETTER = r"[^\W\d_]"
@@ -78,12 +79,13 @@ def linearise_meaning(meaning: str) -> str:
 def csv_lines(path: str | Path) -> Iterator[str]:
     """Yield one `source||target ` line (the trailing space is the original's) per row of an E2E csv, in file order.
 
-    The columns are mr and ref, in either case. Raises UserError that names the file and line.
+    The columns are mr and ref, in either case, or the hub's names for them. Raises UserError naming file and line.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         try:
-            columns = {name.strip().lower(): name for name in rows.fieldnames or [] if name}
+            names = {name.strip().lower(): name for name in rows.fieldnames or [] if name}
+            columns = {HUB.get(lower, lower): name for lower, name in names.items()}
             if not {"mr", "ref"} <= columns.keys():
                 raise UserError(f"{path}:1: expected the columns mr and ref, found {rows.fieldnames}")
             for row in rows:

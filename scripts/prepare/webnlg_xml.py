@@ -1,12 +1,18 @@
-"""WebNLG 2017 XML -> the JSON that the original reads, byte for byte (standard library only)."""
+"""WebNLG XML -> the JSON that the original reads, of the 2017 release byte for byte (standard library only).
+
+Release 3.0 has Russian texts beside the English ones; a text without a language is English.
+"""
 
 import json
+import logging
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 from prefixlib.errors import UserError
 
+log = logging.getLogger(__name__)
+LANGUAGE = "en"
 TEST_FILE = "testdata_with_lex.xml"  # the test folder also holds parts of it, and itself without texts
 
 
@@ -26,7 +32,7 @@ def _triple(path: Path, entry_id: str | None, text: str | None) -> dict[str, str
     return {"object": object_, "property": relation, "subject": subject}
 
 
-def _entry(path: Path, entry: ET.Element) -> dict:
+def _entry(path: Path, entry: ET.Element, lang: str) -> dict:
     """One entry; the fields that WebNLG 2017 does not have are there and empty, as in later releases' JSON."""
     entry_id = entry.get("eid")
     return {
@@ -35,6 +41,7 @@ def _entry(path: Path, entry: ET.Element) -> dict:
         "lexicalisations": [
             {"comment": lex.get("comment", ""), "lang": "", "lex": lex.text or "", "xml_id": lex.get("lid", "")}
             for lex in entry.findall("lex")
+            if (lex.get("lang") or LANGUAGE) == lang
         ],
         "links": [],
         "modifiedtripleset": [_triple(path, entry_id, t.text) for t in entry.findall("modifiedtripleset/mtriple")],
@@ -51,14 +58,54 @@ def _entry(path: Path, entry: ET.Element) -> dict:
     }
 
 
-def webnlg_json(folder: Path) -> str:
-    """The JSON text of one split's XML folder, entries numbered from "1". Raises UserError naming file and entry."""
-    entries = []
+def webnlg_json(folder: Path, lang: str = LANGUAGE) -> str:
+    """The JSON text of one split's XML folder, entries numbered from "1", with the texts of one language.
+
+    Raises UserError naming file and entry, and where no text has the language.
+    """
+    entries, texts, kept = [], 0, 0
     for path in xml_files(folder):
         try:
             root = ET.parse(path).getroot()
         except ET.ParseError as error:
             raise UserError(f"{path}:{error.position[0]}: not XML: {error}") from None
         for entry in root.iter("entry"):
-            entries.append({str(len(entries) + 1): _entry(path, entry)})
+            found = _entry(path, entry, lang)
+            texts += len(entry.findall("lex"))
+            kept += len(found["lexicalisations"])
+            entries.append({str(len(entries) + 1): found})
+    check_language(folder, lang, texts, kept)
+    return _as_text(entries)
+
+
+def filtered_json(path: Path, lang: str = LANGUAGE) -> str | None:
+    """The text of a file that is JSON already, with the texts of one language; None where it has no others.
+
+    Raises UserError where no text has the language. A file of another form is left to the reader.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))["entries"]
+        found = [text for entry in entries for part in entry.values() for text in part["lexicalisations"]]
+        kept = [text for text in found if (text.get("lang") or LANGUAGE) == lang]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    check_language(path, lang, len(found), len(kept))
+    if len(kept) == len(found):
+        return None
+    for entry in entries:
+        for part in entry.values():
+            part["lexicalisations"] = [t for t in part["lexicalisations"] if (t.get("lang") or LANGUAGE) == lang]
+    return _as_text(entries)
+
+
+def check_language(path: Path, lang: str, texts: int, kept: int) -> None:
+    """Say how many texts are left out. Raises UserError where that is all of them."""
+    if texts and not kept:
+        raise UserError(f"--lang {lang}: {path} has no text in it; texts without a language are {LANGUAGE}")
+    if kept < texts:
+        left_out = texts - kept
+        log.warning("%s: %d of %d texts left out: they are not in the language %s", path, left_out, texts, lang)
+
+
+def _as_text(entries: list[dict]) -> str:
     return json.dumps({"entries": entries}, indent=4, ensure_ascii=False)

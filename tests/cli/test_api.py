@@ -7,7 +7,8 @@ import sys
 import pytest
 
 import gpt2
-from gpt2 import run_generation, run_language_modeling
+from gpt2 import run_language_modeling
+from prefixlib import outputs
 from prefixlib.errors import UserError
 from prefixlib.tasks import read_groups
 from tests.conftest import ROOT
@@ -29,7 +30,7 @@ KINDS = {
 def unscored():
     """Scoring is tested elsewhere; METEOR's paraphrase table alone would take most of the time here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_generation, "score_groups", lambda *_: {"BLEU": 1.0})
+        patch.setattr(outputs, "score", lambda *_: {"BLEU": 1.0})
         yield
 
 

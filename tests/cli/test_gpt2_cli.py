@@ -126,6 +126,7 @@ def test_both_folders_do_the_same(data):
     assert f"/gpt2/webnlg_models/webnlg-prefixtune-{ODD}-s101-" in shlex.split(printed[0])[-1]
 
 
+@pytest.mark.cold
 def test_killed_and_resumed_run_ends_with_the_same_weights(run, data, tmp_path, caplog):
     whole, _ = run
     output = tmp_path / "killed"
@@ -185,6 +186,7 @@ def test_ctrl_c_is_one_line_and_names_the_checkpoint(data, tmp_path):
     assert "Traceback" not in stderr
 
 
+@pytest.mark.cold
 def test_two_processes_equal_one_with_the_same_global_batch(run, data, tmp_path):
     compare_processes(data, tmp_path / "two", run[0])
 
@@ -385,6 +387,7 @@ def test_no_network_is_one_line_that_says_what_to_pass(data, tmp_path):
     assert "--model_name_or_path DIR" in result.stderr
 
 
+@pytest.mark.cold
 def test_launchers_import_the_standard_library_alone():
     heavy = "{'torch', 'transformers', 'numpy', 'datasets', 'tqdm'}"
     check = f"import sys, gpt2.train_e2e, gpt2.gen; print(sorted({heavy} & set(sys.modules)))"

@@ -11,6 +11,7 @@ from gpt2 import gen, run_generation, run_language_modeling, train_e2e
 from gpt2.flags import OBJECTIVE, Settings
 from gpt2.model import load
 from gpt2.trainer_prefix import PrefixTrainer
+from prefixlib import outputs
 from prefixlib.errors import UserError
 from prefixlib.settings import TUNING_MODES
 from tests.conftest import ROOT, run_command
@@ -37,7 +38,7 @@ DEMO = ROOT / "data" / "demo"
 def unscored():
     """Scoring is tested elsewhere; METEOR's paraphrase table alone would take most of the time here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_generation, "score_groups", lambda *_: {"BLEU": 1.0})
+        patch.setattr(outputs, "score", lambda *_: {"BLEU": 1.0})
         yield
 
 
@@ -158,13 +159,15 @@ def names(directory):
 def test_gpt2_two_processes_equal_one(data, tmp_path):
     """Hooks and frozen parts under DistributedDataParallel: the second loss has seen both processes' gradients.
 
-    The token mean is that of the whole batch, though its halves are not equally long. Weights are not compared: Adam
+    The token mean is that of the whole step, though its parts are not equally long: 24 texts in batches of 10, two of
+    them a step, so that an epoch's last step has 4 texts, all of them in one process. Weights are not compared: Adam
     makes steps of the same size from gradients of rounding's size.
     """
     logs = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}"
-        words = gpt2_flag_words(data, output, "adaptertune", max_steps=3, skip_decode="yes")
+        uneven = {"bsz": 10, "gradient_accumulation_steps": 2, "epoch": 2}
+        words = gpt2_flag_words(data, output, "adaptertune", **uneven, skip_decode="yes")
         if processes == 1:
             run_language_modeling.main(words)
         else:
@@ -172,7 +175,8 @@ def test_gpt2_two_processes_equal_one(data, tmp_path):
             assert result.returncode == 0, result.stderr
         state = json.loads((output / "trainer_state.json").read_text())
         logs.append([(row["loss"], row["grad_norm"]) for row in state["log_history"] if "loss" in row])
-    assert len(logs[0]) == 3
+        logs[-1] += [(row["eval_loss"],) for row in state["log_history"] if "eval_loss" in row]
+    assert len(logs[0]) == 4 + 2
     for one, two in zip(*logs, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
 

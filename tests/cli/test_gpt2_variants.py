@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gpt2 import model as gpt2_model
 from gpt2 import run_generation, run_language_modeling
+from prefixlib import outputs
 from prefixlib.errors import UserError
 from tests.conftest import ROOT, run_command
 
@@ -41,7 +42,7 @@ VARIANTS = {  # name -> flags, the arrays that decoding loads
 def unscored(monkeypatch):
     """Scores and plots have their own tests; METEOR's tables alone take longer to load than everything here."""
     monkeypatch.setattr(run_language_modeling.record, "plot_curves", lambda *arguments, **names: None)
-    monkeypatch.setattr(run_generation, "score_groups", lambda *arguments: {})
+    monkeypatch.setattr(outputs, "score", lambda *arguments: {})
 
 
 @pytest.fixture(scope="module")

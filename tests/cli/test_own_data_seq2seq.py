@@ -9,6 +9,7 @@ import seq2seq
 from prefixlib.errors import UserError
 from seq2seq import finetune, train_bart
 from seq2seq.finetune import parse_args
+from seq2seq.lightning_base import SummarizationModule
 from tests.cli.test_own_data import PAIRS, USER, read, write
 from tests.llama2_tiny import TEMPLATE
 from tests.seq2seq_tiny import make_bart
@@ -48,7 +49,10 @@ def test_what_a_run_writes(trained):
     lines = (output / "test_beam_1.0").read_text().split("\n")
     assert lines == [*(row["output"].replace("\n", " ") for row in rows), ""]
     assert list(trained.decoded["test"]) == ["BLEU", "ROUGE-L", "chrF", "exact match"]
-    assert json.loads((output / "results.json").read_text())["decoding"].keys() == {"test"}
+    results = json.loads((output / "results.json").read_text())
+    assert results["decoding"].keys() == {"test"}
+    assert results["run"]["val_metric"] == "loss"
+    assert results["training"]["last"].keys() == {"loss", "rouge1", "rouge2", "rougeL", "length", "exact_match"}
 
 
 def test_python_gives_what_the_command_line_gives(trained, place):
@@ -96,6 +100,8 @@ def test_line_breaks_are_learnt(place, tmp_path):
     result = seq2seq.train(settings(place, tmp_path / "run", **files, **more))
     assert [row["output"] for row in read(tmp_path / "run" / "run_valid_beam.jsonl")] == [" x\n\ny\n", "\tz|| "]
     assert result.decoded["valid"]["exact match"] == 100
+    validated = json.loads((tmp_path / "run" / "results.json").read_text())["training"]["last"]
+    assert validated["exact_match"] == 100  # line breaks are part of the texts in validation too
 
 
 def test_stops(trained):
@@ -107,6 +113,21 @@ def test_stops(trained):
     assert short == [text.split(stop)[0] for text in whole]
     assert whole != short
     assert "".join(model.stream(sources[0], stop=[stop], **how)) == short[0]
+
+
+@pytest.mark.parametrize("more", [{}, {"val_metric": "rouge2"}])
+def test_the_dev_loss_chooses_unless_another_score_is_asked_for(place, tmp_path, monkeypatch, more):
+    rows = iter([{"rouge2": 9.0, "loss": 2.0}, {"rouge2": 5.0, "loss": 1.0}])
+    end = SummarizationModule.on_validation_epoch_end
+
+    def say(self):
+        end(self)
+        self.validation_result |= next(rows)
+
+    monkeypatch.setattr(SummarizationModule, "on_validation_epoch_end", say)
+    seq2seq.train(settings(place, tmp_path / "run", max_steps=2, eval_steps=1, decode="none", **more))
+    training = json.loads((tmp_path / "run" / "results.json").read_text())["training"]
+    assert training["best"]["step"] == (1 if more else 2)
 
 
 @pytest.mark.parametrize("decode", ["both", "none"])

@@ -4,10 +4,12 @@ import json
 import os
 from pathlib import Path
 
+import datasets
 import pytest
 
 from prefixlib.errors import UserError
-from prepare.convert import convert_documents, find, hub_rows
+from prefixlib.readers import read_webnlg
+from prepare.convert import convert_documents, convert_e2e, convert_webnlg, find, hub_rows
 from prepare.e2e_text import csv_lines, linearise_meaning, tokenise
 from prepare.webnlg_xml import webnlg_json, xml_files
 
@@ -169,3 +171,75 @@ def test_find_takes_the_shallowest_and_refuses_to_guess(tmp_path):
     assert find(tmp_path, "c.csv") is None
     with pytest.raises(UserError, match=r"both .*x/b\.csv and .*y/b\.csv are there"):
         find(tmp_path, "b.csv")
+
+
+RUSSIAN = ENTRY.replace("</entry>", '<lex comment="good" lang="ru" lid="Id2">А.</lex></entry>')
+
+
+def test_texts_of_another_language_are_left_out(tmp_path, caplog):
+    """WebNLG 3.0 has Russian texts, which would become English references."""
+    folder = tmp_path / "dev"
+    folder.mkdir()
+    (folder / "a.xml").write_text(RUSSIAN.format(category="A"), encoding="utf-8")
+    for lang, texts in (("en", ["A & B."]), ("ru", ["А."])):
+        (entry,) = json.loads(webnlg_json(folder, lang))["entries"]
+        assert [lex["lex"] for lex in entry["1"]["lexicalisations"]] == texts
+    assert caplog.messages[0] == f"{folder}: 1 of 2 texts left out: they are not in the language en"
+    with pytest.raises(UserError, match="--lang de: .*dev has no text in it"):
+        webnlg_json(folder, "de")
+    (tmp_path / "made").mkdir()
+    made = convert_webnlg(tmp_path, "valid", tmp_path / "made" / "dev.json")
+    assert "А." not in made.read_text(encoding="utf-8")
+    assert webnlg_json(folder, "en") == made.read_text(encoding="utf-8")
+
+
+def test_texts_of_another_language_in_json(tmp_path):
+    lexes = [{"lex": "A.", "comment": "good", "lang": "en"}, {"lex": "А.", "comment": "good", "lang": "ru"}]
+    triples = [{"subject": "A", "property": "b", "object": "C"}]
+    path = tmp_path / "dev.json"
+    path.write_text(json.dumps({"entries": [{"1": {"modifiedtripleset": triples, "lexicalisations": lexes}}]}))
+    with pytest.raises(UserError, match=r"dev.json: entry 1: texts in several languages \(en, ru\); .* --lang en"):
+        list(read_webnlg(path))
+    made = tmp_path / "made"
+    made.mkdir()
+    assert convert_webnlg(path.parent, "valid", made / "dev.json", "ru") == made / "dev.json"
+    assert [record.target for record in read_webnlg(made / "dev.json")] == ["А."]
+    (made / "dev.json").unlink()
+    path.write_text(json.dumps({"entries": [{"1": {"modifiedtripleset": triples, "lexicalisations": lexes[:1]}}]}))
+    assert convert_webnlg(path.parent, "valid", made / "dev.json") == path  # nothing to leave out
+
+
+def test_the_hubs_parquet(tmp_path):
+    rows = [{"document": f"Text\n{n}.", "summary": f"Sum {n}.", "id": str(n)} for n in range(4)]
+    for n in range(2):
+        name = f"data/validation-0000{n}-of-00002.parquet"
+        (tmp_path / "data").mkdir(exist_ok=True)
+        datasets.Dataset.from_list(rows[2 * n : 2 * n + 2]).to_parquet(tmp_path / name)
+    datasets.Dataset.from_list(rows[:1]).to_parquet(tmp_path / "default" / "test" / "0000.parquet")
+    datasets.Dataset.from_list(rows[3:]).to_parquet(tmp_path / "train.parquet")
+    made = tmp_path / "made"
+    made.mkdir()
+    for split, name, wanted in (("valid", "val", rows), ("test", "test", rows[:1]), ("train", "train", rows[3:])):
+        assert convert_documents(tmp_path, split, made / f"{name}.source") == made / f"{name}.source"
+        texts = (made / f"{name}.source").read_text(), (made / f"{name}.target").read_text()
+        assert texts[0] == "".join(row["document"].replace("\n", " ") + "\n" for row in wanted)
+        assert texts[1] == "".join(row["summary"] + "\n" for row in wanted)
+    (tmp_path / "data/validation-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match=r"1 of 00002 files validation-\*.parquet; get them all"):
+        convert_documents(tmp_path, "valid", made / "val.source")
+
+
+def test_the_cleaned_e2e_csv(tmp_path):
+    names = {"train": "train-fixed.no-ol.csv", "valid": "devel-fixed.no-ol.csv", "test": "test-fixed.csv"}
+    for split, name in names.items():
+        (tmp_path / name).write_text(f"orig_mr,ref,mr\nname[X],{split} is.,name[{split}]\n")
+        made = convert_e2e(tmp_path, split, tmp_path / f"{split}.txt")
+        assert made.read_text() == f"name : {split}||{split} is . \n"
+    path = tmp_path / "hub.csv"
+    path.write_text("meaning_representation,human_reference\nname[A],A is.\n")
+    assert list(csv_lines(path)) == ["name : A||A is . "]
+    (tmp_path / "devset.csv").write_text("mr,ref\nname[A],A is.\n")
+    with pytest.raises(
+        UserError, match=r"both .*devset.csv and .*devel-fixed.no-ol.csv are there; name the folder of one"
+    ):
+        convert_e2e(tmp_path, "valid", tmp_path / "valid.txt")

@@ -64,11 +64,29 @@ def test_compare_two_systems(files, capsys):
 
 def test_a_missing_metric_reads_na_and_says_what_to_install(files, capsys, monkeypatch):
     monkeypatch.setattr("prefixlib.metrics.meteor.importlib.util.find_spec", lambda name: None)
-    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", "METEOR"]
+    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold"]
     result, text = run(capsys, *flags, "--bootstrap", "10")
-    assert result["scores"] == {"METEOR": None}
-    assert text[1].split() == ["METEOR", "n/a"]
+    assert result["scores"]["METEOR"] is None
+    assert ["METEOR", "n/a"] in [line.split() for line in text]
     assert any("METEOR n/a" in line and "pip install" in line for line in text[2:])
+
+
+@pytest.mark.parametrize("more", [[], ["BLEU"]])
+def test_a_metric_that_was_asked_for_and_is_missing_is_refused(files, capsys, monkeypatch, more):
+    monkeypatch.setattr("prefixlib.metrics.meteor.importlib.util.find_spec", lambda name: None)
+    flags = ["e2e", "--hypotheses", files / "out", "--references", files / "gold", "--metrics", *more, "METEOR"]
+    with pytest.raises(UserError, match="--metrics 'METEOR': not available here; to have it: pip install"):
+        run(capsys, *flags)
+
+
+@pytest.mark.parametrize("long", ["a text that is longer than what one would call an answer", ""])
+def test_exact_match_is_given_where_it_is_asked_for(tmp_path, capsys, long):
+    rows = [{"output": "yes", "references": ["yes"]}, {"output": "no", "references": [long]}]
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "out.jsonl"
+    result, text = run(capsys, "text", "--hypotheses", path, "--references", path, "--metrics", "exact match")
+    assert result["scores"] == {"exact match": 50}
+    assert text[1].split() == ["exact", "match", "50.00"]
 
 
 def test_empty_outputs_are_counted(files, capsys):

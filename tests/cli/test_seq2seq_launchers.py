@@ -222,6 +222,7 @@ def test_bad_input_is_named(place, tmp_path, monkeypatch, what, changes, message
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.cold
 def test_ctrl_c_names_the_checkpoint(place, tmp_path):
     data = make_summaries(tmp_path / "data")
     flags_ = training_flags(place / "bart", data, tmp_path, epoch=500, save_steps=1)

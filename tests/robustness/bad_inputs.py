@@ -108,6 +108,13 @@ def trained_on(file: Callable[[Place], Path], **more: Any) -> Callable[[Place], 
     return make
 
 
+def end_of_text(place: Place) -> dict[str, Any]:
+    """Both trees' tokenizers have one of these as the end of a text."""
+    rows = [{"source": "a", "target": "b"}, {"source": "a <|endoftext|> </s>", "target": "b"}]
+    path = lines("own.jsonl", "".join(json.dumps(row) + "\n" for row in rows))(place)
+    return {"mode": "text", "train_file": str(path), "eval_file": str(path)}
+
+
 def entry(**change: Any) -> str:
     """A WebNLG file of one entry with a change."""
     good = {
@@ -270,6 +277,49 @@ ROWS = (
                 ("bad.json: no text to train on",),
             ),
         )
+    ),
+    *(
+        Bad(f"own pairs: {kind}", "train", trained_on(lines(name, text), mode="text"), words)
+        for kind, name, text, words in (
+            ("marks that merge rows", "own.tsv", 'source\ttarget\na\t"b\nc\td"\n', ("own.tsv: row 1", "--quotes yes")),
+            ("a name twice", "own.csv", "source,target,target\na,b,c\n", ("appears twice",)),
+            ("a key twice", "own.jsonl", '{"source": "a", "source": "b"}', ("row 1", "appears twice")),
+            ("a row too wide", "own.csv", "source,target\na,b,c\n", ("row 1: 3 values", ".jsonl")),
+            ("no head line", "own.txt", "a\tb\n", ("names its columns",)),
+            ("a cut list", "own.json", '[{"source": "a", "target": "b"},', ("the file is cut",)),
+            ("a comment", "own.jsonl", "// mine\n{}", ("leave the comment out",)),
+            ("a number", "own.jsonl", '{"source": "a", "target": 5}', ("row 1", "put it in quotation marks")),
+            ("a list", "own.jsonl", '{"source": "a", "target": ["b"]}', ("row 1", '"references"')),
+            ("other names", "own.jsonl", '{"question": "a", "answer": "b"}', ("--source_column question",)),
+            ("alpaca", "own.jsonl", '{"instruction": "a", "input": "", "output": "b"}', ("--source_template",)),
+            ("translations", "own.jsonl", '{"translation": {"en": "a", "de": "b"}}', ("translation.en",)),
+            ("two lists", "own.json", '{"train": [{"source": "a"}], "test": [{"source": "a"}]}', ("train, test",)),
+            ("no answer", "own.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', ("row 1", "no answer")),
+            (
+                "an image",
+                "own.jsonl",
+                '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+                ("row 1", "leave others out"),
+            ),
+            (
+                "no chat template",
+                "own.jsonl",
+                '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}',
+                ("chat template|row 1",),
+            ),
+        )
+    ),
+    Bad("own pairs: the end of a text", "train", end_of_text, ("own.jsonl: row 2", "take it out of the text")),
+    Bad(
+        "train file: two languages",
+        "train",
+        trained_on(
+            lines(
+                "bad.json",
+                entry(lexicalisations=[{"lex": "A.", "comment": "good", "lang": lang} for lang in ("en", "ru")]),
+            )
+        ),
+        ("several languages (en, ru)", "--lang en"),
     ),
     Bad("train file: not UTF-8", "train", trained_on(lambda p: _bytes(p, b'{"entries": "\xff"}')), ("not UTF-8",)),
     Bad(

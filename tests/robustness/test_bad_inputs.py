@@ -114,4 +114,4 @@ def test_any_value_in_any_place_of_a_checkpoints_config(tree, good, tmp_path, ca
 
 def test_the_table_is_walked_whole():
     assert len({row.kind for row in ROWS}) == len(ROWS)
-    assert len(CASES) == 215
+    assert len(CASES) == 251

@@ -147,15 +147,15 @@ def test_tensors_that_are_not_what_the_settings_promise(tree, checkpoint, name, 
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [
-        ({}, "settings are not known here"),
-        ([], "no object in braces"),
+        ({}, "its prefix settings are damaged (prefix: no "),
+        ([], "prefix is [], not an object in braces"),
         ({"preseqlen": 4}, "does not fit"),
         ({"preseqlen": None}, "preseqlen is None"),
         ({"preseqlen": "3"}, "preseqlen is '3'"),
         ({"preseqlen": -3}, "preseqlen is -3"),
         ({"mid_dim": True}, "mid_dim is True"),
         ({"prefix_dropout": "none"}, "prefix_dropout is 'none'"),
-        ({"surprise": 1}, "settings are not known here"),
+        ({"surprise": 1}, "its prefix settings are damaged (prefix: no "),
     ],
 )
 def test_settings_of_odd_values(tree, checkpoint, prefix, words):

@@ -13,6 +13,10 @@ from transformers import (
     BloomConfig,
     Cohere2Config,
     CohereConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    DeepseekV32Config,
+    DogeConfig,
     DynamicCache,
     FalconConfig,
     FalconH1Config,
@@ -27,29 +31,39 @@ from transformers import (
     GPTNeoConfig,
     GPTNeoXConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
     JambaConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
+    MiMoV2FlashConfig,
+    MiniCPM3Config,
     MistralConfig,
+    NemotronHConfig,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3NextConfig,
     RwkvConfig,
     SmolLM3Config,
+    YoutuConfig,
+    Zamba2Config,
 )
 
 import gpt2
 from gpt2 import run_generation
 from gpt2.dataset import IGNORED, Encoded, collate, pad_sources
 from gpt2.decoding import decode, decode_several
-from gpt2.frozen_lm import check_rows, check_takes_prefix, key_values, max_positions
+from gpt2.frozen_lm import check_rows, key_values, max_positions, shape_of, without_weights
 from gpt2.model import Model, load, start_from_text
 from gpt2.prefix_lm import PrefixLM
-from gpt2.train_control import PrefixConfig, join_layers, make_prefix, split_layers
+from gpt2.train_control import Past, PrefixConfig, join_layers, make_prefix, split_layers
 from gpt2.trainer_prefix import PrefixTrainer
-from prefixlib import baselines
+from prefixlib import attention, baselines
 from prefixlib.beam_search import DecodingRule, beam_search
 from prefixlib.errors import UserError
 from scripts import export
@@ -63,6 +77,10 @@ MIXED = {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attent
 FOUR = {**GROUPED, "num_hidden_layers": 4, "sliding_window": 40, "layer_types": MIXED["layer_types"] * 2}
 FOUR |= {"vocab_size_per_layer_input": 50, "hidden_size_per_layer_input": 4}
 GRANITE = {"logits_scaling": 8.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3}
+LATENT = {**GROUPED, "num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": 6}
+LATENT |= {"qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 6}
+EXPERTS = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "n_group": 1, "topk_group": 1}
+EXPERTS |= {"n_shared_experts": 1, "first_k_dense_replace": 1}
 OPT = {**SIZES, "num_attention_heads": 2, "ffn_dim": 32, "dropout": 0.0}
 FAMILIES = {
     "llama": LlamaConfig(**GROUPED),
@@ -108,10 +126,25 @@ FAMILIES = {
     "granite": GraniteConfig(**GROUPED, **GRANITE),
     "cohere": CohereConfig(**GROUPED, **SPECIAL, logit_scale=0.25),
     "cohere2": Cohere2Config(**GROUPED, **SPECIAL, **MIXED, logit_scale=0.25),
+    "falcon": FalconConfig(**SIZES, **SPECIAL, num_attention_heads=4, multi_query=True, new_decoder_architecture=False),
+    "deepseek_v2": DeepseekV2Config(**LATENT, **SPECIAL, **EXPERTS),
+    "deepseek_v3": DeepseekV3Config(**LATENT, **SPECIAL, **EXPERTS),
+    "minicpm3": MiniCPM3Config(**LATENT, **SPECIAL, scale_emb=1),
+    "youtu": YoutuConfig(**LATENT, **SPECIAL),
+    "mimo_v2_flash": MiMoV2FlashConfig(**GROUPED, **SPECIAL, **MIXED, **EXPERTS, head_dim=6, v_head_dim=4),
 }  # fmt: skip
+STATEFUL = "layers of the kind linear_attention, which keep a state of their own"
+LFM2 = Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"])
 UNSTEERED = (
     *((FalconH1Config(), "hybrid"), (JambaConfig(), "linear_attention"), (MambaConfig(), "linear_attention")),
     (RwkvConfig(), "it has no attention"),
+    *((config(), STATEFUL) for config in (Qwen3NextConfig, Qwen3_5TextConfig, GraniteMoeHybridConfig, NemotronHConfig)),
+    *(
+        (Zamba2Config(), "hybrid, linear_attention, which keep a state of their own"),
+        (LFM2, "conv, which keep a state"),
+    ),
+    (Llama4TextConfig(), "chunked_attention, which do not see all of a long text"),
+    (DeepseekV32Config(), "indexed_attention, which look keys up by an index of their own"),
 )
 UNSHARED = {  # texts cannot share a row
     "gpt_neo": GPTNeoConfig(
@@ -128,7 +161,10 @@ OWN_HEAD = {
     "granite",
     "cohere",
     "cohere2",
+    "minicpm3",
 }  # the logits are not their output layer's alone
+LATENT_KINDS = ("deepseek_v2", "deepseek_v3", "minicpm3", "youtu")
+UNCHECKPOINTED = {"gptj", "falcon", "mimo_v2_flash", *LATENT_KINDS}  # refused, with a prefix
 EXAMPLES = [
     Encoded([5, 6, 7, 49], [8, 9, 49], [5, 6, 7]),
     Encoded([10, 49], [11, 49], [10]),
@@ -161,8 +197,8 @@ def base(request):
 
 def make(base, kind="cat", **more) -> PrefixLM:
     settings = {"preseqlen": 3, "mid_dim": 8, **SETTINGS, **KINDS[kind], **more}
-    config = PrefixConfig.for_model(base.config, **settings)
-    check_takes_prefix(base)
+    config = PrefixConfig.for_model(base, **settings)
+    check_rows(base)
     return PrefixLM(base, make_prefix(config)).eval()
 
 
@@ -228,7 +264,7 @@ def test_a_padded_row_equals_the_row_alone(base):
 
 
 def test_checkpointing_changes_neither_loss_nor_gradient(base):
-    if base.config.model_type == "gptj" or getattr(base.config, "num_kv_shared_layers", 0):
+    if base.config.model_type in UNCHECKPOINTED or getattr(base.config, "num_kv_shared_layers", 0):
         pytest.skip("refused with checkpointing, see the test of refusals")
     for kind in kinds_for(base):
         plain = make(base, kind)
@@ -323,7 +359,7 @@ def test_loss_and_gradient_are_those_of_the_model_s_own_logits(name, monkeypatch
             assert one is None or close(one, other)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma4"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma4", "falcon", "deepseek_v3"])
 def test_a_run_is_resumed_decoded_and_loaded(name, tmp_path, monkeypatch):
     """Resumed equals unbroken; what the command line decodes, with beams, is what the loaded model generates."""
     config, base, file = copy.deepcopy(FAMILIES[name]), tmp_path / "base", tmp_path / "texts.txt"
@@ -376,8 +412,22 @@ def test_a_run_is_resumed_decoded_and_loaded(name, tmp_path, monkeypatch):
         assert torch.equal(arrays[f"decoder.self.layer_{n}.value"], values[0])
     assert n == 1
     if name == "gemma4":  # layers of their own shapes
-        with pytest.raises(UserError, match="--to peft cannot hold .*: its layers differ in their heads; use --to kv"):
+        for form in ("peft", "cache"):
+            with pytest.raises(
+                UserError, match=f"--to {form} cannot hold .*: its layers differ in their heads; use --"
+            ):
+                export.main([str(tmp_path / "whole"), "--to", form])
+    if name == "deepseek_v3":
+        with pytest.raises(UserError, match="--to peft cannot hold .*: its values have other heads than its keys; us"):
             export.main([str(tmp_path / "whole"), "--to", "peft"])
+        moved = str((tmp_path / "base").rename(tmp_path / "moved"))
+        export.main([str(tmp_path / "whole"), "--to", "cache", "--model_name_or_path", moved])
+        arrays = load_file(tmp_path / "whole" / "cache" / "cache.safetensors")
+        for one, (keys, values) in zip(
+            zip(arrays["keys"], arrays["values"], strict=True), model.past([]).layers, strict=True
+        ):
+            assert torch.equal(one[0], keys)
+            assert torch.equal(one[1], values)
 
 
 def test_adapters_and_top_layers_are_those_of_the_model_that_writes(base):
@@ -404,10 +454,58 @@ def test_the_window_of_attention_is_the_limit_of_positions():
     config = FAMILIES["mistral window"]
     assert max_positions(config) == 40
     with pytest.raises(UserError, match="--preseqlen 39: the model has 40 positions; take 1 to 38"):
-        PrefixConfig.for_model(config, preseqlen=39, mid_dim=8, **SETTINGS)
+        PrefixConfig.for_model(without_weights(config), preseqlen=39, mid_dim=8, **SETTINGS)
     with pytest.raises(UserError, match="does not fit a mistral model, whose attention reaches only 40 tokens back"):
-        PrefixConfig.for_model(config, preseqlen=3, mid_dim=8, **{**SETTINGS, "format_mode": "infix"})
+        PrefixConfig.for_model(without_weights(config), preseqlen=3, mid_dim=8, **{**SETTINGS, "format_mode": "infix"})
     assert max_positions(Qwen2Config(**GROUPED, sliding_window=40, use_sliding_window=False)) == 64
+
+
+SHAPES = {  # (H, D) of every layer's keys, and of its values where they are others
+    "falcon": ((2, 1, 4, 16), None),
+    "deepseek_v2": ((2, 1, 8, 16), [[1, 8, 1, 2]] * 2),
+    "deepseek_v3": ((2, 1, 8, 16), [[1, 8, 1, 2]] * 2),
+    "minicpm3": ((2, 1, 8, 16), [[1, 8, 1, 2]] * 2),
+    "youtu": ((2, 1, 8, 16), [[1, 8, 1, 2]] * 2),
+    "mimo_v2_flash": ((2, 4, 6, 16), [[4, 6, 4, 4], [2, 6, 2, 4]]),
+    "gemma4": ((2, 2, 4, 16), [[2, 4], [1, 8]]),
+    "llama": ((2, 2, 4, 16), None),
+    "opt narrow": ((2, 2, 8, 8), None),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_read_off_the_model(name):
+    """Whatever its config.json says of heads; without weights as with them."""
+    sizes, head_shapes = SHAPES[name]
+    expected = {
+        **dict(zip(("n_layer", "n_head", "head_dim", "n_embd"), sizes, strict=True)),
+        "head_shapes": head_shapes,
+    }
+    assert shape_of(random_model(FAMILIES[name])) == expected
+    assert shape_of(without_weights(FAMILIES[name])) == expected
+
+
+@pytest.mark.parametrize("name", ["falcon", "deepseek_v3", "mimo_v2_flash"])
+def test_prefixes_of_several_lengths_share_a_batch(name):
+    base, rule = random_model(FAMILIES[name]), DecodingRule(eos_token_id=49, max_new_tokens=6, num_beams=3)
+    pasts = [Model(make(base, "shallow", preseqlen=length), None).past([]) for length in (3, 5)]
+    prompts = [example.prompt for example in EXAMPLES[:2]]
+
+    def mixed(members):
+        layers = [attention.pad_prefixes([pasts[n].layers[layer] for n in members]) for layer in range(2)]
+        return Past([(layer.keys, layer.values) for layer in layers], layers[0].visible)
+
+    together = decode(base, prompts, rule, past=mixed, progress=False)
+    for prompt, past, found in zip(prompts, pasts, together, strict=True):
+        assert decode(base, [prompt], rule, layers=past.layers, progress=False)[0].tokens == found.tokens
+
+
+def test_checkpointing_is_refused_where_the_attention_changes_what_it_keeps():
+    why = "attention changes the keys and values that it keeps"
+    for config in (*(FAMILIES[name] for name in LATENT_KINDS), DogeConfig(**GROUPED, **SPECIAL)):
+        model = make(random_model(config))
+        with pytest.raises(UserError, match=f"--gradient_checkpointing yes .* not for a {config.model_type} mo.*{why}"):
+            PrefixLM(model.base, model.prefix, checkpointing=True)
 
 
 def test_models_without_keys_and_values_are_refused():
@@ -418,7 +516,7 @@ def test_models_without_keys_and_values_are_refused():
         make(base)
     for config, why in UNSTEERED:
         with pytest.raises(UserError, match=f"a {config.model_type} model takes no prefix of keys and values: .*{why}"):
-            PrefixConfig.for_model(config, preseqlen=3, mid_dim=8, **SETTINGS)
+            PrefixConfig.for_model(SimpleNamespace(config=config), preseqlen=3, mid_dim=8, **SETTINGS)
         with pytest.raises(
             UserError, match=f"a {config.model_type} model is not supported: .*{why}"
         ):  # to be tuned itself

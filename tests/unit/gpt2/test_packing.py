@@ -48,7 +48,7 @@ def rows_seen(model):
 
 def with_prefix(base, checkpointing=False, **settings) -> PrefixLM:
     torch.manual_seed(1)
-    config = PrefixConfig.for_model(base.config, **{"preseqlen": 3, "mid_dim": 8, **SETTINGS, **settings})
+    config = PrefixConfig.for_model(base, **{"preseqlen": 3, "mid_dim": 8, **SETTINGS, **settings})
     return PrefixLM(base, make_prefix(config), train_base=checkpointing, checkpointing=checkpointing).train()
 
 

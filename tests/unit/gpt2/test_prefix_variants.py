@@ -45,7 +45,7 @@ def kind(request):
 
 def make(tiny_lm, kind, **more) -> PrefixLM:
     settings = {"preseqlen": 3, "mid_dim": 8, **SETTINGS, **KINDS[kind][0], **more}
-    return PrefixLM(tiny_lm.base, make_prefix(PrefixConfig.for_model(tiny_lm.base.config, **settings))).eval()
+    return PrefixLM(tiny_lm.base, make_prefix(PrefixConfig.for_model(tiny_lm.base, **settings))).eval()
 
 
 def batch_for(model, examples):

@@ -39,7 +39,7 @@ def make_model(settings):
         return Model(PrefixLM(base, None), tokenizer, {"mode": "data2text", "lowdata_token": "table-to-text:"})
     torch.manual_seed(3)
     defaults = {"preseqlen": 4, "mid_dim": 8, "prefix_dropout": 0.0, "prefix_mode": "activation", "format_mode": "cat"}
-    prefix = make_prefix(PrefixConfig.for_model(base.config, **{**defaults, **settings}))
+    prefix = make_prefix(PrefixConfig.for_model(base, **{**defaults, **settings}))
     return Model(PrefixLM(base, prefix.eval()), tokenizer, {"mode": "data2text"})
 
 

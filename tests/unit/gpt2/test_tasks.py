@@ -8,7 +8,7 @@ from gpt2.dataset import TableToTextDataset
 from gpt2.flags import Decoding, Settings
 from gpt2.model import Model
 from gpt2.prefix_lm import PrefixLM
-from gpt2.run_generation import Prompts, make_prompts, write_outputs
+from gpt2.run_generation import Prompts, make_prompts, write_inputs
 from prefixlib.errors import UserError
 from prefixlib.metrics import score_task
 from prefixlib.metrics.distinct import distinct
@@ -151,11 +151,11 @@ def test_output_files(tmp_path):
     """Line breaks become spaces; a blank line ends a source's references, but labels stand alone."""
     groups = [Group("a", ("one\ntwo", "three"), "", ()), Group("b", (), "", ())]
     prompts = Prompts(groups, [" a\nA", " b"], [[1], [2]], [[], []], 0)
-    write_outputs(tmp_path / "n", "nucleus", ["x", "y", "z", "w"], prompts, one_reference=False)
+    write_inputs(tmp_path / "n", prompts, one_reference=False)
     texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert texts == {"n_nucleus": "x\ny\nz\nw\n", "n_gold": "one two\nthree\n\n\n", "n_src": " a A\n b\n"}
+    assert texts == {"n_gold": "one two\nthree\n\n\n", "n_src": " a A\n b\n"}
     labels = Prompts([Group("a", ("world",), "", ())] * 2, [" a", " a"], [[1], [1]], [[], []], 0)
-    write_outputs(tmp_path / "c", "greedy", ["world", "sports"], labels, one_reference=True)
+    write_inputs(tmp_path / "c", labels, one_reference=True)
     assert (tmp_path / "c_gold").read_text() == "world\nworld\n"
 
 

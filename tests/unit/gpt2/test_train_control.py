@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gpt2.frozen_lm import without_weights
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, PrefixTuning, split_layers
 from prefixlib.errors import UserError
@@ -113,7 +114,7 @@ def test_every_forward_gets_its_own_cache(tiny_lm):
 def test_a_prefix_that_does_not_fit_is_refused(length):
     config = GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=50, n_positions=64)
     with pytest.raises(UserError, match=f"--preseqlen {length}: the model has 64 positions; take 1 to 62"):
-        PrefixConfig.for_model(config, preseqlen=length, mid_dim=8, **SETTINGS)
+        PrefixConfig.for_model(without_weights(config), preseqlen=length, mid_dim=8, **SETTINGS)
 
 
 def test_parameter_counts_of_the_paper():
@@ -121,7 +122,9 @@ def test_parameter_counts_of_the_paper():
     config = GPT2Config(n_layer=24, n_head=16, n_embd=1024)
     with torch.device("meta"):
         for length, count in ((5, 25_744_896), (10, 25_750_016)):
-            prefix = PrefixTuning(PrefixConfig.for_model(config, preseqlen=length, mid_dim=512, **SETTINGS))
+            prefix = PrefixTuning(
+                PrefixConfig.for_model(without_weights(config), preseqlen=length, mid_dim=512, **SETTINGS)
+            )
             assert sum(p.numel() for p in prefix.parameters()) == count
             assert prefix.flat().numel() == length * 49_152
 
@@ -130,7 +133,7 @@ def test_initialisation_is_torch_default_not_transformers():
     """Embeddings N(0, 1), linears U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     torch.manual_seed(0)
     config = GPT2Config(n_layer=4, n_head=4, n_embd=256)
-    prefix = PrefixTuning(PrefixConfig.for_model(config, preseqlen=50, mid_dim=64, **SETTINGS))
+    prefix = PrefixTuning(PrefixConfig.for_model(without_weights(config), preseqlen=50, mid_dim=64, **SETTINGS))
     assert 0.95 < prefix.wte.weight.std() < 1.05
     assert 0.95 / 8 < prefix.control_trans[2].weight.abs().max() <= 1 / 8
     assert 0.9 / 8 < prefix.control_trans[2].bias.abs().max() <= 1 / 8
@@ -154,7 +157,7 @@ def test_checkpointing_changes_neither_loss_nor_gradient():
     torch.manual_seed(0)
     settings = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     base = GPT2LMHeadModel(GPT2Config(n_layer=3, n_head=2, n_embd=16, vocab_size=50, n_positions=64, **settings))
-    prefix = PrefixTuning(PrefixConfig.for_model(base.config, preseqlen=3, mid_dim=8, **SETTINGS))
+    prefix = PrefixTuning(PrefixConfig.for_model(base, preseqlen=3, mid_dim=8, **SETTINGS))
     plain, recomputed = {}, {}
     for grads, checkpointing in ((plain, False), (recomputed, True)):
         runs = []

@@ -12,7 +12,8 @@ from transformers import TrainingArguments
 from gpt2.dataset import Encoded, collate
 from gpt2.model import load_prefix, save_prefix
 from gpt2.prefix_lm import PrefixLM
-from gpt2.trainer_prefix import PrefixTrainer, row_losses
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, row_losses
+from prefixlib import baselines
 from prefixlib.accumulation import OncePerStep
 from prefixlib.errors import UserError
 
@@ -189,12 +190,62 @@ def test_a_trainer_without_accumulation_inherits_no_shared_run(tiny_lm, tmp_path
     assert "flat" not in vars(tiny_lm.prefix)
 
 
-def test_two_half_batches_accumulated_equal_one_batch(tiny_lm, tmp_path):
-    other = copy.deepcopy(tiny_lm)
-    make_trainer(tiny_lm, tmp_path / "a", per_device_train_batch_size=6).train()
-    make_trainer(other, tmp_path / "b", per_device_train_batch_size=3, gradient_accumulation_steps=2).train()
-    for name, tensor in tiny_lm.prefix.state_dict().items():
-        assert (other.prefix.state_dict()[name] - tensor).abs().max() < 1e-4, name
+# texts of 1 to 9 "sentences" of 5 tokens; 31 of them, so that every epoch ends with a smaller step and a smaller batch
+UNEVEN = [Encoded([n % 40, 49], [(n * 7 + m) % 48 for m in range(5 * (1 + n * 5 % 9))] + [49]) for n in range(31)]
+TRAINED = {
+    "finetune": lambda base: base.requires_grad_(True),
+    "top layer": lambda base: baselines.train_top(base, 1, embeddings=True),
+    "adapters": lambda base: (baselines.insert(base, 2, 6), baselines.train_only_adapters(base)),
+}
+
+
+def trained_in_batches(lm, output, batch, accumulated, objective, distillation=None, rate=0.3):
+    """The weights after two epochs of plain gradient descent, the logged losses, and the dev loss."""
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+    sizes |= {"per_device_eval_batch_size": batch, "optim": "sgd", "learning_rate": rate, "save_strategy": "no"}
+    trainer = make_trainer(lm, output, distillation=distillation, **sizes)
+    trainer.objective_mode = objective
+    trainer.train_dataset, trainer.eval_dataset = UNEVEN, UNEVEN[:7]
+    before = {name: p.detach().clone() for name, p in lm.named_parameters()}
+    trainer.train()
+    assert trainer.state.global_step == 16
+    assert max((p - before[name]).abs().max() for name, p in lm.named_parameters()) > 0.01
+    weights = {name: p.detach().clone() for name, p in lm.named_parameters() if p.requires_grad}
+    return weights, losses(trainer), trainer.evaluate()["eval_loss"]
+
+
+def hold_equal(one, others):
+    for weights, logged, dev_loss in others:
+        assert logged == pytest.approx(one[1], rel=1e-5)
+        assert dev_loss == pytest.approx(one[2], rel=1e-5)
+        assert weights.keys() == one[0].keys()
+        for name, tensor in weights.items():
+            assert (tensor - one[0][name]).abs().max() < 1e-5, name
+
+
+def without_dropout(lm):
+    for module in lm.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return lm
+
+
+@pytest.mark.parametrize("trained", [*TRAINED, "prefix, objective 0", "prefix, objective 1", "distilled"])
+def test_accumulated_batches_equal_the_larger_batch(tiny_lm, tmp_path, trained):
+    """Batches 1 x 4, 2 x 2 and 4 x 1, as many texts each step: the same weights, logged losses and dev loss."""
+    runs = []
+    for batch, accumulated in ((4, 1), (2, 2), (1, 4)):
+        lm, teacher = without_dropout(copy.deepcopy(tiny_lm)), None
+        if trained in TRAINED:
+            torch.manual_seed(1)
+            TRAINED[trained](lm.base)
+            lm = PrefixLM(lm.base, None)
+        if trained == "distilled":
+            teacher = Distillation(copy.deepcopy(tiny_lm.base), "kl", "text")
+        objective = 1 if trained in ("prefix, objective 1", "distilled") else 0
+        rate = {"prefix, objective 0": 10, "distilled": 1}.get(trained, 0.3)
+        runs.append(trained_in_batches(lm, tmp_path / f"{batch}", batch, accumulated, objective, teacher, rate))
+    hold_equal(runs[0], runs[1:])
 
 
 def test_dev_loss_is_the_objective_over_the_dev_set(tiny_lm, tmp_path):
@@ -228,7 +279,6 @@ def test_a_model_without_a_prefix_is_trained_on_its_token_mean(tiny_lm, tmp_path
     model = PrefixLM(tiny_lm.base.requires_grad_(True), None)
     trainer = make_trainer(model, tmp_path)
     trainer.objective_mode = 0
-    assert not trainer.model_accepts_loss_kwargs  # micro-batches are averaged
     batch = collate(EXAMPLES[:4], pad_token_id=49)
     model.eval()
     loss = trainer.compute_loss(model, batch)

@@ -77,6 +77,33 @@ def test_a_conversion_that_was_cut_counts_for_nothing(tmp_path, cache, monkeypat
     assert (cache / resolve_model_name(str(tmp_path / "tiny.gguf")) / "config.json").is_file()
 
 
+def zeroed(folder):
+    """Weights of a cached folder as a power cut can leave them: the file's size and head, then zeros."""
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + bytes(len(content) - 4096))
+    return content
+
+
+def test_zeroed_weights_are_converted_again_or_refused(tmp_path, cache, caplog):
+    file = tmp_path / "tiny.gguf"
+    write_tiny(file)
+    folder = cache / resolve_model_name(str(file))
+    content = zeroed(folder)
+    with pytest.raises(UserError, match=r"is damaged \(model.safetensors is not what was written\): .* converts that"):
+        resolve_model_name(str(folder))
+    saved = gguf_base.described(str(folder))
+    with pytest.raises(
+        UserError, match=r"--model_name_or_path with the path of tiny\.gguf .* converts that file again"
+    ):
+        choose_base(saved, None, tmp_path / "checkpoint")
+    assert choose_base(saved, str(file), tmp_path / "checkpoint") == (str(folder), None)
+    assert f"{file} is converted again" in caplog.text
+    assert (folder / "model.safetensors").read_bytes() == content
+    assert choose_base(saved, None, tmp_path / "checkpoint") == (str(folder), None)
+    assert saved["gguf"].keys() == {"file", "sha256"}
+
+
 def broken_files(folder):
     """name -> what the one line says of it."""
     write_tiny(folder / "whole.gguf")

@@ -198,6 +198,19 @@ def test_a_damaged_index_is_made_anew(table):
     assert sorted(path.name for path in folder.parent.iterdir()) == [folder.name]  # no scratch folder is left
 
 
+def test_an_index_of_zeros_after_a_power_cut_is_made_anew_with_a_word(table, caplog):
+    folder = meteor_paraphrases.index_folder(table)
+    for name in ("text.npy", "spans.npy", "hashes.npy"):
+        meteor_paraphrases.open_paraphrases(table)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:128] + bytes(len(content) - 128))  # npy's head of 128 bytes stays
+        caplog.clear()
+        assert meteor_paraphrases.open_paraphrases(table).among(PHRASES) == FOUND
+        (line,) = caplog.messages
+        assert f"{folder} is damaged ({name} is not what was written): METEOR's tables are read anew" in line
+        assert (folder / name).read_bytes() == content
+
+
 def test_without_a_cache_folder_the_tables_stay_in_memory(table, monkeypatch, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

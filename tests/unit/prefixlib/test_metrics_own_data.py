@@ -64,12 +64,12 @@ def test_rouge_l_is_rouge_scores_on_english_and_counts_other_scripts():
     assert score_task("text", ["мельница у реки"], [["мельница на реке"]])["ROUGE-L"] == pytest.approx(100 / 3)
 
 
-def test_exact_match_is_for_answers():
+def test_exact_match_is_scored_whatever_the_length_of_the_texts():
     scores = score_task("text", ["yes", " no ", "No"], [["yes", "yeah"], ["no"], ["no"]])
     assert scores["exact match"] == pytest.approx(200 / 3)
     long = [["yes"], ["a text that is longer than what one would call an answer"]]
-    assert list(score_task("text", ["yes", "a"], long)) == ["BLEU", "ROUGE-L", "chrF"]
-    assert [figure.name for figure in measure("text", ["yes"], [["yes"]], metrics=["exact match"])] == ["exact match"]
+    assert score_task("text", ["yes", "a"], long)["exact match"] == 50
+    assert [figure.name for figure in measure("text", ["yes", "a"], long, metrics=["exact match"])] == ["exact match"]
 
 
 CHINESE = ["你的订单已经发货。", "请在五天内付款，谢谢"]
@@ -86,5 +86,35 @@ def test_texts_without_spaces_are_counted_by_letters():
 
 
 @pytest.mark.parametrize("text", ["Ваш заказ номер пять отправлен", CHINESE[0], "your order has been sent"])
-def test_validation_sees_any_script(text):
-    assert rouge.sentence_scores(text, [text], any_language=True)["rouge2"] == pytest.approx(100)
+@pytest.mark.parametrize("any_language", [True, False])
+def test_validation_sees_any_script(text, any_language):
+    assert rouge.sentence_scores(text, [text], any_language)["rouge2"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "reference", "rouge_1", "rouge_2", "rouge_l"),
+    [  # by hand: two of three words and one of two pairs; one of four words; half of the letters, in their order
+        ("мельница у реки", "мельница у речки", 200 / 3, 50, 200 / 3),
+        ("Der Müller Καλημέρα x", "Καλημέρα σε όλους σας", 25, 0, 25),
+        ("你的订单 now", "你的订单已经发货", 800 / 13, 600 / 11, 800 / 13),
+    ],
+)
+def test_rouge_of_summaries_in_other_scripts_counts_the_tokens_of_mode_text(
+    hypothesis, reference, rouge_1, rouge_2, rouge_l
+):
+    found = score_task("xsum", [hypothesis], [[reference]])
+    assert found == pytest.approx({"ROUGE-1": rouge_1, "ROUGE-2": rouge_2, "ROUGE-L": rouge_l})
+    assert found["ROUGE-L"] == pytest.approx(score_task("text", [hypothesis], [[reference]])["ROUGE-L"])
+    assert list(rouge.sentence_scores(hypothesis, [reference]).values()) == pytest.approx([rouge_1, rouge_2, rouge_l])
+    assert rouge.original_way([hypothesis], [reference], 1)["rouge1"] == pytest.approx(rouge_1)
+    assert rouge.rouge_lsum([hypothesis], [[reference]]) == pytest.approx(rouge_l)
+
+
+@pytest.mark.parametrize(
+    "reference", ["the café's naïve owners", "Nhà hàng tốt nhất ở đây", "They only say добрый день"]
+)
+def test_rouge_of_latin_texts_stays_rouge_scores(reference):
+    scorer = RougeScorer(["rouge1"], use_stemmer=True)
+    hypothesis = "the cafe owner says hang"
+    wanted = 100 * scorer.score(reference, hypothesis)["rouge1"].fmeasure
+    assert score_task("xsum", [hypothesis], [[reference]])["ROUGE-1"] == pytest.approx(wanted)

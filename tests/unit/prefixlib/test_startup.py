@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import run_command
 
+pytestmark = pytest.mark.cold
 SCRIPTS = ("gpt2/run_language_modeling.py", "gpt2/run_generation.py", "seq2seq/finetune.py", "scripts/export.py")
 
 

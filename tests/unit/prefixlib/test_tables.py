@@ -7,11 +7,13 @@ import re
 import datasets
 import pytest
 
-from prefixlib import tables
+from prefixlib import special_tokens, tables
+from prefixlib.conversations import Chat, as_chat
 from prefixlib.errors import UserError
 from prefixlib.readers import Record
-from prefixlib.tables import Chat, Columns, Wording, as_chat
+from prefixlib.tables import Columns
 from prefixlib.tasks import given_file, read_groups, read_records
+from prefixlib.wording import Wording, check_template
 
 ODD = [
     ("line\nbreak", "one\n\ntwo\n"),
@@ -135,10 +137,12 @@ FILES = {
     ("x.jsonl", '{"source": "a"}\n\n{"source": \n'): "x.jsonl: row 3: not JSON",
     ("y.jsonl", '["a", "b"]\n'): "y.jsonl: row 1: expected an object like",
     ("deep.jsonl", "[" * 100_000): "deep.jsonl: row 1: not a row of data",
-    ("x.json", '{"source": "a"}'): "x.json: expected a list of objects, found",
+    ("x.json", '"a"'): "x.json: row 1: expected an object like",
+    ("cut.json", '[{"source": "a"}, '): "cut.json: line 1: not JSON: the file is cut",
+    ("more.json", '[{"source": "a"}]\n[]'): "more.json: line 1: more text after the end of the list",
     ("y.json", '[{"source": "a"},\n{]'): "y.json: line 2: not JSON",
     ("x.csv", "source,target\na,b\nc\n"): "x.csv: row 2: 1 values for the 2 columns of the first line",
-    ("y.csv", 'source,target\n"a,b\n'): "y.csv: row 1, line 2: unexpected end of data",
+    ("y.csv", 'source,target\n"a,b\nc\n'): "y.csv: row 1, line 4: unexpected end of data",
     ("x.txt", "a||b\n"): "x.txt: its name must end in .jsonl, .json, .csv, .tsv, .parquet",
     ("x.parquet", "no"): "x.parquet: cannot be read as a data set: ",
     ("none.jsonl", ""): "none.jsonl: no examples in it",
@@ -225,9 +229,9 @@ def test_a_tokenizer_that_loses_characters_is_said(caplog):
         def decode(self, ids, **_):
             return " ".join(ids)
 
-    tables.warn_of_lost_characters(Words(), ["a b", "c"])
+    special_tokens.warn_of_lost_characters(Words(), ["a b", "c"])
     assert not caplog.messages
-    tables.warn_of_lost_characters(Words(), ["a b", "c\nd", "e\tf"])
+    special_tokens.warn_of_lost_characters(Words(), ["a b", "c\nd", "e\tf"])
     assert caplog.messages == ["the tokenizer does not keep every character: of 'c\\nd' it makes 'c d'"]
 
 
@@ -246,4 +250,4 @@ def test_what_the_model_reads():
         chat.text("a", object())
     for template in ("no slot", "{source} {source}"):
         with pytest.raises(UserError, match=r"--source_template .* must hold \{source\} once"):
-            tables.check_template(template)
+            check_template(template)

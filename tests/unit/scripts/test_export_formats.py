@@ -80,7 +80,7 @@ def test_an_adapter_in_half_precision_and_in_the_old_file_comes_back(adapter, tm
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"peft_type": "LORA"}, "is an adapter of the kind LORA; only PREFIX_TUNING is a prefix"),
+        ({"peft_type": "LORA"}, "is an adapter of the kind LORA; only PREFIX_TUNING and CARTRIDGE are prefixes"),
         ({"task_type": "SEQ_2_SEQ_LM"}, "is a prefix for the task type SEQ_2_SEQ_LM; only CAUSAL_LM can be read"),
         ({"num_transformer_submodules": 2}, "only CAUSAL_LM can be read"),
         ({"num_layers": None, "token_dim": "8"}, "num_layers, token_dim must be whole numbers above 0"),

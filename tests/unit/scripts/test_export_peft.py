@@ -133,3 +133,30 @@ def test_an_adapter_for_another_shape_is_refused(golden_bases, originals, tmp_pa
     with pytest.raises(UserError, match=r"the base model of .*, unnamed, is not here: pass --model_name_or_path"):
         export.main(command)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_cartridge_of_peft_comes_in(golden_bases, tmp_path):
+    """Keys and values that PEFT trained without a network, the first position frozen: equal logits."""
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(golden_bases["gpt2"])
+    config = peft.CartridgeConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, num_frozen_tokens=1)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base, config).eval()
+    model.save_pretrained(tmp_path / "cartridge")
+    command = [
+        str(tmp_path / "cartridge"),
+        "--from",
+        "peft",
+        "--mode",
+        "data2text",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    export.main([*command, "--model_name_or_path", str(golden_bases["gpt2"])])
+    loaded = gpt2_model.load_prefix(tmp_path / "out")
+    assert loaded.config.preseqlen == 4
+    lm = PrefixLM(AutoModelForCausalLM.from_pretrained(golden_bases["gpt2"]), loaded.for_decoding()).eval()
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        ours, theirs = lm(input_ids=ids), model(input_ids=ids).logits
+    assert close(ours, theirs)

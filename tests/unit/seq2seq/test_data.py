@@ -129,7 +129,7 @@ def test_webnlg_goes_through_the_readers(tmp_path):
     for name in ("train", "dev"):
         (tmp_path / "webnlg_challenge_2017" / f"{name}.json").write_text(json.dumps({"entries": [{"1": entry}]}))
     train = load_examples("webnlg", "train", Settings(mode="webnlg", data_dir=str(tmp_path)).file("train"))
-    assert train == [Example("| A : is : B", ("One.",))]
+    assert train == [Example("| A : is : B", ("One.",), "Airport")]
     dev = load_examples("webnlg", "valid", Settings(mode="webnlg", data_dir=str(tmp_path)).file("valid"))
     assert dev == [Example("| A : is : B", ("One.", "Two."), "Airport")]
 

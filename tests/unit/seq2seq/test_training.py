@@ -185,6 +185,53 @@ def spy(monkeypatch, seen):
     monkeypatch.setattr(LogLines, "on_train_batch_end", look)
 
 
+@pytest.mark.parametrize(
+    "trained",
+    [
+        {"tuning_mode": "prefixtune"},
+        {"tuning_mode": "prefixtune", "label_smoothing": 0.1},
+        {"tuning_mode": "finetune"},
+        {"tuning_mode": "finetune-top", "top_layers": 1},
+        {"tuning_mode": "adaptertune", "adapter_bottleneck": 6},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())),
+)
+def test_accumulated_batches_equal_the_larger_batch(tmp_path, monkeypatch, trained):
+    """Batches 1 x 4, 2 x 2 and 4 x 1 of targets of 1 to 9 words, the last step of an epoch smaller than the others.
+
+    Plain gradient descent: Adam makes steps of the same size from gradients of rounding's size.
+    """
+    still = make_bart(tmp_path / "still", dropout=0.0, attention_dropout=0.0)
+    data = make_summaries(tmp_path / "data", train=23)
+    targets = [" ".join(["cat", "dog ran"][n % 2] for _ in range(1 + n * 5 % 9)) for n in range(23)]
+    (data / "train.target").write_text("".join(f"{line}\n" for line in targets))
+
+    def descend(module):
+        return torch.optim.SGD(module.trainable().values(), lr=0.1)
+
+    monkeypatch.setattr(lightning_base.BaseModule, "configure_optimizers", descend)
+    monkeypatch.setattr(lightning_base.BaseModule, "on_train_start", lambda *_: None)
+    runs = []
+    for batch, accumulated in ((4, 1), (2, 2), (1, 4)):
+        output = tmp_path / f"{batch}"
+        settings = {"preseqlen": 3, "mid_dim": 8} if trained["tuning_mode"] == "prefixtune" else {}
+        settings = {"preseqlen": None, "mid_dim": None, **settings, "max_target_length": 64, "max_grad_norm": 1.0}
+        settings |= {"bsz": batch, "gradient_accumulation_steps": accumulated, **trained}
+        finetune.main(training_flags(still, data, output, **settings))
+        (file,) = [*output.glob("prefix_model.safetensors"), *output.glob("model.safetensors")]
+        runs.append((load_file(file), json.loads((output / "results.json").read_text())["training"]))
+    start = load_file(still / "model.safetensors")
+    for weights, results in runs[1:]:
+        assert results["steps"] == 12
+        for one, other in zip(results["curves"]["train"], runs[0][1]["curves"]["train"], strict=True):
+            assert one == pytest.approx(other, rel=1e-5)
+        assert results["dev_loss"] == pytest.approx(runs[0][1]["dev_loss"], rel=1e-5)
+        for name, tensor in weights.items():
+            assert (tensor - runs[0][0][name]).abs().max() < 1e-5, name
+    moved = [name for name, tensor in runs[0][0].items() if name not in start or not torch.equal(tensor, start[name])]
+    assert moved
+
+
 def test_only_the_prefix_moves_and_all_of_it(place, tmp_path, monkeypatch):
     """Over six steps with a validation, which decodes without gradients, after every one."""
     prefixes, bases, modes = [], [], set()
@@ -320,6 +367,39 @@ def test_best_checkpoint_and_early_stopping(place, tmp_path, monkeypatch):
     assert results["training"]["best"]["step"] == 2 * BATCHES
     assert equal(load_file(tmp_path / "best" / "prefix_model.safetensors"), kept[2 * BATCHES - 1])
     assert equal(weights, kept[-1])
+
+
+def results_of_validation(monkeypatch, *results):
+    """Let the validations of a run give these figures, the last one again and again."""
+    rows = itertools.chain(results, itertools.repeat(results[-1]))
+    end = lightning_base.SummarizationModule.on_validation_epoch_end
+
+    def say(self):
+        end(self)
+        self.validation_result |= next(rows)
+
+    monkeypatch.setattr(lightning_base.SummarizationModule, "on_validation_epoch_end", say)
+
+
+def test_a_score_that_stays_zero_leaves_the_choice_to_the_loss(place, tmp_path, monkeypatch, caplog):
+    """One-word answers have no ROUGE-2: the run goes on while the dev loss falls, and says what chose."""
+    losses = [3.0, 2.9, 2.8, 2.7, 2.6, 2.6, 2.8]
+    results_of_validation(monkeypatch, *({"rouge2": 0.0, "loss": loss} for loss in losses))
+    _, results = train(place, tmp_path, eval_steps=1, epoch=2, early_stopping_patience=2)
+    assert (results["training"]["best"]["step"], results["training"]["steps"]) == (5, 7)
+    (said,) = [message for message in caplog.messages if "at each of the" in message]
+    assert said.startswith("rouge2 was 0 at each of the 7 validations, so the lowest dev loss chose")
+    assert "ended the run early" in said
+
+
+def test_what_was_seen_before_a_resumption_counts(place, tmp_path, monkeypatch, caplog):
+    results_of_validation(monkeypatch, *({"rouge2": score, "loss": 3.0} for score in (1.0, 0.0)))
+    with monkeypatch.context() as patch:
+        kill_at(patch, Checkpoints, "on_train_batch_end", 8)
+        with pytest.raises(Killed):
+            train(place, tmp_path, save_steps=1, epoch=3)
+    train(place, tmp_path, save_steps=1, epoch=3, resume="yes")
+    assert not [message for message in caplog.messages if "at each of the" in message]
 
 
 def test_a_run_that_ends_within_an_epoch_is_validated_and_replaces_an_earlier_one(place, tmp_path):
