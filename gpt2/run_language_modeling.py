@@ -153,8 +153,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         known = results.get("decoding", {}) if results.get("training") == training else {}  # of these very weights
         if settings.distill_context and "context" not in training:
             training["context"] = context.what_is_kept(trained.lm, distillation.teacher, datasets["valid"])
-        with record.noting("results.json"):
-            record.update_results(output, {"run": run, "training": training, "decoding": known or None})
+        record.update_results(output, {"run": run, "training": training, "decoding": known or None})
         if records and to_decode:
             how = Decoding(
                 **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},

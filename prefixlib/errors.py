@@ -109,6 +109,8 @@ def system_number(error: BaseException) -> int | None:
     """The operating system's number of an error, also where a library written in Rust or C++ wraps it, else None."""
     if isinstance(error, OSError):
         return error.errno
+    if is_failed_save(error) and error.__context__ is not None:  # of a file that Python opened: its error came first
+        return system_number(error.__context__)
     said = str(error)
     # safetensors and tokenizers, written in Rust; torch, whose file names may stand between
     found = re.search(r"\(os error (\d+)\)", said) or re.search(r"unable to open file <.*> .*\((\d+)\)", said)

@@ -25,7 +25,7 @@ NAMES = (
     r"results\.json|settings\.json|prefix_config\.json|task_config\.json|prefix_\w+\.safetensors|README\.md|"
     r"MODEL_CARD\.md|loss\.png|resume\.ckpt|(.+_)?(valid|test)_(beam|greedy|nucleus|gold|src).*"
 )
-PARTIAL_FILE = re.compile(rf"\.resume\.ckpt\.partial|\.({NAMES})\.\d+\.partial")  # the former: earlier versions'
+PARTIAL_FILE = re.compile(rf"\.resume\.ckpt\.partial|\.({NAMES})\.\d+\.partial")
 PARTIAL_FOLDER = re.compile(rf"\.({FOLDERS})\.partial")
 OLD_FOLDER = re.compile(rf"\.({FOLDERS})\.old\.partial")
 CHECKPOINTS = ".partial"  # where transformers' Trainer writes a checkpoint-N
@@ -53,18 +53,25 @@ def writing(path: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = errno.ENOSPC if is_failed_save(error) else system_number(error)
+        number = system_number(error)
+        if is_failed_save(error) and _is_full(Path(path)):
+            number = errno.ENOSPC
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
+def _is_full(path: Path) -> bool:
+    """Whether no file of a megabyte fits where `path` is to go."""
+    return shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free < 2**20
+
+
 @contextlib.contextmanager
-def replacing(path: Path | str) -> Iterator[Path]:
+def replacing(path: Path | str, partial_name: str | None = None) -> Iterator[Path]:
     """Give the name of a file to write; at the end of the block it is synced and renamed to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(_partial_name(path.name))
+    partial = path.with_name(partial_name or _partial_name(path.name))
     partial.unlink(missing_ok=True)  # another one's link, or of a killed process with this number
     try:
         with writing(path):

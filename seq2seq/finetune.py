@@ -296,8 +296,7 @@ def write_results(
     }
     title = f"{settings.mode}, {settings.tuning_mode}"
     record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
-    with record.noting("results.json"):
-        record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
+    record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
     record.log_end(trained, output, settings.decode_command(FAMILY, best.chosen(output, trained)))
 
 

@@ -323,8 +323,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the file, syncs, renames: a killed run leaves the last good checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with files.replacing(path) as partial:  # Lightning's own writing goes by way of a temporary folder
-            torch.save(checkpoint, partial)
+        name = f".{Path(path).name}.partial"
+        # Lightning's own writing goes by way of a temporary folder; torch.save hides why a file of its own fails
+        with files.replacing(path, name) as partial, open(partial, "xb") as file:
+            torch.save(checkpoint, file)
 
 
 def make_logger(report_to: str, output: Path, step: int) -> Logger | None:

@@ -43,7 +43,7 @@ BLOCKS = {
 DEMO = ROOT / "data" / "demo"
 SPLITS = {"train": 24, "dev": 3, "val": 3, "valid": 3, "test": 4}
 SHORT = {
-    "gpt2/train_e2e.py": "--max_steps 2 --disable_tqdm yes --overwrite_output_dir yes",
+    "gpt2/train_e2e.py": "--max_steps 2 --max_new_tokens 20 --disable_tqdm yes --overwrite_output_dir yes",
     "gpt2/gen.py": "--decode_limit 3 --length 20 --disable_tqdm yes",
     "seq2seq/train_bart.py": "--max_steps 2 --n_val 2 --n_train 20 --num_workers 0 --disable_tqdm yes",
     "scripts/score.py": "--metrics BLEU",
@@ -245,7 +245,7 @@ def known_flags():
     mains += [script(ROOT / "scripts" / f"{name}.py").main for name in names]
     found = set(re.findall(r"--[a-z][\w-]*", "".join(map(help_of, mains))))
     assert len(found) > 120
-    return found | {"--no-deps"}  # pip's
+    return found | {"--no-deps", "--durations"}  # pip's, pytest's
 
 
 @pytest.mark.parametrize("page", PAGES)

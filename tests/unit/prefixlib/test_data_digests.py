@@ -11,7 +11,7 @@ import torch
 import gpt2
 import seq2seq
 from gpt2.model import load_prefix as load_gpt2
-from prefixlib import data_digests, tables
+from prefixlib import data_digests, formats
 from prefixlib.errors import UserError
 from seq2seq.model import load_prefix as load_seq2seq
 from tests.conftest import ROOT
@@ -124,7 +124,7 @@ def test_the_digest_of_every_kind_of_data(tmp_path, monkeypatch):
     assert found["one"]["sha256"] == found["again"]["sha256"] != found["other"]["sha256"]
     rows = datasets.Dataset.from_dict({"source": ["a"], "target": ["b"]})
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: rows)
-    (hub,) = data_digests.digests({"train": tables.place("owner/name", "train")})["train"]
+    (hub,) = data_digests.digests({"train": formats.place("owner/name", "train")})["train"]
     assert hub == {"file": "owner/name:train", "bytes": None, "sha256": rows._fingerprint}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import types
 
 import pytest
 import torch
@@ -162,7 +163,8 @@ def test_names_that_are_too_long_are_found_before_the_work(tmp_path, length):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is full")
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_a_full_disk_is_named_whoever_writes(tmp_path, size):
+def test_a_full_disk_is_named_whoever_writes(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=0))
     full = os.open("/dev/full", os.O_WRONLY)
     for write in (lambda: torch.save(torch.zeros(size), "/dev/full"), lambda: os.write(full, b"x")):
         with pytest.raises(OSError, match="No space left") as error, files.writing(tmp_path / "checkpoint-3"):

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -121,14 +122,15 @@ def test_workers_need_open_files(monkeypatch, caplog, limits, workers):
 
 
 SLOW_STEP = """
-import sys, time
+import sys
+import torch
 from seq2seq import finetune
 from seq2seq.lightning_base import SummarizationModule
 from prefixlib.errors import one_line_errors
 step = SummarizationModule.training_step
 def slow(*arguments):
     print("step", flush=True)
-    time.sleep(0.2)
+    torch.linalg.svd(torch.rand(900, 900))  # a second without a line of Python: signals are handled together after it
     return step(*arguments)
 SummarizationModule.training_step = slow
 with one_line_errors():
@@ -146,6 +148,7 @@ def test_a_signal_to_the_whole_group_ends_a_training_with_workers(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", SLOW_STEP, *words], start_new_session=True, **pipes)
     try:
         assert process.stdout.readline() == "step\n"
+        time.sleep(0.3)  # the step has begun
         os.killpg(process.pid, signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
     finally:
