@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from gpt2.train_control import PrefixConfig, PrefixTuning
-from prefixlib.tasks import read_records, training_text
+from prefixlib.data.tasks import read_records, training_text
 
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 torch.manual_seed(101)

@@ -17,8 +17,8 @@ from gpt2.frozen_lm import check_rows, key_values, max_positions
 from gpt2.model import Model, load_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import FAMILY, PrefixConfig, join_layers, make_prefix
-from prefixlib import checkpoint, gguf_base
-from prefixlib.base_model import (
+from prefixlib.base_model import gguf_base
+from prefixlib.base_model.load import (
     check_tokenizer,
     dropout_settings,
     evaluating,
@@ -28,10 +28,11 @@ from prefixlib.base_model import (
     load_tokenizer,
     resolve_model_name,
 )
-from prefixlib.errors import UserError
+from prefixlib.checkpoints import checkpoint
+from prefixlib.data.readers import read_text
 from prefixlib.methods.starts import Given, regress, start_from_checkpoint, start_random
 from prefixlib.methods.table import METHODS
-from prefixlib.readers import read_text
+from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from transformers.integrations import TensorBoardCallback, get_reporting_integra
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from prefixlib import record
-from prefixlib.errors import UserError
-from prefixlib.schedule import set_rates
+from prefixlib.runs import record
+from prefixlib.runs.schedule import set_rates
+from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

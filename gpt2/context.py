@@ -22,7 +22,7 @@ from gpt2.dataset import Encoded
 from gpt2.frozen_lm import key_values, max_positions
 from gpt2.prefix_lm import PrefixLM, mean_loss
 from gpt2.train_control import PrefixConfig, PrefixTuning, join_layers
-from prefixlib.base_model import evaluating
+from prefixlib.base_model.load import evaluating
 from prefixlib.decoding.search import DecodingRule
 
 logger = logging.getLogger(__name__)

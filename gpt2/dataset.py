@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from prefixlib.errors import UserError
-from prefixlib.readers import Group, Record
-from prefixlib.tasks import prompt_text, training_text, without
-from prefixlib.wording import PLAIN, Wording, cut_end
+from prefixlib.data.readers import Group, Record
+from prefixlib.data.tasks import prompt_text, training_text, without
+from prefixlib.data.wording import PLAIN, Wording, cut_end
+from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

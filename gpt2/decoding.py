@@ -13,15 +13,15 @@ from transformers import Cache
 
 from gpt2.frozen_lm import count_positions, position_mask
 from gpt2.train_control import Past
-from prefixlib import onednn
+from prefixlib.compute import onednn
+from prefixlib.compute.head import Head
+from prefixlib.data.tasks import InGPT2, clean_up
 from prefixlib.decoding import loop
 from prefixlib.decoding.search import DecodingRule, Hypothesis, rule_of
 from prefixlib.decoding.text import cut_at, stop_rule
 from prefixlib.decoding.tree import BeamTree, growing_cache
-from prefixlib.errors import UserError
-from prefixlib.head import Head
-from prefixlib.search_settings import Search
-from prefixlib.tasks import InGPT2, clean_up
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 
 SIMILAR = 0.75  # of the longest prompt's length, read together with it
 

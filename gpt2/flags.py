@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixlib.errors import UserError
+from prefixlib.data.tables import Columns
+from prefixlib.data.tasks import GPT2_MODES, OWN_DATA, TASKS, find_task
 from prefixlib.methods.table import WITH_PREFIX
-from prefixlib.search_settings import Search, SearchFlags
-from prefixlib.settings import (
+from prefixlib.settings.flags import (
     DECODING,
     METHOD,
     MODEL,
@@ -19,13 +19,13 @@ from prefixlib.settings import (
     TASK,
     TRAINING,
     Only,
-    Training,
     flag,
     refuse_together,
     spelled,
 )
-from prefixlib.tables import Columns
-from prefixlib.tasks import GPT2_MODES, OWN_DATA, TASKS, find_task
+from prefixlib.settings.search import Search, SearchFlags
+from prefixlib.settings.training import Training
+from prefixlib.system.errors import UserError
 
 DEFAULT_MODEL = "gpt2-medium"
 OBJECTIVE = "objective"

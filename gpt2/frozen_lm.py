@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 
-from prefixlib import attention
-from prefixlib.base_model import evaluating
-from prefixlib.errors import UserError, first_line
+from prefixlib.base_model.load import evaluating
+from prefixlib.compute import attention
+from prefixlib.system.errors import UserError, first_line
 
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, S, D)
 

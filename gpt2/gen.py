@@ -7,11 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from prefixlib import places
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import DEMO_DATA, as_words, child_command, run
-from prefixlib.settings import Parser, add_yes_no, refuse_together
-from prefixlib.tasks import GPT2_MODES
+from prefixlib.data.tasks import GPT2_MODES
+from prefixlib.runs.launch import DEMO_DATA, as_words, child_command, run
+from prefixlib.settings.flags import Parser, add_yes_no, refuse_together
+from prefixlib.system import places
+from prefixlib.system.errors import UserError, one_line_errors
 
 TREE = Path(__file__).resolve().parent
 

@@ -21,12 +21,14 @@ from gpt2.flags import Settings
 from gpt2.frozen_lm import check_rows, max_positions, shape_of, without_weights
 from gpt2.prefix_lm import PrefixLM, mean_loss
 from gpt2.train_control import FAMILY, Past, PrefixConfig, make_prefix
-from prefixlib import attention, checkpoint, model, original, peft_format
-from prefixlib.base_model import load_config, load_model
+from prefixlib import model
+from prefixlib.base_model.load import load_config, load_model
+from prefixlib.checkpoints import checkpoint, original, peft_format
+from prefixlib.compute import attention
+from prefixlib.data.readers import Group, Record
 from prefixlib.decoding.search import DecodingRule
-from prefixlib.errors import UserError
-from prefixlib.readers import Group, Record
-from prefixlib.search_settings import Search
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

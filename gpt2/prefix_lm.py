@@ -17,11 +17,11 @@ from transformers import DynamicCache, PreTrainedConfig
 from gpt2.dataset import IGNORED, Encoded, collate
 from gpt2.frozen_lm import attention_modules, check_attention, count_positions, position_mask
 from gpt2.train_control import Past
-from prefixlib import attention, onednn, packing
-from prefixlib.base_model import evaluating
-from prefixlib.errors import UserError
-from prefixlib.head import Head
-from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of
+from prefixlib.base_model.load import evaluating
+from prefixlib.compute import attention, onednn, packing
+from prefixlib.compute.head import Head
+from prefixlib.compute.packing import Packed, Rows, lay_out, layouts, width_of
+from prefixlib.system.errors import UserError
 
 
 class PrefixLM(nn.Module):

@@ -17,8 +17,10 @@ from gpt2 import building
 from gpt2.flags import Settings
 from gpt2.train_control import PrefixConfig
 from gpt2.trainer_prefix import is_exhausted
-from prefixlib import checkpoint, schedule, schema
-from prefixlib.errors import UserError, first_line
+from prefixlib.checkpoints import checkpoint
+from prefixlib.runs import schedule
+from prefixlib.system import schema
+from prefixlib.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class Resumption:
     directory: Path  # the checkpoint
     state: TrainerState
     ended: bool  # training is complete; only the steps after it may be missing
-    earlier: list[dict[str, Any]]  # the schedules that were followed to their end before, see prefixlib/schedule.py
+    earlier: list[dict[str, Any]]  # schedules that ended before: see prefixlib/runs/schedule.py
     task: dict[str, Any]  # the checkpoint's
 
 

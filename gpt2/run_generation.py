@@ -4,7 +4,7 @@ python gpt2/run_generation.py --mode webnlg --split valid --checkpoint gpt2/webn
 """
 
 if __name__ == "__main__":
-    from prefixlib import startup
+    from prefixlib.system import startup
 
     startup.begin()
 
@@ -21,13 +21,11 @@ import torch
 from gpt2 import model
 from gpt2.dataset import Encoded, encode
 from gpt2.flags import Decoding
-from prefixlib import checkpoint, files, metrics, original, processes, record
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.outputs import Outputs, as_lines, record_split, seen_categories
-from prefixlib.readers import Group
-from prefixlib.settings import USAGE, Parser
-from prefixlib.special_tokens import check_rows, texts_of
-from prefixlib.tasks import (
+from prefixlib import metrics
+from prefixlib.checkpoints import checkpoint, original
+from prefixlib.data.readers import Group
+from prefixlib.data.special_tokens import check_rows, texts_of
+from prefixlib.data.tasks import (
     GPT2_MODES,
     OWN_DATA,
     data_file,
@@ -37,6 +35,11 @@ from prefixlib.tasks import (
     read_label_groups,
     read_openings,
 )
+from prefixlib.decoding.outputs import Outputs, as_lines, seen_categories
+from prefixlib.runs import record
+from prefixlib.settings.flags import USAGE, Parser
+from prefixlib.system import files, processes
+from prefixlib.system.errors import UserError, one_line_errors
 
 logger = logging.getLogger("gpt2.run_generation")
 
@@ -154,7 +157,7 @@ def decode_splits(
         decoded[split] = known.get(split, {})
         if decoded[split].get("data_file") != str(path):
             decoded[split] = decode_file(trained, path, output / f"{output.name}_{split}", settings)
-            record_split(output, split, decoded[split])
+            record.record_split(output, split, decoded[split])
         print_scores(split, decoded[split]["scores"])
     scores = {split: result["scores"] for split, result in decoded.items()}
     if checkpoint.is_checkpoint(directory):
@@ -226,7 +229,7 @@ def decode_split(
         attn_implementation=settings.attn_implementation,
     )
     result = decode_file(trained, path, out / f"{directory.name}_{split}", settings)
-    record_split(out, split, result)
+    record.record_split(out, split, result)
     if checkpoint.is_checkpoint(directory) and directory.is_relative_to(out):  # not where outputs go elsewhere
         scored = path.name if settings.data_file else split
         checkpoint.refresh_card(directory, {f"{scored} {name}": value for name, value in result["scores"].items()})

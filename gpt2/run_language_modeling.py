@@ -4,7 +4,7 @@ python gpt2/run_language_modeling.py --mode webnlg --model_name_or_path gpt2-med
 """
 
 if __name__ == "__main__":
-    from prefixlib import startup
+    from prefixlib.system import startup
 
     startup.begin()
 
@@ -30,13 +30,17 @@ from gpt2.flags import Decoding, Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, keep_newest, load_teacher
-from prefixlib import best, checkpoint, data_digests, files, processes, record, schedule, sharding
-from prefixlib.conversations import Chat
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.readers import Record
-from prefixlib.settings import USAGE, Parser
-from prefixlib.special_tokens import check_rows, texts_of, warn_of_lost_characters
-from prefixlib.tasks import OWN_DATA, categories_of, data_file, given_file, read_groups, read_records
+from prefixlib.base_model import sharding
+from prefixlib.checkpoints import best, checkpoint
+from prefixlib.data import data_digests
+from prefixlib.data.conversations import Chat
+from prefixlib.data.readers import Record
+from prefixlib.data.special_tokens import check_rows, texts_of, warn_of_lost_characters
+from prefixlib.data.tasks import OWN_DATA, categories_of, data_file, given_file, read_groups, read_records
+from prefixlib.runs import record, schedule
+from prefixlib.settings.flags import USAGE, Parser
+from prefixlib.system import files, processes
+from prefixlib.system.errors import UserError, one_line_errors
 
 logger = logging.getLogger("gpt2.run_language_modeling")
 

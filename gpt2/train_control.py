@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from gpt2.frozen_lm import Layers, attention_window, key_values, max_positions, shape_of
-from prefixlib.base_model import evaluating
-from prefixlib.errors import UserError
+from prefixlib.base_model.load import evaluating
+from prefixlib.system.errors import UserError
 
 FAMILY = "decoder-only"
 

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 from gpt2.flags import DEFAULT_MODEL, Settings
-from prefixlib import launch, places
-from prefixlib.errors import one_line_errors
-from prefixlib.settings import spelled
-from prefixlib.tasks import find_task
+from prefixlib.data.tasks import find_task
+from prefixlib.runs import launch
+from prefixlib.settings.flags import spelled
+from prefixlib.system import places
+from prefixlib.system.errors import one_line_errors
 
 TREE = Path(__file__).resolve().parent
 
@@ -34,7 +35,7 @@ def long_name(settings: Settings, notes: str | None) -> str:
         f"_b={s.gradient_accumulation_steps * s.bsz}-e={s.epoch:g}_d={s.dropout}_u={spelled(s.use_dropout)}"
         f"_lr={s.learning_rate}_w={s.weight_decay}_s={s.seed}_r=n_m={s.mid_dim}"
     )
-    parts = [name, notes, launch.tuning_label(s)]
+    parts = [name, notes, s.tuning_label()]
     if s.tuning_mode == "finetune":
         parts.append(f"uctd={spelled(s.use_custom_teacher_dropout)}")
     parts.append(f"o={s.objective_mode}")

@@ -21,10 +21,11 @@ from gpt2.callbacks import ExactResume, LogLines, diverged
 from gpt2.dataset import IGNORED
 from gpt2.frozen_lm import max_positions
 from gpt2.train_control import FAMILY
-from prefixlib import checkpoint, files, original
-from prefixlib.accumulation import OncePerStep
-from prefixlib.base_model import freeze, load_model
-from prefixlib.errors import UserError
+from prefixlib.base_model.load import freeze, load_model
+from prefixlib.checkpoints import checkpoint, original
+from prefixlib.compute.accumulation import OncePerStep
+from prefixlib.system import files
+from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from prefixlib.base_model import evaluating
+from prefixlib.base_model.load import evaluating
+from prefixlib.data.readers import Group
+from prefixlib.data.tasks import Task, as_group, find_task
+from prefixlib.data.wording import Wording
 from prefixlib.decoding import loop
 from prefixlib.decoding.search import DecodingRule, Hypothesis, stream
 from prefixlib.decoding.text import as_texts, text_pieces
-from prefixlib.errors import UserError
 from prefixlib.mixed import Prepared
-from prefixlib.readers import Group
-from prefixlib.search_settings import STREAMED, Search, as_stop, check_count
-from prefixlib.tasks import Task, as_group, find_task
-from prefixlib.wording import Wording
+from prefixlib.settings.search import STREAMED, Search, as_stop, check_count
+from prefixlib.system.errors import UserError
 
 
 class Generates(ABC):

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from prefixlib.base_model import evaluating
-from prefixlib.checkpoint import OWN_MODEL
+from prefixlib.base_model.load import evaluating
 from prefixlib.decoding import loop
 from prefixlib.decoding.search import DecodingRule, Hypothesis
 from prefixlib.decoding.text import as_texts
-from prefixlib.errors import UserError
-from prefixlib.search_settings import Search, as_stop
+from prefixlib.methods.table import OWN_MODEL
+from prefixlib.settings.search import Search, as_stop
+from prefixlib.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from prefixlib import checkpoint, files, original, peft_format, record
-from prefixlib.base_model import (
+from prefixlib.base_model.load import (
     check_fingerprint,
     check_tokenizer,
     choose_base,
@@ -27,12 +26,15 @@ from prefixlib.base_model import (
     on_device,
     save_whole,
 )
-from prefixlib.errors import UserError
+from prefixlib.checkpoints import checkpoint, original, peft_format
+from prefixlib.data.readers import Group, Record
+from prefixlib.data.tasks import check_tree, find_task
 from prefixlib.generation import Generates
-from prefixlib.methods.table import method_of
+from prefixlib.methods.table import OWN_MODEL, method_of
 from prefixlib.mixed import MixedPrefixes
-from prefixlib.readers import Group, Record
-from prefixlib.tasks import check_tree, find_task
+from prefixlib.runs import record
+from prefixlib.system import files
+from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +127,9 @@ class Model(Generates):
             return
         if method_of(task).tunes_both:
             (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
-            files.replace_directory(directory / checkpoint.OWN_MODEL, self.save_base)
+            files.replace_directory(directory / OWN_MODEL, self.save_base)
             task = {**task, "tuned_from": task.get("tuned_from") or base_record["name"]}
-            base_record = {"name": checkpoint.OWN_MODEL, "revision": None}
+            base_record = {"name": OWN_MODEL, "revision": None}
         self.save_prefix(directory, self.prefix, base_record, task, scores, base=self.base)
 
     @classmethod
@@ -170,8 +172,8 @@ class Model(Generates):
             return
         saved = self.read_prefix(directory)
         self.prefix.load_state_dict(saved.network)
-        if saved.base["name"] == checkpoint.OWN_MODEL:
-            tuned = load_model(str(directory / checkpoint.OWN_MODEL), self.FAMILY, dtype=torch.float32)
+        if saved.base["name"] == OWN_MODEL:
+            tuned = load_model(str(directory / OWN_MODEL), self.FAMILY, dtype=torch.float32)
             self.base.load_state_dict(tuned.state_dict())
 
     @torch.no_grad()  # or what the prefix's network makes here would be taken for the next step's

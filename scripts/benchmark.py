@@ -18,7 +18,7 @@ by the processor's instructions, cpu-avx2, cpu-avx512 and so on.
 """
 
 if __name__ == "__main__":
-    from prefixlib import startup
+    from prefixlib.system import startup
 
     startup.begin()
 
@@ -36,10 +36,11 @@ from transformers.utils import logging
 from benchmarks import decode, engines, epoch, lengths, limit, mixed, plan, scaling, startup, steps, tables
 from benchmarks.models import GROUPED, LIBRARIES, ROWS, SETTINGS, SHAPES, fill_defaults, import_peft, is_seq2seq, label
 from page_parts import replace_part
-from prefixlib import files, record
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.places import REPOSITORY
-from prefixlib.settings import Parser, add_number
+from prefixlib.runs import record
+from prefixlib.settings.flags import Parser, add_number
+from prefixlib.system import files
+from prefixlib.system.errors import UserError, one_line_errors
+from prefixlib.system.places import REPOSITORY
 
 PEERS = tuple(row for row in ROWS if row not in ("prefix", GROUPED))
 ENGINES = tuple(row for row in engines.DECODERS if row != "plain")

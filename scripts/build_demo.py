@@ -10,8 +10,8 @@ from pathlib import Path
 from demos.articles import corrupt, readings, write_articles
 from demos.tasks import write_tasks
 from demos.text import RESTAURANT, SEEN, UNSEEN, documents, make_facts, realise
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.settings import Parser, add_number
+from prefixlib.settings.flags import Parser, add_number
+from prefixlib.system.errors import UserError, one_line_errors
 
 EOS, MASK = "<|endoftext|>", "<mask>"
 HEAD = 32  # the head size of both models

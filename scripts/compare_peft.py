@@ -8,7 +8,7 @@ vectors as wide as the keys of a layer, so ours does here too; it is otherwise a
 """
 
 if __name__ == "__main__":
-    from prefixlib import startup
+    from prefixlib.system import startup
 
     startup.begin()
 
@@ -29,11 +29,13 @@ from torch import Tensor, nn
 from gpt2.dataset import TableToTextDataset, collate
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import FAMILY, PrefixConfig, PrefixTuning
-from prefixlib import files, gguf_base, record
-from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.settings import Parser, add_number
-from prefixlib.tasks import GPT2_MODES, read_records
+from prefixlib.base_model import gguf_base
+from prefixlib.base_model.load import load_model, load_tokenizer, resolve_model_name
+from prefixlib.data.tasks import GPT2_MODES, read_records
+from prefixlib.runs import record
+from prefixlib.settings.flags import Parser, add_number
+from prefixlib.system import files
+from prefixlib.system.errors import UserError, one_line_errors
 
 log = logging.getLogger("compare_peft")
 

@@ -15,10 +15,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from prefixlib import files
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.places import DEMO_DATA, REPOSITORY
-from prefixlib.settings import Parser
+from prefixlib.settings.flags import Parser
+from prefixlib.system import files
+from prefixlib.system.errors import UserError, one_line_errors
+from prefixlib.system.places import DEMO_DATA, REPOSITORY
 
 OUTPUT = REPOSITORY / "runs" / "demo"
 REAL = "smollm2-135m"
@@ -96,7 +96,8 @@ def summarisation(output: Path) -> list[dict]:
 
 def restaurants(output: Path) -> list[dict]:
     """A real language model: what it writes of 30 restaurants with no prefix, and with one trained on 100 others."""
-    from prefixlib import gguf_base, record  # here: they import torch, which the other tables do not need
+    from prefixlib.base_model import gguf_base
+    from prefixlib.runs import record
 
     folder = gguf_base.model_folder(gguf_base.find(REAL))
     sets = DEMO_DATA / "e2e_data"

@@ -7,7 +7,7 @@ python scripts/export.py ADAPTER --from peft --mode webnlg --output_dir OUT     
 """
 
 if __name__ == "__main__":
-    from prefixlib import startup
+    from prefixlib.system import startup
 
     startup.begin()
 
@@ -25,11 +25,12 @@ from transformers import AutoModelForSeq2SeqLM
 from formats import example, kv
 from gpt2 import model as gpt2_model
 from gpt2 import train_control
-from prefixlib import checkpoint, files, original, peft_format
-from prefixlib.base_model import HUB_IDS, choose_base, load_config
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.settings import Parser, refuse_together
-from prefixlib.tasks import GPT2_MODES
+from prefixlib.base_model.load import HUB_IDS, choose_base, load_config
+from prefixlib.checkpoints import checkpoint, original, peft_format
+from prefixlib.data.tasks import GPT2_MODES
+from prefixlib.settings.flags import Parser, refuse_together
+from prefixlib.system import files
+from prefixlib.system.errors import UserError, one_line_errors
 from seq2seq import model as seq2seq_model
 from seq2seq import prefixTuning as seq2seq_prefix
 from seq2seq.frozen_lm import shares_rows

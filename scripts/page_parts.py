@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from prefixlib import files
-from prefixlib.errors import UserError
+from prefixlib.system import files
+from prefixlib.system.errors import UserError
 
 
 def replace_part(page: Path, name: str, text: str) -> None:

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.places import data_folder
-from prefixlib.settings import Parser, add_number
-from prefixlib.tasks import data_file, iter_records
+from prefixlib.data.tasks import data_file, iter_records
+from prefixlib.settings.flags import Parser, add_number
+from prefixlib.system.errors import UserError, one_line_errors
+from prefixlib.system.places import data_folder
 from prepare.convert import convert_dart, convert_documents, convert_e2e, convert_webnlg
 from prepare.sources import BY_HAND, Fetcher, from_archive, from_files, from_hub, unpack
 from prepare.subsets import SAMPLED, TOPIC_SPLITS, draw_lowdata, split_by_topic

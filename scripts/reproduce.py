@@ -29,9 +29,9 @@ from page_parts import replace_part
 from paper import decoded_examples, real_model, report, summary
 from paper.experiments import EXPERIMENTS, ONE_SIZE, Experiment, Row, build
 from paper.training_runs import Run, RunFailed, Settings, read_json, runs_of
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.places import REPOSITORY
-from prefixlib.settings import Parser, add_number, add_yes_no
+from prefixlib.settings.flags import Parser, add_number, add_yes_no
+from prefixlib.system.errors import UserError, one_line_errors
+from prefixlib.system.places import REPOSITORY
 
 SIZES = ("medium", "large")  # the paper's
 NAMES = tuple(dict.fromkeys((*EXPERIMENTS, *real_model.EXPERIMENTS, "tables", "summary")))
@@ -253,7 +253,7 @@ def reproduce(args: argparse.Namespace) -> int:
         return [*written, shown] if shown else written
 
     if settings.own_base:
-        from prefixlib import gguf_base  # here: it imports torch, which no other table needs
+        from prefixlib.base_model import gguf_base
 
         gguf_base.find(settings.gpt2_model)  # a file or package that is not there is said once, not by every run
     write()  # before hours of training: a broken file or a full disk shows now

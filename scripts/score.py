@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.files import check_can_write, write_json
-from prefixlib.settings import Parser, add_number
+from prefixlib.settings.flags import Parser, add_number
+from prefixlib.system.errors import UserError, one_line_errors
+from prefixlib.system.files import check_can_write, write_json
 
 TASKS = ("e2e", "webnlg", "dart", "xsum", "cnn_dm", "classify-sentiment", "classify-topic", "text")
 MODES = ("data2text", "triples", "cnndm")  # the data modes' names for e2e, dart and cnn_dm
@@ -112,8 +112,8 @@ def read_gold(args: argparse.Namespace, hypotheses: int) -> tuple[list[list[str]
     if args.references:
         categories = read_lines(args.categories, "--categories") if args.categories else None
         return read_references(args.references, hypotheses), categories
+    from prefixlib.data.tasks import data_file, read_groups
     from prefixlib.metrics.tasks import find_task
-    from prefixlib.tasks import data_file, read_groups
 
     mode = find_task(args.task).mode
     groups = read_groups(mode, data_file(mode, args.split, args.data_dir))
@@ -157,8 +157,8 @@ def check_categories(path: str, categories: Sequence[str], hypotheses: int) -> N
 
 def measure(args: argparse.Namespace, outputs: Outputs):
     """The task's figures of one file of outputs. Raises UserError where one of --metrics is not available here."""
+    from prefixlib.data.tasks import training_categories
     from prefixlib.metrics import tasks
-    from prefixlib.tasks import training_categories
 
     has_file = args.split and any(outputs.categories)
     seen = training_categories(tasks.find_task(args.task).mode, args.data_dir) if has_file else None

@@ -1,4 +1,4 @@
-"""Write the tables of docs/tasks.md, from prefixlib/tasks.py, the metrics' rows and the classes of flags.
+"""Write the tables of docs/tasks.md, from prefixlib/data/tasks.py, the metrics' rows and the classes of flags.
 
 python scripts/tasks_table.py
 """
@@ -13,13 +13,13 @@ from typing import Any
 from gpt2.flags import DEFAULT_MODEL, Decoding
 from gpt2.flags import Settings as GPT2Settings
 from page_parts import replace_part
-from prefixlib import readers
-from prefixlib.errors import one_line_errors
-from prefixlib.launch import Launch
+from prefixlib.data import readers
+from prefixlib.data.tasks import ROWS, data_file, iter_records, prompt_text, training_text
 from prefixlib.metrics.tasks import TASKS as METRICS
-from prefixlib.places import DEMO_DATA, REPOSITORY
-from prefixlib.settings import RARE, spelled
-from prefixlib.tasks import ROWS, data_file, iter_records, prompt_text, training_text
+from prefixlib.runs.launch import Launch
+from prefixlib.settings.flags import RARE, spelled
+from prefixlib.system.errors import one_line_errors
+from prefixlib.system.places import DEMO_DATA, REPOSITORY
 from seq2seq.flags import DEFAULT_MODEL as SEQ2SEQ_DEFAULT_MODEL
 from seq2seq.flags import Settings as Seq2SeqSettings
 

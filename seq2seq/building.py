@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefixlib import attention
-from prefixlib.base_model import (
+from prefixlib.base_model.load import (
     check_tokenizer,
     dropout_settings,
     fingerprint,
@@ -20,9 +19,10 @@ from prefixlib.base_model import (
     load_tokenizer,
     resolve_model_name,
 )
-from prefixlib.errors import UserError
+from prefixlib.compute import attention
 from prefixlib.methods.starts import Given, regress, start_from_checkpoint, start_random
 from prefixlib.methods.table import METHODS
+from prefixlib.system.errors import UserError
 from seq2seq.flags import DEFAULT_MODEL, Settings
 from seq2seq.frozen_lm import install, key_values_of_text, max_positions
 from seq2seq.model import Model, load_prefix

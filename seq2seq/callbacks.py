@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from prefixlib import best, checkpoint
-from prefixlib.errors import UserError
+from prefixlib.checkpoints import best, checkpoint
+from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 

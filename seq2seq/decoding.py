@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from prefixlib import attention
+from prefixlib.compute import attention
+from prefixlib.compute.head import Head
+from prefixlib.data.tasks import Task, clean_up
 from prefixlib.decoding import loop
 from prefixlib.decoding.search import DecodingRule, Hypothesis, beam_search, rule_of
 from prefixlib.decoding.text import cut_at, stop_rule
 from prefixlib.decoding.tree import BeamTree, growing_cache
-from prefixlib.errors import UserError
-from prefixlib.head import Head
-from prefixlib.search_settings import Search
-from prefixlib.tasks import Task, clean_up
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, end_token, max_positions, shares_rows, start_token
 from seq2seq.prefix_lm import encoder_mask, pack_sources
 
@@ -68,7 +68,7 @@ class Seq2SeqSteps:
     """An encoder-decoder over a batch of sources: a `StepwiseModel` of prefixlib.decoding.search.
 
     The beams of a source share its row of both caches (prefixlib.decoding.tree), which start with the prefix; positions
-    count the text alone. The base model must be installed in prefixlib.attention and in eval mode.
+    count the text alone. The base model must be installed in prefixlib.compute.attention and in eval mode.
     """
 
     def __init__(

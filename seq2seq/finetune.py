@@ -5,7 +5,7 @@ train_bart.py and train_e2e.py fill in the flags. In Python: `seq2seq.train(seq2
 """
 
 if __name__ == "__main__":
-    from prefixlib import startup
+    from prefixlib.system import startup
 
     startup.begin()
 
@@ -23,18 +23,22 @@ from typing import Any
 
 import torch
 
-from prefixlib import best, checkpoint, data_digests, files, original, processes, record, schedule, sharding
-from prefixlib.base_model import on_device
-from prefixlib.conversations import Chat
-from prefixlib.errors import UserError, one_line_errors
+from prefixlib.base_model import sharding
+from prefixlib.base_model.load import on_device
+from prefixlib.checkpoints import best, checkpoint, original
+from prefixlib.data import data_digests
+from prefixlib.data.conversations import Chat
+from prefixlib.data.special_tokens import check_rows, warn_of_lost_characters
+from prefixlib.data.tables import Columns
+from prefixlib.data.tasks import OWN_DATA, categories_of, find_task, is_there
+from prefixlib.decoding.outputs import Outputs, seen_categories, with_references
 from prefixlib.methods.table import METHODS
 from prefixlib.metrics import rouge, shown
-from prefixlib.outputs import Outputs, record_split, seen_categories, with_references
-from prefixlib.search_settings import Search
-from prefixlib.settings import USAGE, Parser, explicit_flags
-from prefixlib.special_tokens import check_rows, warn_of_lost_characters
-from prefixlib.tables import Columns
-from prefixlib.tasks import OWN_DATA, categories_of, find_task, is_there
+from prefixlib.runs import record, schedule
+from prefixlib.settings.flags import USAGE, Parser, explicit_flags
+from prefixlib.settings.search import Search
+from prefixlib.system import files, processes
+from prefixlib.system.errors import UserError, one_line_errors
 from seq2seq.building import new
 from seq2seq.callbacks import RESUME, Checkpoints, LogLines
 from seq2seq.decoding import to_text
@@ -357,7 +361,7 @@ def decode_split(
     step = model.task.get("step")
     how = {"rule": {**dataclasses.asdict(dataclasses.replace(rule, stop=None)), "stop": list(settings.stop)}}
     entry = outputs.entry(settings.file(split), scores, cut=cut, strategy=strategy, step=step, **how)
-    record_split(output, split, entry)
+    record.record_split(output, split, entry)
     outputs.log(target, step)
     for name, value in scores.items():
         logger.info("%s: %s", name, shown(value))

@@ -2,30 +2,30 @@
 
     settings = Settings(mode="xsum", preseqlen=200, mid_dim=800, output_dir="runs/xsum")
 
-A field is a flag of train_bart.py, train_e2e.py and finetune.py; prefixlib/settings.py has those that gpt2/ shares.
+A field is a flag of train_bart.py, train_e2e.py and finetune.py. Those that gpt2/ shares are in
+prefixlib/settings/training.py.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefixlib.errors import UserError
+from prefixlib.data.tasks import SEQ2SEQ_MODES, InSeq2Seq, data_file, find_task, given_file
 from prefixlib.methods.table import WITH_PREFIX
-from prefixlib.search_settings import Search, SearchFlags
-from prefixlib.settings import (
+from prefixlib.settings.flags import (
     DECODING,
     METHOD,
     RARE,
     RECORDS,
     SEARCH_BOUNDS,
-    TABLE_RULES,
     TASK,
     TRAINING,
     Only,
-    Training,
     flag,
     refuse_together,
 )
-from prefixlib.tasks import SEQ2SEQ_MODES, InSeq2Seq, data_file, find_task, given_file
+from prefixlib.settings.search import Search, SearchFlags
+from prefixlib.settings.training import TABLE_RULES, Training
+from prefixlib.system.errors import UserError
 
 DEFAULT_MODEL = "bart-large"
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from prefixlib import attention
-from prefixlib.base_model import evaluating
-from prefixlib.errors import UserError
+from prefixlib.base_model.load import evaluating
+from prefixlib.compute import attention
+from prefixlib.system.errors import UserError
 
 Layers = list[tuple[Tensor, Tensor]]  # per layer: keys, values, each (B, H, P, D), or (1, H, P, D) for all rows
 

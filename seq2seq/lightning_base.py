@@ -16,15 +16,17 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from transformers import get_scheduler
 
-from prefixlib import files, processes, record, schedule, schema, sharding
-from prefixlib.accumulation import OncePerStep
-from prefixlib.checkpoint import CONFIG, check_numbers, clear_run, earlier_run, unpickled
-from prefixlib.data_digests import Digests, EarlierData
+from prefixlib.base_model import sharding
+from prefixlib.checkpoints.checkpoint import CONFIG, check_numbers, clear_run, earlier_run, unpickled
+from prefixlib.compute.accumulation import OncePerStep
+from prefixlib.data.data_digests import Digests, EarlierData
+from prefixlib.data.tasks import OWN_DATA
 from prefixlib.decoding.search import DecodingRule
-from prefixlib.errors import Terminated, UserError, first_line
 from prefixlib.metrics import accuracy, rouge
-from prefixlib.settings import spelled
-from prefixlib.tasks import OWN_DATA
+from prefixlib.runs import record, schedule
+from prefixlib.settings.flags import spelled
+from prefixlib.system import files, processes, schema
+from prefixlib.system.errors import Terminated, UserError, first_line
 from seq2seq import decoding
 from seq2seq.callbacks import RESUME
 from seq2seq.flags import Settings
@@ -83,8 +85,8 @@ class BaseModule(LightningModule):
     def __init__(self, lm: PrefixLM, settings: Settings, total_steps: int):
         super().__init__()
         self.lm, self.settings, self.total_steps = lm, settings, total_steps
-        self.earlier: list[dict[str, Any]] = []  # the schedules before this one, see prefixlib/schedule.py
-        self.data: dict[str, Any] = {}  # what is trained on, see prefixlib/data_digests.py
+        self.earlier: list[dict[str, Any]] = []  # the schedules before this one, see prefixlib/runs/schedule.py
+        self.data: dict[str, Any] = {}  # what is trained on, see prefixlib/data/data_digests.py
         self.on_sigterm = signal.getsignal(signal.SIGTERM)
         self.validated_step = -1  # the optimiser step after which the last validation came
         self.validation_result: dict[str, float] = {}
@@ -266,7 +268,7 @@ class Resumption:
 
     path: Path
     state: Mapping[str, Any]  # the checkpoint's content
-    earlier: list[dict[str, Any]]  # the schedules that were followed to their end before, see prefixlib/schedule.py
+    earlier: list[dict[str, Any]]  # schedules that ended before: see prefixlib/runs/schedule.py
 
 
 def find_resume(settings: Settings, output: Path) -> Resumption | None:

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from prefixlib import attention, checkpoint, model, original
-from prefixlib.base_model import load_config
+from prefixlib import model
+from prefixlib.base_model.load import load_config
+from prefixlib.checkpoints import checkpoint, original
+from prefixlib.compute import attention
+from prefixlib.data.readers import Record
 from prefixlib.decoding.search import DecodingRule
-from prefixlib.errors import UserError
-from prefixlib.readers import Record
-from prefixlib.search_settings import Search
-from prefixlib.settings import spelled
+from prefixlib.settings.flags import spelled
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 from seq2seq import decoding
 from seq2seq.frozen_lm import max_positions, shape_of, start_token
 from seq2seq.prefix_lm import PrefixLM

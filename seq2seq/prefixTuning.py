@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from seq2seq.frozen_lm import Layers, shape_of
 
 FAMILY = "encoder-decoder"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prefixlib import onednn, packing
-from prefixlib.head import Head
-from prefixlib.packing import Packed, Rows, lay_out, layouts, width_of
+from prefixlib.compute import onednn, packing
+from prefixlib.compute.head import Head
+from prefixlib.compute.packing import Packed, Rows, lay_out, layouts, width_of
 from seq2seq.frozen_lm import Layers, at_positions, attend_to, hidden_states, install, shares_rows
 from seq2seq.prefixTuning import PrefixTuning
 

@@ -9,9 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixlib import places
-from prefixlib.errors import UserError, one_line_errors
-from prefixlib.launch import (
+from prefixlib.runs.launch import (
     Parsed,
     as_words,
     check_launch,
@@ -20,9 +18,10 @@ from prefixlib.launch import (
     parse,
     run,
     short_name,
-    tuning_label,
 )
-from prefixlib.settings import refuse_together, spelled
+from prefixlib.settings.flags import refuse_together, spelled
+from prefixlib.system import places
+from prefixlib.system.errors import UserError, one_line_errors
 from seq2seq.flags import DEFAULT_MODEL, Settings
 
 TREE = Path(__file__).resolve().parent
@@ -66,7 +65,7 @@ def long_name(settings: Settings, notes: str | None = None) -> str:
         f"_b={s.gradient_accumulation_steps * s.bsz}-e={s.epoch}_d={s.dropout}_l={s.label_smoothing}"
         f"_lr={s.learning_rate}_w={s.weight_decay}_s={s.seed}_d={spelled(s.use_deep)[0]}_m={s.mid_dim}"
     )
-    return "_".join(filter(None, (name, notes, tuning_label(s))))
+    return "_".join(filter(None, (name, notes, s.tuning_label())))
 
 
 def output_dir(parsed: Parsed) -> Path:

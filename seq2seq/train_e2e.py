@@ -6,9 +6,9 @@ python seq2seq/train_e2e.py --tuning_mode finetune --epoch 5 --learning_rate 0.0
 import sys
 from dataclasses import dataclass
 
-from prefixlib.errors import one_line_errors
-from prefixlib.settings import TASK, flag
-from prefixlib.tasks import SEQ2SEQ_MODES, find_task
+from prefixlib.data.tasks import SEQ2SEQ_MODES, find_task
+from prefixlib.settings.flags import TASK, flag
+from prefixlib.system.errors import one_line_errors
 from seq2seq import train_bart
 from seq2seq.flags import Settings
 

@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedConfig
 
-from prefixlib import processes
-from prefixlib.errors import UserError
-from prefixlib.tables import Columns
-from prefixlib.tasks import find_task, iter_records, read_groups, where_to_get
-from prefixlib.wording import PLAIN, Wording
+from prefixlib.data.tables import Columns
+from prefixlib.data.tasks import find_task, iter_records, read_groups, where_to_get
+from prefixlib.data.wording import PLAIN, Wording
+from prefixlib.system import processes
+from prefixlib.system.errors import UserError
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions, start_token
 

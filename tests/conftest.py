@@ -19,8 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2.flags import Settings
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, PrefixTuning
-from prefixlib.base_model import fuse_gelu
-from prefixlib.settings import Parser
+from prefixlib.base_model.load import fuse_gelu
+from prefixlib.settings.flags import Parser
 from tests import commands
 from tests.commands import ROOT, run_command
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from safetensors.torch import load_file
 
-from prefixlib.errors import UserError
-from prefixlib.settings import METHOD, RARE, START, Flags, spelled
+from prefixlib.settings.flags import METHOD, RARE, START, Flags, spelled
+from prefixlib.system.errors import UserError
 
 TUNED = ("finetune", "finetune-top", "adaptertune", "bothtune")
 MORE = {  # each mode's own flags, away from their defaults

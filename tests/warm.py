@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tests.commands import ROOT, Environment, fork_exec_by, is_warm, read_at_import
 
-ENTRIES = ("gpt2.run_language_modeling", "gpt2.run_generation", "seq2seq.finetune", "prefixlib.processes")
+ENTRIES = ("gpt2.run_language_modeling", "gpt2.run_generation", "seq2seq.finetune", "prefixlib.system.processes")
 LATE = (  # imported by the libraries when they are first used
     *("transformers.models.gpt2.modeling_gpt2", "transformers.models.bart.modeling_bart"),
     *("transformers.models.auto.modeling_auto", "transformers.generation.utils"),

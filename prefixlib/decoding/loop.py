@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from prefixlib.decoding.search import DecodingRule, Hypothesis, StepwiseModel, beam_search, sample
-from prefixlib.search_settings import STRATEGIES
+from prefixlib.settings.search import STRATEGIES
 
 # The stepwise model over the inputs of the given numbers, and the tokens that each output follows.
 Start = Callable[[Sequence[int]], tuple[StepwiseModel, Sequence[Sequence[int]]]]

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from prefixlib.search_settings import Search
-from prefixlib.tasks import InGPT2, InSeq2Seq
+from prefixlib.data.tasks import InGPT2, InSeq2Seq
+from prefixlib.settings.search import Search
 
 
 class StepwiseModel(Protocol):

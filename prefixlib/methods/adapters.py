@@ -18,8 +18,8 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from prefixlib.errors import UserError
-from prefixlib.layers import find_stacks, is_attention
+from prefixlib.methods.layers import find_stacks, is_attention
+from prefixlib.system.errors import UserError
 
 NAME = "adapter_block"  # the original trains, and names, exactly the parameters that have this in their name
 DESIGN, BOTTLENECK = "adapter_design", "adapter_bottleneck"  # in the model's config

@@ -46,6 +46,9 @@ METHODS: Mapping[str, Method] = {
     ),
     "bothtune": Method(prefix=True),
 }
+# What a checkpoint names as its base model if that was tuned together with the prefix: a folder inside it.
+OWN_MODEL = "./model"
+TASK = "task_config.json"  # in the folder of a tuned model: what it was trained for
 WITH_PREFIX = tuple(name for name, method in METHODS.items() if method.prefix)
 FROZEN_BASE = tuple(name for name, method in METHODS.items() if not method.tunes_base)
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from prefixlib.errors import UserError
-from prefixlib.layers import find_stacks
+from prefixlib.methods.layers import find_stacks
+from prefixlib.system.errors import UserError
 
 
 def apply(model: nn.Module, top_layers: int, top_embeddings: bool) -> None:

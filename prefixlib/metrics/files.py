@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 
 
 def read_lines(path: str | Path, flag: str) -> list[str]:

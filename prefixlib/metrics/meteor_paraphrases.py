@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixlib import cache
 from prefixlib.metrics.base import SECONDS_BEFORE_BAR
+from prefixlib.system import cache
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefixlib.errors import UserError
 from prefixlib.metrics import accuracy, bleu, chrf, cider, learned, meteor, nist, normalise, ptb, rouge, rouge_l, ter
 from prefixlib.metrics.base import Metric, Unavailable
+from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Task:
     """The metrics a task's papers print, in their order."""
 
     metrics: tuple[Metric, ...]
-    mode: str  # the name prefixlib.readers gives the data
+    mode: str  # the name prefixlib.data.readers gives the data
     prepare: Callable | None = None  # (hypotheses, references) -> the same, as the official scripts prepare them
     on_request: tuple[Metric, ...] = ()  # computed only where asked for by name
     by_category: bool = False  # seen / unseen / all

@@ -21,7 +21,7 @@ from benchmarks.models import IDS, POSITIONS, OriginalStyle, config_of, is_seq2s
 from benchmarks.steps import now, pairwise_ratio
 from gpt2 import decoding
 from prefixlib.decoding.search import DecodingRule
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from seq2seq import decoding as seq2seq_decoding
 from seq2seq.frozen_lm import attend_to, shares_rows
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks import decode
 from benchmarks.models import is_seq2seq, make_base
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 
 GREEDY = {"sentences": 8, "batch_size": 1, "beams": 1}
 BATCH_SIZES = (1, 8, 32)  # of which CTranslate2 gets the best

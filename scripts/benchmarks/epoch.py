@@ -38,7 +38,7 @@ from gpt2.callbacks import TensorBoard
 from gpt2.dataset import Encoded, collate
 from gpt2.flags import Settings
 from gpt2.model import Model
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from seq2seq.utils import EpochBatches
 
 LEARNING_RATE = 5e-5

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixlib.errors import UserError
-from prefixlib.places import REPOSITORY
-from prefixlib.tasks import data_file, find_task, prompt_text, read_groups, read_records, training_text
+from prefixlib.data.tasks import data_file, find_task, prompt_text, read_groups, read_records, training_text
+from prefixlib.system.errors import UserError
+from prefixlib.system.places import REPOSITORY
 
 RECORDED = REPOSITORY / "data" / "lengths"
 MOST_BINS = 1500  # keeps a file under 30 KB
@@ -34,7 +34,7 @@ SETS = {
 
 def read_lengths(name: str, path: Path, tokenizer_dir: Path) -> list[Pair]:
     """The token lengths of every text in a data file. Raises UserError for a bad file."""
-    from prefixlib.base_model import load_tokenizer  # here: a drawn histogram needs no tokenizer
+    from prefixlib.base_model.load import load_tokenizer  # here: a drawn histogram needs no tokenizer
 
     tree, mode, split = SETS[name]
     tokenizer = load_tokenizer(str(tokenizer_dir.expanduser().resolve()))
@@ -100,7 +100,7 @@ def record_lengths(name: str, path: Path, tokenizer_dir: Path) -> dict:
 
 def write_histogram(path: Path, histogram: dict) -> None:
     """As JSON with the bins on few lines."""
-    from prefixlib import files
+    from prefixlib.system import files
 
     bins = histogram["bins"]
     rows = [json.dumps(bins[start : start + 10])[1:-1].replace(" ", "") for start in range(0, len(bins), 10)]

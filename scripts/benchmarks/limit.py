@@ -1,7 +1,7 @@
 """How near the machine's limit this package comes (scripts/benchmark.py limit).
 
 The limit is measured in the same rounds as the rows: products of large matrices, by torch's own product and through
-oneDNN (prefixlib/onednn.py), whichever is faster, and a matrix read from memory once.
+oneDNN (prefixlib/compute/onednn.py), whichever is faster, and a matrix read from memory once.
 A row's share is its operations (benchmarks/operations.py), divided by its time and by the rate of the products. One
 sentence at a time is bound by memory instead: its other share is of the bytes of all matrices, read once each step.
 """
@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from benchmarks import decode, epoch, models, steps
 from benchmarks.lengths import draw, load_lengths
 from benchmarks.operations import Sizes, decoding, training_step
-from prefixlib import onednn
+from prefixlib.compute import onednn
 
 MATRIX = {"cpu": 2048, "cuda": 8192}  # width of the multiplied matrices
 READ = 256 * 2**20  # bytes of the matrix that is read, many times the caches

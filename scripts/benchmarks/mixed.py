@@ -23,10 +23,10 @@ from gpt2.dataset import Encoded
 from gpt2.model import Model
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, PrefixTuning
-from prefixlib import record
-from prefixlib.base_model import fuse_gelu
-from prefixlib.errors import UserError
+from prefixlib.base_model.load import fuse_gelu
 from prefixlib.mixed import MixedPrefixes, Prepared
+from prefixlib.runs import record
+from prefixlib.system.errors import UserError
 
 COUNTS = (1, 8, 64)  # prefixes
 SIZES = {"sentences": 64, "batch_size": 64, "beams": 1}

@@ -25,9 +25,9 @@ from transformers import (
 from gpt2 import prefix_lm as gpt2_lm
 from gpt2 import train_control as gpt2
 from gpt2.trainer_prefix import row_losses
-from prefixlib import attention
-from prefixlib.base_model import avoid_cudnn_attention, fuse_gelu
-from prefixlib.errors import UserError
+from prefixlib.base_model.load import avoid_cudnn_attention, fuse_gelu
+from prefixlib.compute import attention
+from prefixlib.system.errors import UserError
 from seq2seq import prefix_lm as bart_lm
 from seq2seq import prefixTuning as bart
 from seq2seq.frozen_lm import attend_to

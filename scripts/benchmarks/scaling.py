@@ -20,8 +20,8 @@ from benchmarks.limit import at_the_limit, product
 from benchmarks.models import is_seq2seq
 from benchmarks.plots import LIMIT, Panel, plot
 from benchmarks.steps import memory, train_step
-from prefixlib.errors import UserError
-from prefixlib.places import REPOSITORY
+from prefixlib.system.errors import UserError
+from prefixlib.system.places import REPOSITORY
 
 ROWS = {"gpt2": ("prefix", "peft", "finetune"), "bart": ("prefix", "original-style", "finetune")}
 SIZES = {

@@ -21,8 +21,8 @@ from transformers import AutoTokenizer
 from benchmarks.models import make_base
 from gpt2 import run_language_modeling
 from gpt2.flags import Settings
-from prefixlib.errors import UserError
-from prefixlib.places import DEMO_DATA, REPOSITORY
+from prefixlib.system.errors import UserError
+from prefixlib.system.places import DEMO_DATA, REPOSITORY
 
 HELP = ("gpt2/train_e2e.py", "seq2seq/train_bart.py", "gpt2/gen.py")
 FIRST_STEP = ("gpt2/train_e2e.py", "seq2seq/train_bart.py")

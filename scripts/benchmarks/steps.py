@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from benchmarks.models import ROWS, SETTINGS, Batch, check_equal_losses, make_batch
-from prefixlib import record
-from prefixlib.accumulation import OncePerStep
-from prefixlib.errors import UserError
+from prefixlib.compute.accumulation import OncePerStep
+from prefixlib.runs import record
+from prefixlib.system.errors import UserError
 
 WARM_UP = 2
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 
 # number in a row -> column, and how it is written
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {

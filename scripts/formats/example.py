@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixlib.tasks import find_task
-from prefixlib.wording import SLOT
+from prefixlib.data.tasks import find_task
+from prefixlib.data.wording import SLOT
 
 NAME = "example.py"
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prefixlib import files
+from prefixlib.system import files
 
 ARRAYS, SHAPES, CARD = "keys_values.safetensors", "keys_values.json", "README.md"
 CACHE = "cache.safetensors"

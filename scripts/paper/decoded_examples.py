@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paper.training_runs import Run
-from prefixlib import files
+from prefixlib.system import files
 
 COUNT = 20  # inputs shown
 

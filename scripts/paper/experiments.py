@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from paper import recipes
 from paper.recipes import DEV, PREFIX, TABLE1, XSUM_DEV, XSUM_PREFIX, Numbers, recipe
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 
 
 @dataclass(frozen=True)

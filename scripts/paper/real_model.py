@@ -16,7 +16,7 @@ from typing import Any
 from paper import recipes
 from paper.experiments import E2E, WEBNLG, Column, Experiment, Row
 from paper.recipes import recipe
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 
 SIZES = {"smollm2": "smollm2-135m"}  # --size -> the base model's name
 SHAPES = {"smollm2-135m": (30, 576, 134_515_008)}  # layers, width, parameters
@@ -71,7 +71,7 @@ class Base:
 
 def precision() -> str:
     """--bf16 of the runs where the command line says nothing: yes where this machine is fast at it."""
-    from prefixlib import record  # here: it imports torch, which a table needs not wait for
+    from prefixlib.runs import record
 
     return "yes" if record.has_fast_bfloat16() else "no"
 
@@ -97,7 +97,7 @@ def shape_of(name: str) -> tuple[int, int, int]:
         return SHAPES[name]
     import torch  # here: the paper's tables and --size smollm2 need neither
 
-    from prefixlib.base_model import AUTO_CLASSES, load_config, resolve_model_name
+    from prefixlib.base_model.load import AUTO_CLASSES, load_config, resolve_model_name
 
     config = load_config(resolve_model_name(name))
     with torch.device("meta"):

@@ -5,7 +5,7 @@ They are those of the paper's appendix (A.2, Tables 6 and 8); where it is silent
 
 from collections.abc import Callable
 
-from prefixlib.tasks import SMALL_ADAPTERS, find_task
+from prefixlib.data.tasks import SMALL_ADAPTERS, find_task
 
 Numbers = tuple[float | None, ...]
 
@@ -34,7 +34,7 @@ MODES = {"E2E": "data2text", "WebNLG": "webnlg", "DART": "triples"}
 
 
 def paper(mode: str, tuned: str, tree: str = "gpt2") -> dict[str, object]:
-    """The training flags of the task's row in prefixlib/tasks.py."""
+    """The training flags of the task's row in prefixlib/data/tasks.py."""
     flags = {name: value for name, value in find_task(mode).paper[tree][tuned].items() if name not in XSUM_DECODE}
     tuning_mode = tuned.split(",")[0]
     return flags if tuning_mode == "prefixtune" else {"tuning_mode": tuning_mode, **flags}

@@ -10,7 +10,7 @@ from typing import Any
 from paper.experiments import Column, Experiment, Row
 from paper.real_model import shown
 from paper.training_runs import Run, RunFailed, read_json
-from prefixlib import files
+from prefixlib.system import files
 
 Entries = dict[str, dict[str, Any]]  # a run's name -> what is kept of it
 

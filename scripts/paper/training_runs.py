@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paper.experiments import Experiment, Row
-from prefixlib import files
-from prefixlib.launch import as_words
-from prefixlib.places import DEMO_DATA, REPOSITORY
-from prefixlib.tasks import DEMO, SPLITS, data_file, find_task
+from prefixlib.data.tasks import DEMO, SPLITS, data_file, find_task
+from prefixlib.runs.launch import as_words
+from prefixlib.system import files
+from prefixlib.system.places import DEMO_DATA, REPOSITORY
 
 RECIPE = "recipe.json"
 PATIENCE = 30  # seconds that a stopped run gets to write what it has

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prefixlib import formats
-from prefixlib.errors import UserError
+from prefixlib.data import formats
+from prefixlib.system.errors import UserError
 from prepare.e2e_text import csv_lines
 from prepare.webnlg_xml import LANGUAGE, TEST_FILE, filtered_json, webnlg_json, xml_files
 

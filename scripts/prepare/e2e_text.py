@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 
 KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}  # other keys stay as they are
 HUB = {"meaning_representation": "mr", "human_reference": "ref"}  # of the column, on the hub

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 
 TIMEOUT = 15  # seconds without an answer before a source counts as unreachable
 BY_HAND = "get it on another machine and pass its folder with --source"

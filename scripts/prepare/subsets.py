@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefixlib.errors import UserError
-from prefixlib.tasks import iter_records
+from prefixlib.data.tasks import iter_records
+from prefixlib.system.errors import UserError
 from prepare.convert import HUB_NAMES, find
 
 log = logging.getLogger("prepare_data")

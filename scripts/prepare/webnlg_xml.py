@@ -9,7 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
 LANGUAGE = "en"

@@ -8,9 +8,9 @@ import pytest
 
 import gpt2
 from gpt2 import run_language_modeling
-from prefixlib import outputs
-from prefixlib.errors import UserError
-from prefixlib.tasks import read_groups
+from prefixlib.data.tasks import read_groups
+from prefixlib.decoding import outputs
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT
 
 DEMO = ROOT / "data" / "demo"

@@ -10,8 +10,8 @@ import torch
 
 import benchmark
 from benchmarks import decode, engines, epoch, lengths, limit, mixed, models, plots, scaling, startup, steps, tables
-from prefixlib import record
-from prefixlib.errors import UserError
+from prefixlib.runs import record
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, run_command
 
 pytest.importorskip("peft")

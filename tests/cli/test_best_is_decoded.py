@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import gpt2
 import seq2seq
 from gpt2 import run_generation
-from prefixlib import outputs
+from prefixlib.decoding import outputs
 from seq2seq import finetune
 from seq2seq.lightning_base import SummarizationModule
 from tests.conftest import ROOT

@@ -19,8 +19,8 @@ import gpt2
 import seq2seq
 from gpt2 import gen, run_generation, run_language_modeling
 from gpt2 import train_e2e as gpt2_launcher
-from prefixlib import outputs
-from prefixlib.tasks import find_task
+from prefixlib.data.tasks import find_task
+from prefixlib.decoding import outputs
 from seq2seq import finetune, train_bart
 from seq2seq.train_e2e import TableSettings
 from tests.conftest import ROOT

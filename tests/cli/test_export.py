@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from gpt2 import model as gpt2_model
 from gpt2 import run_generation, run_language_modeling, train_control
 from gpt2.train_control import make_prefix
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from scripts import export
 from seq2seq import finetune, prefixTuning
 from seq2seq import model as seq2seq_model

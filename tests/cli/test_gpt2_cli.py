@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gpt2 import gen, run_generation, run_language_modeling, train_e2e
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, run_command, train_here
 
 DEMO = ROOT / "data" / "demo"

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from gpt2 import run_generation, run_language_modeling, train_e2e
 from gpt2.model import Model
-from prefixlib.errors import UserError
-from prefixlib.tasks import SENTIMENT_OPENINGS, TOPIC_OPENINGS, data_file
+from prefixlib.data.tasks import SENTIMENT_OPENINGS, TOPIC_OPENINGS, data_file
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, run_command, train_here
 
 DEMO = ROOT / "data" / "demo"

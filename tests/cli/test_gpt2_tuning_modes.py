@@ -11,9 +11,9 @@ from gpt2 import gen, run_generation, run_language_modeling, train_e2e
 from gpt2.flags import OBJECTIVE, Settings
 from gpt2.model import load
 from gpt2.trainer_prefix import PrefixTrainer
-from prefixlib import outputs
-from prefixlib.errors import UserError
+from prefixlib.decoding import outputs
 from prefixlib.methods.table import METHODS
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, run_command
 from tests.tuning import (
     MORE,

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gpt2 import building, run_generation, run_language_modeling
-from prefixlib import outputs
-from prefixlib.errors import UserError
+from prefixlib.decoding import outputs
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, run_command
 
 DEMO = ROOT / "data" / "demo"

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import gpt2
 from gpt2 import run_language_modeling
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from tests.cli.test_api import DEMO
 
 TABLE = [("Aarhus_Airport", "cityServed", "Aarhus")]

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from gpt2.prefix_lm import PrefixLM
-from prefixlib.errors import UserError
-from prefixlib.head import Head
+from prefixlib.compute.head import Head
+from prefixlib.system.errors import UserError
 from seq2seq.frozen_lm import shares_rows
 from tests.conftest import ROOT
 from tests.unit.gpt2 import test_decoder_families as decoders

@@ -10,12 +10,12 @@ import gpt2
 from gpt2 import decoding, gen, run_generation, run_language_modeling, train_e2e
 from gpt2.dataset import Format, encode, encode_inputs, truncate
 from gpt2.flags import Decoding
-from prefixlib.conversations import as_chat
+from prefixlib.data.conversations import as_chat
+from prefixlib.data.tasks import as_group, training_text
+from prefixlib.data.wording import Wording
 from prefixlib.decoding import loop
-from prefixlib.errors import UserError
-from prefixlib.search_settings import Search
-from prefixlib.tasks import as_group, training_text
-from prefixlib.wording import Wording
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT
 from tests.llama2_tiny import make_llama
 

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 import seq2seq
-from prefixlib.errors import UserError
-from prefixlib.search_settings import Search
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 from seq2seq import finetune, train_bart
 from seq2seq.finetune import parse_args
 from seq2seq.lightning_base import SummarizationModule

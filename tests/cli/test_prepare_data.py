@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from prepare import sources
 from scripts import prepare_data
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from prefixlib.errors import UserError
-from prefixlib.readers import read_webnlg
+from prefixlib.data.readers import read_webnlg
+from prefixlib.system.errors import UserError
 from prepare.convert import convert_documents, convert_e2e, convert_webnlg, find, hub_rows
 from prepare.e2e_text import csv_lines, linearise_meaning, tokenise
 from prepare.webnlg_xml import webnlg_json, xml_files

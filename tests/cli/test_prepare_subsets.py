@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from prefixlib.errors import UserError
-from prefixlib.tasks import read_records
+from prefixlib.data.tasks import read_records
+from prefixlib.system.errors import UserError
 from prepare.subsets import topic_of
 from scripts import prepare_data
 from tests.conftest import ROOT, run_command

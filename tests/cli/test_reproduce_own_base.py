@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from prefixlib import record
+from prefixlib.runs import record
 from tests.conftest import ROOT, run_command
 
 SCRIPT, DEMO = ROOT / "scripts" / "reproduce.py", ROOT / "data" / "demo"

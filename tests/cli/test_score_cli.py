@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from scripts import score
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from prefixlib.errors import UserError
-from prefixlib.launch import short_name
+from prefixlib.data.tasks import SEQ2SEQ_MODES
 from prefixlib.methods.table import METHODS
-from prefixlib.tasks import SEQ2SEQ_MODES
+from prefixlib.runs.launch import short_name
+from prefixlib.system.errors import UserError
 from seq2seq import finetune, train_bart, train_e2e
 from seq2seq.flags import Settings
 from tests.conftest import ROOT, run_command

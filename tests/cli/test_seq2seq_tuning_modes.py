@@ -6,8 +6,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file
 
-from prefixlib.errors import UserError
 from prefixlib.methods.table import METHODS
+from prefixlib.system.errors import UserError
 from seq2seq import finetune, train_bart
 from seq2seq.callbacks import Checkpoints
 from seq2seq.flags import Settings

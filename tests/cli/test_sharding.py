@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import gpt2
 import seq2seq
 from gpt2 import train_e2e
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from seq2seq import train_bart
 from tests.conftest import run_command, train_here
 

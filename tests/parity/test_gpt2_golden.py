@@ -12,7 +12,7 @@ from gpt2.decoding import CausalSteps
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import split_layers
 from gpt2.trainer_prefix import PrefixTrainer, row_losses
-from prefixlib.base_model import dropout_settings
+from prefixlib.base_model.load import dropout_settings
 from prefixlib.decoding.search import DecodingRule, beam_search, sample
 from tests.conftest import GOLDEN, close
 

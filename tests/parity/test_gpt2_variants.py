@@ -15,7 +15,7 @@ from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import make_prefix
 from gpt2.trainer_prefix import row_losses
 from prefixlib.decoding.search import DecodingRule, beam_search, sample
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from tests.conftest import GOLDEN, close
 
 CASES = ("prefix", "infix", "shallow_words", "shallow_random", "lowdata", "emb_mlp")

@@ -21,7 +21,7 @@ import torch
 
 from gpt2 import run_language_modeling
 from gpt2.trainer_prefix import PrefixTrainer
-from prefixlib import checkpoint
+from prefixlib.checkpoints import checkpoint
 from seq2seq import decoding, finetune
 from tests.seq2seq_tiny import make_bart, make_summaries, training_flags
 

@@ -12,8 +12,8 @@ import shutil
 import pytest
 
 from gpt2 import run_generation
-from prefixlib.checkpoint import CONFIG
-from prefixlib.errors import one_line_errors
+from prefixlib.checkpoints.checkpoint import CONFIG
+from prefixlib.system.errors import one_line_errors
 from seq2seq import finetune
 from tests.conftest import run_command
 from tests.robustness.bad_inputs import ROWS, renamed_arrays

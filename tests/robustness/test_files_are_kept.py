@@ -5,8 +5,9 @@ import json
 import pytest
 
 from gpt2 import run_generation
-from prefixlib import checkpoint, launch, record
-from prefixlib.errors import UserError
+from prefixlib.checkpoints import checkpoint
+from prefixlib.runs import launch, record
+from prefixlib.system.errors import UserError
 from seq2seq import finetune
 from tests.robustness.bad_inputs import SPOILT_JSON
 from tests.robustness.places import PACKAGES, settings_of

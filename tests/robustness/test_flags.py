@@ -13,9 +13,9 @@ import reproduce
 import score
 from gpt2 import flags as gpt2_flags
 from gpt2 import run_generation, run_language_modeling, train_e2e
-from prefixlib.errors import UserError
-from prefixlib.launch import Launch
-from prefixlib.settings import _kind
+from prefixlib.runs.launch import Launch
+from prefixlib.settings.flags import _kind
+from prefixlib.system.errors import UserError
 from seq2seq import finetune, train_bart
 from seq2seq import flags as seq2seq_flags
 from tests.conftest import ROOT

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gpt2 import run_generation, run_language_modeling
-from prefixlib import files
-from prefixlib.errors import UserError
+from prefixlib.system import files
+from prefixlib.system.errors import UserError
 from seq2seq import finetune, train_bart
 from seq2seq.lightning_base import SummarizationModule
 from tests.conftest import ROOT
@@ -69,8 +69,8 @@ def test_campaign(place, name, tmp_path):
 
 WORKER = """
 import os, sys, time
-from prefixlib import processes
-from prefixlib.errors import UserError, one_line_errors
+from prefixlib.system import processes
+from prefixlib.system.errors import UserError, one_line_errors
 with one_line_errors():
     processes.end_with_parent()
     open(os.path.join(sys.argv[1], os.environ["RANK"]), "w").write(str(os.getpid()))
@@ -97,7 +97,15 @@ RESUME = "--resume yes goes on from the newest checkpoint, if one was written"
 )
 def test_several_processes_end_together_with_one_line(tmp_path, what, code, line):
     (tmp_path / "worker.py").write_text(WORKER)
-    command = ["-m", "prefixlib.processes", "--standalone", "--nproc_per_node", "2", tmp_path / "worker.py", tmp_path]
+    command = [
+        "-m",
+        "prefixlib.system.processes",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        tmp_path / "worker.py",
+        tmp_path,
+    ]
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     pids = [int(_content(tmp_path / rank)) for rank in ("0", "1")]
     if what == "worker":

@@ -8,7 +8,7 @@ import traceback
 
 import pytest
 
-from prefixlib.errors import one_line_errors
+from prefixlib.system.errors import one_line_errors
 from tests.robustness.places import PACKAGES, settings_of
 from tests.robustness.test_bad_inputs import contents
 from tests.robustness.test_files_are_kept import decode

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 import gpt2
 import seq2seq
 from gpt2 import train_e2e
-from prefixlib import files
-from prefixlib.checkpoint import CONFIG, FLAT, NETWORK, _sha256
-from prefixlib.errors import UserError
-from prefixlib.tasks import GPT2_MODES, TASKS
+from prefixlib.checkpoints.checkpoint import CONFIG, FLAT, NETWORK, _sha256
+from prefixlib.data.tasks import GPT2_MODES, TASKS
+from prefixlib.system import files
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, run_command
 
 DEMO = ROOT / "data" / "demo"

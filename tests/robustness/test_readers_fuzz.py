@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefixlib import schema
-from prefixlib.errors import UserError
+from prefixlib.data.readers import SEPARATOR, group_records, is_blank
+from prefixlib.data.tasks import TASKS, read_groups, read_openings, read_records
 from prefixlib.metrics.files import read_lines, read_references
-from prefixlib.readers import SEPARATOR, group_records, is_blank
-from prefixlib.tasks import TASKS, read_groups, read_openings, read_records
+from prefixlib.system import schema
+from prefixlib.system.errors import UserError
 from seq2seq.utils import Lines, load_examples
 
 CASES = 2500 if os.environ.get("PREFIX_TUNING_SLOW") == "1" else 125

@@ -14,8 +14,8 @@ from gpt2.dataset import Encoded
 from gpt2.frozen_lm import key_values
 from gpt2.train_control import join_layers
 from gpt2.trainer_prefix import PrefixTrainer, matching_losses
-from prefixlib.base_model import load_model, load_tokenizer
-from prefixlib.errors import UserError
+from prefixlib.base_model.load import load_model, load_tokenizer
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, gpt2_settings
 from tests.tuning import Killed, die_after, equal
 

@@ -6,9 +6,9 @@ from transformers import AutoTokenizer
 
 from gpt2.dataset import Encoded, TableToTextDataset, collate, encode, truncate
 from gpt2.decoding import newline_token_ids, to_text
-from prefixlib.errors import UserError
-from prefixlib.readers import Record
-from prefixlib.tasks import read_groups, read_records, training_text
+from prefixlib.data.readers import Record
+from prefixlib.data.tasks import read_groups, read_records, training_text
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT
 
 

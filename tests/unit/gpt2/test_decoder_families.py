@@ -64,10 +64,10 @@ from gpt2.model import Model, load
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import Past, PrefixConfig, join_layers, make_prefix, split_layers
 from gpt2.trainer_prefix import PrefixTrainer
-from prefixlib import attention
+from prefixlib.compute import attention
 from prefixlib.decoding.search import DecodingRule, beam_search
-from prefixlib.errors import UserError
 from prefixlib.methods import adapters, top_layers
+from prefixlib.system.errors import UserError
 from scripts import export
 from tests import llama_tiny
 from tests.conftest import SETTINGS, close
@@ -337,7 +337,7 @@ def test_beams_equal_those_of_a_model_without_a_cache(base):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_and_gradient_are_those_of_the_model_s_own_logits(name, monkeypatch):
     """Also where the head caps or scales them, for a prefix and for a model that is tuned itself."""
-    monkeypatch.setattr("prefixlib.head.CHUNK", 3)
+    monkeypatch.setattr("prefixlib.compute.head.CHUNK", 3)
     for prefix in (True, False):
         base = random_model(FAMILIES[name])
         model = make(base) if prefix else PrefixLM(base, None).eval()

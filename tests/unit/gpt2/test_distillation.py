@@ -12,7 +12,7 @@ from gpt2.dataset import Encoded, collate
 from gpt2.model import load_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.trainer_prefix import Distillation, load_teacher, matched_positions, matching_losses, row_losses
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from tests.unit.gpt2.test_trainer import EXAMPLES, losses, make_trainer
 
 SHORT, LONG = Encoded([1, 49], [3, 49]), Encoded([4, 5, 6, 49], [7, 8, 9, 49])

@@ -10,9 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, Qwen3Config
 from gpt2.dataset import Encoded, collate
 from gpt2.prefix_lm import PrefixLM, best_layout, pack
 from gpt2.train_control import PrefixConfig, make_prefix
-from prefixlib import packing
-from prefixlib.head import token_nll
-from prefixlib.packing import first_fit, width_of
+from prefixlib.compute import packing
+from prefixlib.compute.head import token_nll
+from prefixlib.compute.packing import first_fit, width_of
 from tests.conftest import SETTINGS, close
 from tests.unit.gpt2.test_decoder_families import FAMILIES, GROUPED, random_model
 
@@ -62,7 +62,7 @@ def with_prefix(base, checkpointing=False, **settings) -> PrefixLM:
     ],
 )
 def test_losses_and_gradients_equal_those_of_the_padded_batch(name, how, monkeypatch):
-    monkeypatch.setattr("prefixlib.packing.SLOWNESS", 1)  # wider rows: every kind of neighbour
+    monkeypatch.setattr("prefixlib.compute.packing.SLOWNESS", 1)  # wider rows: every kind of neighbour
     base = random_model(MODELS[name])
     model = PrefixLM(base, None).train() if how == "no prefix" else with_prefix(base, how == "checkpointing")
     trained = (model.prefix or model).parameters()
@@ -92,7 +92,7 @@ def test_losses_and_gradients_equal_those_of_the_padded_batch(name, how, monkeyp
     ids=["prefix dropout", "a prefix for every source"],
 )
 def test_what_differs_from_row_to_row_is_not_packed(settings, monkeypatch):
-    monkeypatch.setattr("prefixlib.packing.SLOWNESS", 1)
+    monkeypatch.setattr("prefixlib.compute.packing.SLOWNESS", 1)
     model = with_prefix(random_model(MODELS["gpt2"]), **settings)
     seen = rows_seen(model)
     source = {"source": BATCH["input_ids"], "source_mask": BATCH["attention_mask"]}
@@ -125,7 +125,7 @@ def test_first_fit_fills_rows_the_longest_texts_first():
 
 def test_the_loss_behind_a_frozen_head_equals_cross_entropy(monkeypatch):
     """Value and gradient, in several chunks, with and without a bias, and behind a head that is trained."""
-    monkeypatch.setattr("prefixlib.head.CHUNK", 4)
+    monkeypatch.setattr("prefixlib.compute.head.CHUNK", 4)
     torch.manual_seed(0)
     head, bias, targets, weights = nn.Linear(6, 11), torch.randn(1, 11), torch.randint(0, 11, (10,)), torch.rand(10)
     for frozen in (True, False):
@@ -154,7 +154,7 @@ def test_no_logits_are_kept_behind_a_frozen_head():
 
 
 def test_gpt2s_activation_is_one_kernel_with_the_same_values(tmp_path):
-    from prefixlib.base_model import load_model
+    from prefixlib.base_model.load import load_model
 
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=50)).save_pretrained(tmp_path)
     fused = load_model(str(tmp_path), "decoder-only")

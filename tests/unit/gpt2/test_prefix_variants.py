@@ -13,11 +13,11 @@ from gpt2.decoding import decode
 from gpt2.model import Model, load_prefix, save_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, make_prefix
-from prefixlib import checkpoint
-from prefixlib.base_model import load_tokenizer
+from prefixlib.base_model.load import load_tokenizer
+from prefixlib.checkpoints import checkpoint
+from prefixlib.data.readers import Record
 from prefixlib.decoding.search import DecodingRule
-from prefixlib.errors import UserError
-from prefixlib.readers import Record
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, SETTINGS, close, gpt2_settings
 
 KINDS = {  # settings -> the parameters there must be
@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_cut_in_source_and_text(example, cut):
 @pytest.fixture
 def demo():
     from gpt2.train_control import FAMILY
-    from prefixlib.base_model import load_model
+    from prefixlib.base_model.load import load_model
 
     folder = str(ROOT / "data" / "demo" / "gpt2")
     return load_model(folder, FAMILY), load_tokenizer(folder)

@@ -13,9 +13,9 @@ from gpt2.prefix_lm import PrefixLM
 from gpt2.run_generation import first_groups
 from gpt2.train_control import PrefixConfig, make_prefix
 from gpt2.trainer_prefix import is_exhausted
-from prefixlib.base_model import load_model, load_tokenizer
-from prefixlib.errors import UserError
-from prefixlib.readers import Group
+from prefixlib.base_model.load import load_model, load_tokenizer
+from prefixlib.data.readers import Group
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT
 
 DEMO = str(ROOT / "data" / "demo" / "gpt2")

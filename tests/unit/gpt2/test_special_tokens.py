@@ -11,9 +11,9 @@ import gpt2
 from gpt2.dataset import TableToTextDataset
 from gpt2.decoding import to_text
 from gpt2.model import load
-from prefixlib.base_model import load_model
-from prefixlib.search_settings import Search
-from prefixlib.tasks import read_records
+from prefixlib.base_model.load import load_model
+from prefixlib.data.tasks import read_records
+from prefixlib.settings.search import Search
 from scripts import export
 from tests.conftest import ROOT
 from tests.llama_tiny import save_llama

@@ -9,11 +9,11 @@ from gpt2.flags import Decoding, Settings
 from gpt2.model import Model
 from gpt2.prefix_lm import PrefixLM
 from gpt2.run_generation import Prompts, make_prompts, write_inputs
-from prefixlib.errors import UserError
+from prefixlib.data.readers import Group, Record
+from prefixlib.data.tasks import GPT2_MODES, SENTIMENT_OPENINGS, TOPIC_OPENINGS, find_task, read_groups, read_openings
 from prefixlib.metrics import score_task
 from prefixlib.metrics.distinct import distinct
-from prefixlib.readers import Group, Record
-from prefixlib.tasks import GPT2_MODES, SENTIMENT_OPENINGS, TOPIC_OPENINGS, find_task, read_groups, read_openings
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT
 
 DEMO = ROOT / "data" / "demo"

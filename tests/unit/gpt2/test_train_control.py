@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2.frozen_lm import without_weights
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixConfig, PrefixTuning, split_layers
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from tests.conftest import SETTINGS, close
 
 TEXT = torch.tensor([[5, 6, 7, 49, 8, 9, 49], [10, 49, 11, 49, 49, 49, 49]])

@@ -13,9 +13,9 @@ from gpt2.dataset import Encoded, collate
 from gpt2.model import load_prefix, save_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, row_losses
-from prefixlib.accumulation import OncePerStep
-from prefixlib.errors import UserError
+from prefixlib.compute.accumulation import OncePerStep
 from prefixlib.methods import adapters, top_layers
+from prefixlib.system.errors import UserError
 
 EXAMPLES = [Encoded([n % 40, n % 7, 49], [n % 30, n % 11, n % 5, 49]) for n in range(30)]
 BASE, TASK = {"name": "x", "revision": None}, {"mode": "webnlg"}

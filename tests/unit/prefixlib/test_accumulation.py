@@ -2,7 +2,7 @@
 
 import torch
 
-from prefixlib.accumulation import OncePerStep
+from prefixlib.compute.accumulation import OncePerStep
 
 
 class Prefix(torch.nn.Module):

@@ -18,10 +18,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from prefixlib import attention
-from prefixlib.base_model import fuse_gelu, load_model
-from prefixlib.errors import UserError
+from prefixlib.base_model.load import fuse_gelu, load_model
+from prefixlib.compute import attention
 from prefixlib.methods import adapters
+from prefixlib.system.errors import UserError
 
 IDS = torch.tensor([[5, 9, 2, 33, 17], [1, 2, 3, 4, 5]])
 BOTTLENECK = 4

@@ -13,7 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from prefixlib import attention
+from prefixlib.compute import attention
 
 TOLERANCE = 1e-5  # float32, logits of size about 3
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefixlib import best
+from prefixlib.checkpoints import best
 
 FIRST = {"rouge2": 5.0, "loss": 2.0}
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from prefixlib import cache
+from prefixlib.system import cache
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from gpt2.model import load_prefix, save_prefix
-from prefixlib import checkpoint, files, original
-from prefixlib.errors import UserError
+from prefixlib.checkpoints import checkpoint, original
+from prefixlib.system import files
+from prefixlib.system.errors import UserError
 
 BASE, TASK = (
     {"name": "openai-community/gpt2", "revision": None},

@@ -6,7 +6,7 @@ import pytest
 
 import gpt2
 from gpt2 import run_generation, run_language_modeling, train_e2e
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from seq2seq import finetune, train_bart
 from tests.cli.test_own_data import MODEL, write
 

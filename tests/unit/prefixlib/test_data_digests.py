@@ -11,8 +11,8 @@ import torch
 import gpt2
 import seq2seq
 from gpt2.model import load_prefix as load_gpt2
-from prefixlib import data_digests, formats
-from prefixlib.errors import UserError
+from prefixlib.data import data_digests, formats
+from prefixlib.system.errors import UserError
 from seq2seq.model import load_prefix as load_seq2seq
 from tests.conftest import ROOT
 from tests.seq2seq_tiny import make_bart

@@ -9,8 +9,9 @@ import types
 import pytest
 import torch
 
-from prefixlib import checkpoint, files
-from prefixlib.errors import UserError
+from prefixlib.checkpoints import checkpoint
+from prefixlib.system import files
+from prefixlib.system.errors import UserError
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "user's file", "folder", "pipe"])

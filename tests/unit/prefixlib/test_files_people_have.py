@@ -9,10 +9,10 @@ import pytest
 import gpt2
 import seq2seq
 from gpt2 import run_language_modeling, train_e2e
-from prefixlib import formats, tables
-from prefixlib.conversations import as_chat
-from prefixlib.errors import UserError
-from prefixlib.tables import Columns
+from prefixlib.data import formats, tables
+from prefixlib.data.conversations import as_chat
+from prefixlib.data.tables import Columns
+from prefixlib.system.errors import UserError
 from seq2seq import finetune, train_bart
 from seq2seq.utils import load_examples
 from tests.llama2_tiny import make_llama

@@ -14,9 +14,10 @@ from gpt2 import run_generation, run_language_modeling
 from gpt2.model import load, load_prefix
 from gpt2.prefix_lm import PrefixLM
 from gpt2.trainer_prefix import PrefixTrainer
-from prefixlib import checkpoint, gguf_base
-from prefixlib.base_model import choose_base, load_model, load_tokenizer, resolve_model_name
-from prefixlib.errors import UserError
+from prefixlib.base_model import gguf_base
+from prefixlib.base_model.load import choose_base, load_model, load_tokenizer, resolve_model_name
+from prefixlib.checkpoints import checkpoint
+from prefixlib.system.errors import UserError
 from scripts import export
 from tests.conftest import close
 

@@ -9,12 +9,12 @@ import pytest
 
 from gpt2 import train_e2e
 from gpt2.flags import Settings
-from prefixlib.base_model import load_model, load_tokenizer, resolve_model_name
-from prefixlib.errors import UserError, first_line, one_line_errors
-from prefixlib.launch import as_words, child_command, make_parser
+from prefixlib.base_model.load import load_model, load_tokenizer, resolve_model_name
+from prefixlib.data.tasks import GPT2_MODES, TASKS
 from prefixlib.methods.table import METHODS
-from prefixlib.settings import RARE, Parser, explicit_flags
-from prefixlib.tasks import GPT2_MODES, TASKS
+from prefixlib.runs.launch import as_words, child_command, make_parser
+from prefixlib.settings.flags import RARE, Parser, explicit_flags
+from prefixlib.system.errors import UserError, first_line, one_line_errors
 from tests.conftest import ROOT, run_command
 
 
@@ -32,7 +32,7 @@ def test_explicit_flags_tell_given_from_default():
 
 def test_several_processes_go_through_torchrun():
     command = child_command(ROOT / "x.py", ["--a", "1"], num_processes=2)
-    assert command[1:5] == ["-m", "prefixlib.processes", "--standalone", "--nproc_per_node"]
+    assert command[1:5] == ["-m", "prefixlib.system.processes", "--standalone", "--nproc_per_node"]
     assert command[5:] == ["2", str(ROOT / "x.py"), "--a", "1"]
     with pytest.raises(UserError, match="--num_processes 0"):
         child_command(ROOT / "x.py", [], num_processes=0)

@@ -6,11 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from prefixlib.errors import UserError
 from prefixlib.metrics import learned, meteor, score_task, shown, tasks
 from prefixlib.metrics.base import Metric, mean
 from prefixlib.metrics.bootstrap import interval, paired
 from prefixlib.metrics.tasks import Measured
+from prefixlib.system.errors import UserError
 
 TEXTS = ["Aarhus Airport serves the city of Aarhus.", "Bacon is an ingredient.", "Alan Bean was born in Texas."]
 PLAIN = ["BLEU", "TER"]

@@ -2,10 +2,10 @@
 
 import pytest
 
-from prefixlib.errors import UserError
 from prefixlib.metrics import normalise
 from prefixlib.metrics.files import read_lines, read_references
 from prefixlib.metrics.ptb import tokens
+from prefixlib.system.errors import UserError
 
 
 @pytest.mark.parametrize(

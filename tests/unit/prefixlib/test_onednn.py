@@ -9,7 +9,7 @@ from transformers import BartConfig, BartForConditionalGeneration, GPT2Config, G
 from transformers.pytorch_utils import Conv1D
 
 from gpt2.prefix_lm import PrefixLM
-from prefixlib import onednn
+from prefixlib.compute import onednn
 from tests.conftest import close
 
 has_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")

@@ -7,10 +7,10 @@ import pytest
 import gpt2
 import seq2seq
 from gpt2 import run_generation
-from prefixlib import outputs
-from prefixlib.outputs import Outputs, score, seen_categories
-from prefixlib.readers import Group
-from prefixlib.tasks import categories_of
+from prefixlib.data.readers import Group
+from prefixlib.data.tasks import categories_of
+from prefixlib.decoding import outputs
+from prefixlib.decoding.outputs import Outputs, score, seen_categories
 from seq2seq import finetune
 from seq2seq.utils import Example
 from tests.conftest import ROOT
@@ -114,8 +114,8 @@ def test_files_scores_and_entry(tmp_path, kind):
         **{"data_file": str(tmp_path / "t"), "strategy": "beam", "samples": 1, "sentences": 3, "sources_cut": 1},
         **{"seconds": 1.23, "step": 7, "scores": {"BLEU": 2.0}},
     }
-    outputs.record_split(tmp_path, "valid", {"scores": {}})
-    outputs.record_split(tmp_path, "test", entry)
+    record.record_split(tmp_path, "valid", {"scores": {}})
+    record.record_split(tmp_path, "test", entry)
     assert json.loads((tmp_path / "results.json").read_text())["decoding"] == {"valid": {"scores": {}}, "test": entry}
 
 

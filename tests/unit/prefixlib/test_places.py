@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from gpt2 import train_e2e
-from prefixlib import places, tasks
-from prefixlib.errors import UserError
-from prefixlib.settings import decode_command
+from prefixlib.data import tasks
+from prefixlib.settings.training import decode_command
+from prefixlib.system import places
+from prefixlib.system.errors import UserError
 from seq2seq import train_bart
 from tests.conftest import ROOT, run_command
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from prefixlib import files, processes
-from prefixlib.errors import UserError
+from prefixlib.system import files, processes
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT
 from tests.seq2seq_tiny import make_bart, make_summaries, training_flags
 
@@ -69,8 +69,8 @@ def test_the_environment_of_other_processes_is_read_in_one_place():
 
 
 CONNECT = """
-from prefixlib import processes
-from prefixlib.errors import one_line_errors
+from prefixlib.system import processes
+from prefixlib.system.errors import one_line_errors
 with one_line_errors():
     processes.connect()
 """
@@ -126,7 +126,7 @@ import sys
 import torch
 from seq2seq import finetune
 from seq2seq.lightning_base import SummarizationModule
-from prefixlib.errors import one_line_errors
+from prefixlib.system.errors import one_line_errors
 step = SummarizationModule.training_step
 def slow(*arguments):
     print("step", flush=True)

@@ -7,9 +7,9 @@ import torch
 
 import gpt2
 import seq2seq
-from prefixlib import quantization
-from prefixlib.base_model import load_model
-from prefixlib.errors import UserError
+from prefixlib.base_model import quantization
+from prefixlib.base_model.load import load_model
+from prefixlib.system.errors import UserError
 from tests.conftest import ROOT, gpt2_settings
 from tests.llama_tiny import save_llama
 from tests.seq2seq_tiny import make_bart, make_summaries

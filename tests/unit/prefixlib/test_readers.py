@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from prefixlib.errors import UserError
-from prefixlib.readers import SEPARATOR, Group, group_records
-from prefixlib.tasks import GPT2_MODES, data_file, prompt_text, read_groups, read_records, training_text
+from prefixlib.data.readers import SEPARATOR, Group, group_records
+from prefixlib.data.tasks import GPT2_MODES, data_file, prompt_text, read_groups, read_records, training_text
+from prefixlib.system.errors import UserError
 
 
 def webnlg_entry(lexicalisations, triples=(("Aarhus", "leaderName", "Jacob_Bundsgaard"),), category="Airport"):
@@ -228,5 +228,7 @@ def test_unknown_mode_and_split_list_the_known():
 
 
 def test_importing_loads_the_standard_library_alone():
-    code = "import sys, prefixlib.tasks; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, prefixlib.data.tasks; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from prefixlib.readers import SEPARATOR, group_records
-from prefixlib.tasks import data_file, prompt_text, read_records
+from prefixlib.data.readers import SEPARATOR, group_records
+from prefixlib.data.tasks import data_file, prompt_text, read_records
 
 DATA = os.environ.get("PREFIX_TUNING_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="PREFIX_TUNING_DATA is not set")

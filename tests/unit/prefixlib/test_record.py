@@ -10,9 +10,9 @@ import types
 import pytest
 from torch.optim import AdamW
 
-from prefixlib import record
-from prefixlib.errors import UserError
-from prefixlib.places import DEMO_DATA
+from prefixlib.runs import record
+from prefixlib.system.errors import UserError
+from prefixlib.system.places import DEMO_DATA
 from tests.conftest import run_command
 
 

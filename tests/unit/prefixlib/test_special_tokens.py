@@ -7,10 +7,10 @@ import pytest
 
 import gpt2
 import seq2seq
-from prefixlib import special_tokens
-from prefixlib.errors import UserError
-from prefixlib.readers import read_data2text
-from prefixlib.special_tokens import check_rows, texts_of
+from prefixlib.data import special_tokens
+from prefixlib.data.readers import read_data2text
+from prefixlib.data.special_tokens import check_rows, texts_of
+from prefixlib.system.errors import UserError
 from tests.llama2_tiny import make_llama
 from tests.seq2seq_tiny import make_bart
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 import gpt2
 import seq2seq
 from gpt2 import resuming
-from prefixlib.checkpoint import CONFIG, FLAT, NETWORK, TASK, _sha256
-from prefixlib.errors import UserError
+from prefixlib.checkpoints.checkpoint import CONFIG, FLAT, NETWORK, TASK, _sha256
+from prefixlib.system.errors import UserError
 from scripts import export
 from tests.conftest import ROOT
 

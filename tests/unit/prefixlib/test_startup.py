@@ -29,7 +29,7 @@ def test_garbage_is_looked_for_again_and_not_among_what_was_imported():
         "-c",
         "import gc\n"
         "from prefixlib import startup\n"
-        "from prefixlib.errors import one_line_errors\n"
+        "from prefixlib.system.errors import one_line_errors\n"
         "with one_line_errors():\n"
         "    print(gc.isenabled(), gc.get_freeze_count())\n"
         "startup.begin()\n"

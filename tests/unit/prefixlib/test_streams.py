@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 WORK = """
 import sys
-from prefixlib.errors import one_line_errors
+from prefixlib.system.errors import one_line_errors
 with one_line_errors():
     for number in range(20000):
         print("line", number)
@@ -47,7 +47,7 @@ def test_closed_streams_do_not_end_the_work(tmp_path):
 @pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONIOENCODING": "utf-8"}])
 @pytest.mark.parametrize("name", ["'/tmp/m\\u00fc'", "'/tmp/m\\udcfc'"])
 def test_a_name_is_said_on_every_terminal(environment, name):
-    code = f"from prefixlib.errors import UserError, one_line_errors\nwith one_line_errors():\n print({name})\n"
+    code = f"from prefixlib.system.errors import UserError, one_line_errors\nwith one_line_errors():\n print({name})\n"
     done = shell('"$0" -c "$1"', f"{code} raise UserError({name})", **environment)
     assert done.returncode == 2
     assert done.stdout.startswith(b"/tmp/m")
@@ -71,7 +71,7 @@ def test_a_name_is_said_on_every_terminal(environment, name):
 def test_names_that_cannot_be_written_are_one_line(tmp_path, code, line):
     done = shell(
         'cd "$2"; "$0" -c "$1"',
-        f"from prefixlib.errors import one_line_errors\nwith one_line_errors():\n {code}\n",
+        f"from prefixlib.system.errors import one_line_errors\nwith one_line_errors():\n {code}\n",
         tmp_path,
         PYTHONPATH=str(ROOT),
     )

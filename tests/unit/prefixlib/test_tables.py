@@ -7,13 +7,13 @@ import re
 import datasets
 import pytest
 
-from prefixlib import special_tokens, tables
-from prefixlib.conversations import Chat, as_chat
-from prefixlib.errors import UserError
-from prefixlib.readers import Record
-from prefixlib.tables import Columns
-from prefixlib.tasks import given_file, read_groups, read_records
-from prefixlib.wording import Wording, check_template
+from prefixlib.data import special_tokens, tables
+from prefixlib.data.conversations import Chat, as_chat
+from prefixlib.data.readers import Record
+from prefixlib.data.tables import Columns
+from prefixlib.data.tasks import given_file, read_groups, read_records
+from prefixlib.data.wording import Wording, check_template
+from prefixlib.system.errors import UserError
 
 ODD = [
     ("line\nbreak", "one\n\ntwo\n"),

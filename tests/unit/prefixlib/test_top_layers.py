@@ -17,8 +17,8 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from prefixlib.errors import UserError
 from prefixlib.methods import top_layers
+from prefixlib.system.errors import UserError
 
 IDS = torch.tensor([[5, 9, 2, 33, 17], [1, 2, 3, 4, 5]])
 SHAPE = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}

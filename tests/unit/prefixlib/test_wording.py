@@ -4,10 +4,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from gpt2.dataset import Format, encode_inputs
-from prefixlib.conversations import as_chat
-from prefixlib.errors import UserError
-from prefixlib.tasks import as_group
-from prefixlib.wording import Wording, fill
+from prefixlib.data.conversations import as_chat
+from prefixlib.data.tasks import as_group
+from prefixlib.data.wording import Wording, fill
+from prefixlib.system.errors import UserError
 from seq2seq.utils import Collator, Example, encode_sources
 from tests.llama2_tiny import make_llama
 

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from demos.text import SEEN, UNSEEN, documents
-from prefixlib.tasks import data_file, read_records, training_text
+from prefixlib.data.tasks import data_file, read_records, training_text
 
 ROOT = Path(__file__).resolve().parents[3]
 DEMO = ROOT / "data" / "demo"

@@ -11,7 +11,7 @@ from paper import report
 from paper.experiments import EXPERIMENTS, ONE_SIZE, build
 from paper.recipes import DEV, METHODS, SHAPES, TABLE1, adapter_bottleneck
 from paper.training_runs import Run, RunFailed, Settings, runs_of
-from prefixlib.settings import spelled
+from prefixlib.settings.flags import spelled
 from scripts import prepare_data
 from seq2seq import train_bart
 

@@ -9,9 +9,9 @@ import pytest
 
 import gpt2
 import seq2seq
-from prefixlib.errors import UserError
-from prefixlib.search_settings import Search
-from prefixlib.tasks import find_task
+from prefixlib.data.tasks import find_task
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 from scripts import export
 from tests.cli.test_own_data import USER, settings, write
 from tests.cli.test_own_data_seq2seq import settings as seq2seq_settings

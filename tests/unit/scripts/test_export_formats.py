@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from formats import kv
-from prefixlib import peft_format
-from prefixlib.errors import UserError
+from prefixlib.checkpoints import peft_format
+from prefixlib.system.errors import UserError
 
 # What PEFT 0.21 needs of a PrefixTuningConfig; P 3, L 2, H 2 heads of size 4 (a grouped-query model of any width).
 CONFIG = {

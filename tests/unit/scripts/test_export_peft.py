@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from gpt2 import model as gpt2_model
 from gpt2.prefix_lm import PrefixLM
 from gpt2.train_control import PrefixTuning
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from scripts import export
 from tests.conftest import GOLDEN, ROOT, close
 from tests.export_golden import golden_state, make_golden_base, save_gpt2, write_original

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import benchmark
 from benchmarks import decode, models
 from benchmarks.operations import Sizes, decoding, training_step
-from prefixlib import onednn
-from prefixlib.head import Head
+from prefixlib.compute import onednn
+from prefixlib.compute.head import Head
 
 STEPS = {  # shape -> sizes of the step
     "gpt2-tiny": {"bsz": 3, "tokens": 12, "preseqlen": 5, "mid_dim": 7},

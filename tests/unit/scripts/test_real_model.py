@@ -9,8 +9,8 @@ import reproduce
 from paper import real_model, report
 from paper.real_model import Base, build, chosen_rates, rebuild
 from paper.training_runs import Settings, runs_of
-from prefixlib.errors import UserError
-from prefixlib.settings import spelled
+from prefixlib.settings.flags import spelled
+from prefixlib.system.errors import UserError
 from tests.unit.scripts.test_experiments import check_words
 
 RATES = {"prefix@100": 1e-3, "finetune@100": 3e-5, "prefix@500": 3e-4, "finetune@500": 1e-5}

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from transformers import AutoTokenizer, BartConfig
 
-from prefixlib.errors import UserError
+from prefixlib.data.tasks import SEQ2SEQ_MODES, find_task
 from prefixlib.metrics import rouge
-from prefixlib.tasks import SEQ2SEQ_MODES, find_task
+from prefixlib.system.errors import UserError
 from seq2seq import decoding
 from seq2seq.flags import Settings
 from seq2seq.utils import Collator, EpochBatches, Example, load_examples, source_lengths

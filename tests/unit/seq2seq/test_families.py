@@ -9,12 +9,12 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from prefixlib import attention
+from prefixlib.compute import attention
+from prefixlib.data.tasks import find_task
 from prefixlib.decoding.search import DecodingRule, beam_search
-from prefixlib.errors import UserError
 from prefixlib.methods import adapters, top_layers
-from prefixlib.search_settings import Search
-from prefixlib.tasks import find_task
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 from scripts import export
 from seq2seq import finetune
 from seq2seq.building import Given, start_from_text
@@ -229,7 +229,7 @@ def test_a_padded_row_equals_the_row_alone(name):
 @pytest.mark.parametrize("tuned", [False, True])
 def test_the_loss_is_that_of_the_model_s_own_logits(name, tuned, monkeypatch):
     """Through whatever the model does to them; with a prefix, and in a model that is tuned itself, without dropout."""
-    monkeypatch.setattr("prefixlib.head.CHUNK", 3)
+    monkeypatch.setattr("prefixlib.compute.head.CHUNK", 3)
     model = PrefixLM(random_model(name)) if tuned else make(name)
     batch = batch_for(model)
     labels, real = batch["labels"], batch["decoder_input_ids"].ne(model.base.config.pad_token_id)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import BartForConditionalGeneration
 
-from prefixlib import attention, checkpoint
+from prefixlib.checkpoints import checkpoint
+from prefixlib.compute import attention
 from prefixlib.decoding.search import DecodingRule
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from seq2seq.building import Given, start_from_text
 from seq2seq.decoding import Past, Seq2SeqSteps, decode
 from seq2seq.frozen_lm import attend_to, attention_sites, key_values_of_text

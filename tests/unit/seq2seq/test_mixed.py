@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 import seq2seq
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from tests.unit.seq2seq.test_model import TRIPLES, place, settings_of  # noqa: F401
 
 KINDS = {  # name -> its settings: other lengths, another task, a site less

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 import seq2seq
-from prefixlib.errors import UserError
 from prefixlib.methods.table import METHODS
-from prefixlib.search_settings import Search
+from prefixlib.settings.search import Search
+from prefixlib.system.errors import UserError
 from seq2seq import decoding, finetune
 from seq2seq.model import Model
 from seq2seq.prefix_lm import PrefixLM

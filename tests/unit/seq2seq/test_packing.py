@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from prefixlib import attention, packing
+from prefixlib.compute import attention, packing
+from prefixlib.compute.packing import width_of
 from prefixlib.decoding.search import DecodingRule
-from prefixlib.packing import width_of
 from seq2seq import prefix_lm
 from seq2seq.decoding import Past, decode_batch
 from seq2seq.prefix_lm import PrefixLM, best_layout, encoder_mask, pack

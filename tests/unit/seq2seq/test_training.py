@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefixlib.errors import UserError
+from prefixlib.system.errors import UserError
 from seq2seq import building, finetune, lightning_base
 from seq2seq.callbacks import RESUME, Checkpoints, LogLines
 from tests.seq2seq_tiny import make_bart, make_summaries, training_flags

@@ -1,0 +1,1 @@
+"""The frozen base model: names, loading, checks; GGUF files, fewer bits, layers spread over processes."""

@@ -1,0 +1,1 @@
+"""Starting a run, and what it records of itself."""
