@@ -11,6 +11,7 @@ from prefixlib.data.readers import Group
 from prefixlib.data.tasks import categories_of
 from prefixlib.decoding import outputs
 from prefixlib.decoding.outputs import Outputs, score, seen_categories
+from prefixlib.runs import record
 from seq2seq import finetune
 from seq2seq.utils import Example
 from tests.conftest import ROOT
