@@ -17,7 +17,7 @@ from gpt2 import building
 from gpt2.flags import Settings
 from gpt2.train_control import PrefixConfig
 from gpt2.trainer_prefix import is_exhausted
-from prefixlib.checkpoints import checkpoint
+from prefixlib.checkpoints import checkpoint, folder
 from prefixlib.runs import schedule
 from prefixlib.system import schema
 from prefixlib.system.errors import UserError, first_line
@@ -52,7 +52,7 @@ STATES = {"optimizer": Optimizer, "scheduler": dict[str, Any], "rng_state": Rand
 
 
 def own_files(output: Path) -> tuple[str, ...]:
-    """What a run of this tree leaves in `output` beside checkpoint.RUN_FILES and its logs, as patterns."""
+    """What a run of this tree leaves in `output` beside folder.RUN_FILES and its logs, as patterns."""
     outputs = (f"{glob.escape(output.name)}_{split}_*" for split in ("valid", "test"))
     return ("checkpoint-[0-9]*", "trainer_state.json", *outputs)
 
@@ -72,7 +72,7 @@ def find_resume(settings: Settings, output: Path) -> Resumption | None:
     """The checkpoint to go on from, if any. Raises UserError where a result would be overwritten or does not fit."""
     last = get_last_checkpoint(str(output)) if output.is_dir() else None
     if not settings.resume:
-        earlier = checkpoint.earlier_run(output, own_files(output))
+        earlier = folder.earlier_run(output, own_files(output))
         if earlier and not settings.overwrite_output_dir:
             raise UserError(
                 f"{output} holds an earlier run: --resume yes goes on with it, --overwrite_output_dir yes replaces it, "

@@ -31,7 +31,7 @@ from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
 from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, keep_newest, load_teacher
 from prefixlib.base_model import sharding
-from prefixlib.checkpoints import best, checkpoint
+from prefixlib.checkpoints import best, folder
 from prefixlib.data import data_digests
 from prefixlib.data.conversations import Chat
 from prefixlib.data.readers import Record
@@ -297,7 +297,7 @@ def run_training(
     """Run the loop, save the final model into `output`, and return the `training` entry of results.json."""
     ended = resumption is not None and resumption.ended
     if resumption is None and settings.overwrite_output_dir and trainer.is_world_process_zero():
-        checkpoint.clear_run(output, (*own_files(output), "runs"))
+        folder.clear_run(output, (*own_files(output), "runs"))
     if resumption is not None and trainer.is_world_process_zero():
         keep_newest(output)  # killed while an older one was being removed
     if ended:

@@ -22,7 +22,7 @@ from gpt2.dataset import IGNORED
 from gpt2.frozen_lm import max_positions
 from gpt2.train_control import FAMILY
 from prefixlib.base_model.load import freeze, load_model
-from prefixlib.checkpoints import checkpoint, original
+from prefixlib.checkpoints import checkpoint, folder, original
 from prefixlib.compute.accumulation import OncePerStep
 from prefixlib.system import files
 from prefixlib.system.errors import UserError
@@ -281,7 +281,7 @@ class PrefixTrainer(Trainer):
             metrics = super().evaluate(*args, **kwargs)
         is_best = metrics["eval_loss"] < min(earlier, default=math.inf)
         if self.keep_best and is_best and self.args.should_save:
-            checkpoint.replace_folder(Path(self.args.output_dir) / "best", self.save_model_to)
+            folder.replace_folder(Path(self.args.output_dir) / "best", self.save_model_to)
         if self.is_in_train and is_exhausted([*earlier, metrics["eval_loss"]], self.patience):
             logger.info("no better dev loss in %d evaluations: training stops here", self.patience)
             self.control.should_training_stop = True
@@ -350,4 +350,4 @@ def keep_newest(output: Path) -> None:
     newest = get_last_checkpoint(str(output))
     for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if newest is not None and folder != Path(newest) and folder.name.rpartition("-")[2].isdecimal():
-            checkpoint.clear_checkpoint(folder)
+            folder.clear_checkpoint(folder)

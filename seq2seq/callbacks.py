@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from prefixlib.checkpoints import best, checkpoint
+from prefixlib.checkpoints import best, folder
 from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ class Checkpoints(Callback):
         if best.is_better(result, self.best, self.metric):
             self.best, self.worse = {**result, "step": trainer.global_step}, 0
             if trainer.is_global_zero:
-                checkpoint.replace_folder(self.output / "best", lambda folder: self.save_best(folder, self.best))
+                folder.replace_folder(self.output / "best", lambda folder: self.save_best(folder, self.best))
             return
         self.worse += 1
         if self._is_exhausted():

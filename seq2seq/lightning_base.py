@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from prefixlib.base_model import sharding
-from prefixlib.checkpoints.checkpoint import CONFIG, check_numbers, clear_run, earlier_run, unpickled
+from prefixlib.checkpoints.checkpoint import CONFIG, check_numbers, unpickled
+from prefixlib.checkpoints.folder import clear_run, earlier_run
 from prefixlib.compute.accumulation import OncePerStep
 from prefixlib.data.data_digests import Digests, EarlierData
 from prefixlib.data.tasks import OWN_DATA
@@ -35,7 +36,7 @@ from seq2seq.utils import INPUTS, ResumableLoader
 
 logger = logging.getLogger(__name__)
 
-# What a run of this tree leaves in its folder beside checkpoint.RUN_FILES and its logs, as patterns.
+# What a run of this tree leaves in its folder beside folder.RUN_FILES and its logs, as patterns.
 OUTPUTS = (
     RESUME,
     *(f"{split}_{kind}" for split in ("valid", "test") for kind in ("beam_*", "greedy", "nucleus")),

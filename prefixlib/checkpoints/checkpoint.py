@@ -10,11 +10,9 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import os
 import re
-import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,39 +21,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from prefixlib.checkpoints import card
 from prefixlib.data import data_digests
 from prefixlib.data.wording import is_template
 from prefixlib.methods.table import METHODS, OWN_MODEL, TASK
-from prefixlib.metrics import shown
 from prefixlib.settings.flags import QUANTIZATIONS, Flags, spelled
-from prefixlib.settings.training import decode_command
 from prefixlib.system import files, schema
 from prefixlib.system.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-CONFIG, NETWORK, FLAT, CARD = "prefix_config.json", "prefix_model.safetensors", "prefix_flat.safetensors", "README.md"
-SCORES = "| score | value |\n|---|---|\n"  # heads the last part of a model card
-# First words of a model card's text: they tell it from a README.md that a user wrote.
-CARD_MARK = "A trained prefix (Li & Liang 2021, arXiv 2101.00190) for "
-OTHER_CARD = "MODEL_CARD.md"  # where README.md is the user's own
-RESULTS = "results.json"
-# A finished run's folder, as patterns: what --overwrite_output_dir yes removes before the new run writes its own, and
-# what no run replaces without it. Logs are not replaced but added to.
-RUN_FILES = (
-    *(CONFIG, NETWORK, FLAT, TASK, "model", "best", RESULTS, "loss.png"),
-    *("config.json", "generation_config.json", "model*.safetensors*"),
-    *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("spiece.model", "sentencepiece*.model", "source.spm", "target.spm"),
-)
-# What transformers' Trainer keeps in a checkpoint-N for resuming, and what this code adds to it.
-LOOP_FILES = (
-    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "trainer_state.json"),
-    "loss_sums.json",
-)
-
-
+CONFIG, NETWORK, FLAT = "prefix_config.json", "prefix_model.safetensors", card.FLAT
 REMEDY = "use another checkpoint"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -165,93 +142,13 @@ def save(
         "versions": dict(versions),
         "files": described,
     }
-    _write_card(directory, config, scores or {})
+    card.write(directory, config, scores or {})
     files.write_json(directory / CONFIG, config)
 
 
 def refresh_card(directory: Path | str, scores: Mapping[str, Any]) -> None:
     """Write the model card again with these scores too; those of other names that it has stay."""
-    directory = Path(directory)
-    card = card_path(directory)
-    text = card.read_text(encoding="utf-8") if card and card.is_file() else ""
-    earlier = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text.partition(SCORES)[2], re.MULTILINE))
-    _write_card(directory, read_config(directory), {**earlier, **scores})
-
-
-def card_path(directory: Path) -> Path | None:
-    """Where the model card goes: README.md, unless that is the user's own; None where MODEL_CARD.md is, too."""
-    for name in (CARD, OTHER_CARD):
-        path = directory / name
-        if not path.exists() or (path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")):
-            return path
-    return None
-
-
-def _write_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
-    """Write the model card; no README.md that is the user's own is replaced by it."""
-    card = card_path(directory)
-    if card is None:
-        logger.warning("%s: %s and %s are no model cards: no card is written", directory, CARD, OTHER_CARD)
-        return
-    if card.name != CARD and not card.exists():
-        logger.warning("%s: %s is no model card and stays: the card is %s", directory, CARD, OTHER_CARD)
-    files.write_text(card, _model_card(directory, config, scores))
-
-
-def clear_run(directory: Path, patterns: Sequence[str]) -> None:
-    """Remove what an earlier run left in `directory`: RUN_FILES, its model cards, and its own `patterns`.
-
-    What others put there stays, in its checkpoints' folders too.
-    """
-    for path in files.matching(directory, (*RUN_FILES, *patterns)):
-        if path.is_dir() and not path.is_symlink():
-            clear_checkpoint(path)
-        else:
-            path.unlink(missing_ok=True)
-    _remove_card(directory)
-
-
-def clear_checkpoint(directory: Path) -> None:
-    """Remove a checkpoint's own files, and its folder where nothing else is in it."""
-    files.clear_run(directory, (*RUN_FILES, *LOOP_FILES))
-    for folder in (directory, directory / OWN_MODEL):
-        _remove_card(folder)
-        with contextlib.suppress(OSError):  # it is not empty, or not there
-            folder.rmdir()
-
-
-def _remove_card(directory: Path) -> None:
-    card = card_path(directory)
-    if card is not None:
-        card.unlink(missing_ok=True)
-
-
-def replace_folder(directory: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` put a new checkpoint in the place of the one in `directory`, whose other files stay.
-
-    Killed at any moment, one of the two is there.
-    """
-
-    def fill(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        if card_path(directory) != directory / CARD:  # the user's own: the new card finds another name
-            shutil.copy2(directory / CARD, folder / CARD)
-        write(folder)
-
-    files.replace_directory(directory, fill)
-
-
-def earlier_run(directory: Path, patterns: Sequence[str]) -> list[str]:
-    """Names in `directory` that a run which starts there would replace: RUN_FILES, and its own `patterns` first.
-
-    A results.json counts where it holds a run; other content is merged with. The model card finds a place of its own.
-    """
-    found = [path.name for path in files.matching(directory, (*patterns, *RUN_FILES))]
-    if RESULTS in found:
-        held = schema.read(directory / RESULTS, dict[str, Any], "move it away")
-        if not held.keys() & {"training", "decoding", "train", "test"}:
-            found.remove(RESULTS)
-    return found
+    card.refresh(Path(directory), read_config(directory), scores)
 
 
 def is_checkpoint(directory: Path | str) -> bool:
@@ -450,32 +347,3 @@ def _read_verified(path: Path, described: Mapping[str, Any] | None) -> dict[str,
 def _sha256(path: Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _model_card(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    """A README for whoever is handed the directory alone: its paths are relative to the directory."""
-
-    def relative(value: Any) -> Any:
-        return os.path.relpath(value, directory) if isinstance(value, str) and os.path.isabs(value) else value
-
-    mode = config["task"].get("mode", "MODE")
-    decode = decode_command(config["family"], mode, "THIS_DIRECTORY")
-    settings = {**config["prefix"], **config["task"]}
-    for name in (data_digests.DATA, data_digests.EARLIER):
-        settings.pop(name, None)
-    rows = "\n".join(f"| {name} | {relative(value)} |" for name, value in settings.items())
-    scored = "\n".join(f"| {name} | {shown(value)} |" for name, value in scores.items()) or "| not scored | |"
-    base, kind = config["base_model"].get("name"), "a frozen"
-    if "tuned_from" in config["task"]:
-        base, kind = config["task"]["tuned_from"], "the tuned model in `model/`, a"
-    base = relative(base)
-    return (
-        f"# Prefix for {base}\n\n"
-        f"{CARD_MARK}{kind} {config['family']} model, "
-        f"task `{mode}`.\n\n"
-        f"Decode with it:\n\n    {decode}\n\n"
-        f"`{FLAT}` holds the keys and values alone: per site (P, 2*L*H*D), "
-        "columns ordered layer0.K, layer0.V, layer1.K ...\n\n"
-        "Paths are relative to this directory; scores are on the scale of the paper's tables for the task.\n\n"
-        f"| setting | value |\n|---|---|\n{rows}\n\n{SCORES}{scored}\n"
-    )

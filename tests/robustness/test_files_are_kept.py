@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gpt2 import run_generation
-from prefixlib.checkpoints import checkpoint
+from prefixlib.checkpoints import card, checkpoint
 from prefixlib.runs import launch, record
 from prefixlib.system.errors import UserError
 from seq2seq import finetune
@@ -78,7 +78,7 @@ def test_a_users_readme_stays(place, caplog):
     (place.output / "README.md").write_text("# Mine\n")
     train(place)
     assert (place.output / "README.md").read_text() == "# Mine\n"
-    assert checkpoint.CARD_MARK in (place.output / "MODEL_CARD.md").read_text()
+    assert card.CARD_MARK in (place.output / "MODEL_CARD.md").read_text()
     assert "README.md is no model card and stays: the card is MODEL_CARD.md" in caplog.text
     checkpoint.refresh_card(place.output, {"test BLEU": 12.5})
     assert "| test BLEU | 12.5" in (place.output / "MODEL_CARD.md").read_text()
@@ -93,7 +93,7 @@ def test_a_users_readme_stays(place, caplog):
 
 
 def test_our_own_card_is_replaced(place):
-    assert checkpoint.card_path(place.checkpoint).name == "README.md"
+    assert card.path_in(place.checkpoint).name == "README.md"
     train(place, output_dir=str(place.checkpoint), overwrite_output_dir=True)
     assert not (place.checkpoint / "MODEL_CARD.md").exists()
 

@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from prefixlib.checkpoints import checkpoint
+from prefixlib.checkpoints import card, folder
 from prefixlib.system import files
 from prefixlib.system.errors import UserError
 
@@ -128,11 +128,11 @@ def test_a_users_readme_in_best_stays(tmp_path):
     (tmp_path / "best" / "README.md").write_text("mine")
 
     def write(folder):
-        assert checkpoint.card_path(folder).name == "MODEL_CARD.md"
-        (folder / "MODEL_CARD.md").write_text(checkpoint.CARD_MARK)
+        assert card.path_in(folder).name == "MODEL_CARD.md"
+        (folder / "MODEL_CARD.md").write_text(card.CARD_MARK)
 
     for _ in range(2):
-        checkpoint.replace_folder(tmp_path / "best", write)
+        folder.replace_folder(tmp_path / "best", write)
     assert (tmp_path / "best" / "README.md").read_text() == "mine"
 
 
@@ -142,7 +142,7 @@ def test_removing_a_run_leaves_what_others_put_into_its_folders(tmp_path):
         (tmp_path / name).write_text("")
     shutil.copytree(tmp_path / "best", tmp_path / "linked")
     (tmp_path / "model").symlink_to(tmp_path / "linked")
-    checkpoint.clear_run(tmp_path, ("checkpoint-[0-9]*",))
+    folder.clear_run(tmp_path, ("checkpoint-[0-9]*",))
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["best/mine", "linked/mine", "linked/model.safetensors"]
     assert not (tmp_path / "checkpoint-3").exists()
