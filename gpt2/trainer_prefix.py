@@ -348,6 +348,6 @@ class PrefixTrainer(Trainer):
 def keep_newest(output: Path) -> None:
     """Remove every checkpoint-N in `output` but the newest: its own files, and the folder where it holds no others."""
     newest = get_last_checkpoint(str(output))
-    for folder in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if newest is not None and folder != Path(newest) and folder.name.rpartition("-")[2].isdecimal():
-            folder.clear_checkpoint(folder)
+    for earlier in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if newest is not None and earlier != Path(newest) and earlier.name.rpartition("-")[2].isdecimal():
+            folder.clear_checkpoint(earlier)
