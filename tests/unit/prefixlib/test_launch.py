@@ -183,7 +183,7 @@ def test_the_child_understands_every_command_line(mode, tuning_mode):
     for name, value in vars(parsed).items():
         expected = {"output_dir": str(train_e2e.output_dir(launched)), "model_name_or_path": "gpt2-medium"}
         assert value == expected.get(name, getattr(launched.settings, name)), name
-    assert len(vars(parsed)) == 76
+    assert len(vars(parsed)) == 77
 
 
 def test_a_bare_name_is_the_hub_model_not_our_folder(monkeypatch, tmp_path):
