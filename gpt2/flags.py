@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prefixlib.data.tables import Columns
 from prefixlib.data.tasks import GPT2_MODES, OWN_DATA, TASKS, find_task
@@ -17,7 +17,6 @@ from prefixlib.settings.flags import (
     RECORDS,
     SEARCH_BOUNDS,
     TASK,
-    TRAINING,
     Only,
     flag,
     refuse_together,
@@ -32,31 +31,35 @@ OBJECTIVE = "objective"
 LENGTHS = ("max_source_length", "train_max_target_length", "val_max_target_length")
 
 
-def _length(of: str) -> Any:
-    """A flag for the most tokens of a part of the text, which summaries alone limit."""
-    name = {"source": LENGTHS[0], "training summary": LENGTHS[1], "dev summary": LENGTHS[2]}[of]
-    defaults = ", ".join(
-        f"{row.name} {row.gpt2.lengths[name]}" for row in TASKS.values() if row.gpt2 and row.gpt2.lengths
-    )
-    return flag(None, f"most tokens of a {of} (default: {defaults})", RARE, low=1)
+def _help_of_length(name: str, of: str) -> str:
+    """The help of a flag for the most tokens of a part of the text, which summaries alone limit."""
+    rows = [row for row in TASKS.values() if row.gpt2 and row.gpt2.lengths]
+    return f"most tokens of a {of} (default: {', '.join(f'{row.name} {row.gpt2.lengths[name]}' for row in rows)})"
 
 
 @dataclass(frozen=True)
 class Settings(Training):
     """A training run. Every field is a flag of train_e2e.py; bool is yes / no there."""
 
+    HELP: ClassVar[Mapping[str, str]] = {
+        "eval_file": "dev file: loss while training, decoded as `valid` afterwards",
+        "test_file": "test file, decoded as `test` after training where it exists",
+        "max_source_length": _help_of_length("max_source_length", "source"),
+        "val_max_target_length": _help_of_length("val_max_target_length", "dev summary"),
+        "model_name_or_path": f"hub name or local folder (default: {DEFAULT_MODEL}, or gpt2-large if the notes say "
+        "large)",
+        "preseqlen": "prefix length P; 5 to 10 is best for table-to-text",
+        "mid_dim": "width of the reparametrisation's hidden layer",
+        "optim_prefix": "a free prefix, the same for all inputs; `no`: made of the source's words",
+        "lowdata_token": "the original's --init_text for the MLP; with --tuning_mode finetune it is put in front of "
+        "every source",
+        "learning_rate": "peak rate, decaying linearly to 0",
+    }
+
     mode: str = flag("data2text", "the task, and so the file format", TASK, choices=GPT2_MODES)
-    eval_file: str | None = flag(None, "dev file: loss while training, decoded as `valid` afterwards", TASK)
-    test_file: str | None = flag(None, "test file, decoded as `test` after training where it exists", TASK)
-    max_source_length: int | None = _length("source")
-    train_max_target_length: int | None = _length("training summary")
-    val_max_target_length: int | None = _length("dev summary")
-    model_name_or_path: str | None = flag(
-        None, f"hub name or local folder (default: {DEFAULT_MODEL}, or gpt2-large if the notes say large)", MODEL
+    train_max_target_length: int | None = flag(
+        None, _help_of_length("train_max_target_length", "training summary"), RARE, low=1
     )
-    preseqlen: int = flag(10, "prefix length P; 5 to 10 is best for table-to-text", METHOD, above=0)
-    mid_dim: int = flag(512, "width of the reparametrisation's hidden layer", METHOD, above=0)
-    optim_prefix: bool = flag(True, "a free prefix, the same for all inputs; `no`: made of the source's words", METHOD)
     prefix_mode: str = flag(
         "activation",
         "train keys and values in every layer, or input embeddings alone (section 7.2)",
@@ -70,11 +73,6 @@ class Settings(Training):
         "nopeek: the source is left out",
         METHOD,
         choices=("cat", "peek", "nopeek", "infix"),
-    )
-    lowdata_token: str = flag(
-        "summarize",
-        "the original's --init_text for the MLP; with --tuning_mode finetune it is put in front of every source",
-        RARE,
     )
     init_random: str = flag(
         "normal",
@@ -124,7 +122,6 @@ class Settings(Training):
         False, "distill_context: the first position keeps the keys and values it starts from", OBJECTIVE
     )
     use_custom_teacher_dropout: bool = flag(False, "finetune: --dropout is the model's own residual dropout", RARE)
-    learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0)
     eval_batch_size: int = flag(0, "dev texts evaluated together; changes the speed only (0: --bsz)", RECORDS, low=0)
     early_stopping_patience: int = flag(
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1

@@ -113,10 +113,11 @@ def _flag_of(part: str) -> str:
 
 
 def _seq2seq() -> str:
-    flags = ("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "early_stopping", "length_pen")
+    fields = ("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "early_stopping", "length_penalty")
+    flags = (*fields[:-1], "length_pen")
     rows = []
     for its in (row.seq2seq for row in ROWS if row.seq2seq):
-        rows.append((code(its.name), *(spelled(getattr(its, name)) for name in flags), *its.lengths.values()))
+        rows.append((code(its.name), *(spelled(getattr(its, name)) for name in fields), *its.lengths.values()))
     lengths = next(row.seq2seq.lengths for row in ROWS if row.seq2seq)
     return table(["`--mode`", *(code(f"--{name}") for name in (*flags, *lengths))], rows)
 
@@ -151,12 +152,13 @@ def _paper() -> str:
 
 def flags_part() -> str:
     """Every flag of the training launchers and of gen.py, in groups."""
-    trees = {"gpt2/": _fields(GPT2Settings), "seq2seq/": _fields(Seq2SeqSettings)}
+    kinds = {"gpt2/": GPT2Settings, "seq2seq/": Seq2SeqSettings}
+    trees = {tree: _fields(kind) for tree, kind in kinds.items()}
     groups: dict[str, list[Sequence[Any]]] = {}
     for name in dict.fromkeys(name for fields in trees.values() for name in fields):
         found = {tree: fields[name] for tree, fields in trees.items() if name in fields}
         group = next(iter(found.values())).metadata["group"]
-        helps = {tree: field.metadata["help"] for tree, field in found.items()}
+        helps = {tree: kinds[tree].help_of(field) for tree, field in found.items()}
         if len(set(helps.values())) == 1:
             help_ = next(iter(helps.values()))
         else:
@@ -169,7 +171,7 @@ def flags_part() -> str:
     ]
     for title, kind in (("Launching, both trees", Launch), ("Decoding with gen.py", Decoding)):
         rows = [
-            (_names_of({"": field}), _default(field), _choices({"": field}), field.metadata["help"])
+            (_names_of({"": field}), _default(field), _choices({"": field}), kind.help_of(field))
             for field in _fields(kind).values()
         ]
         parts.append(f"### {title}\n\n" + table(("flag", "default", "values", "meaning"), rows))

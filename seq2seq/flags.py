@@ -6,8 +6,10 @@ A field is a flag of train_bart.py, train_e2e.py and finetune.py. Those that gpt
 prefixlib/settings/training.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from prefixlib.data.tasks import SEQ2SEQ_MODES, InSeq2Seq, data_file, find_task, given_file
 from prefixlib.methods.table import WITH_PREFIX
@@ -34,6 +36,8 @@ DEFAULT_MODEL = "bart-large"
 class Settings(Training, SearchFlags):
     """A training run, or with do_train=False the decoding of a checkpoint."""
 
+    HELP: ClassVar[Mapping[str, str]] = {"prefix_model_path": "prefix checkpoint to decode, or to start training from"}
+
     mode: str = flag("", "the task: its data, lengths and decoding", TASK, choices=SEQ2SEQ_MODES)
     max_target_length: int | None = flag(
         None, "most tokens of a training text, special tokens included (default: the task's)", RARE, low=1
@@ -57,7 +61,6 @@ class Settings(Training, SearchFlags):
     use_encoder_prefix: bool = flag(True, "prefix at the encoder's self-attention; `no` for ablations", METHOD)
     use_cross_prefix: bool = flag(True, "prefix at the cross-attention; `no` for ablations", METHOD)
     use_self_prefix: bool = flag(True, "prefix at the decoder's self-attention; `no` for ablations", METHOD)
-    prefix_model_path: str | None = flag(None, "prefix checkpoint to decode, or to start training from", METHOD)
     finetune_model_path: str | None = flag(
         None, "model to decode that was tuned itself: whole, in part, with adapters", METHOD
     )
