@@ -89,7 +89,6 @@ class Server:
     """The process that commands are forked from; it ends when this process does."""
 
     def __init__(self, environment: Environment) -> None:
-        self.variables = read_at_import(environment)
         self.socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             words = [sys.executable, "-m", "tests.warm", str(other.fileno())]
@@ -122,19 +121,21 @@ _cold = 0
 
 
 def _serves() -> Environment | None:
+    return None if _cold else read_at_import(_environment)
+
+
+def _start(order: dict, descriptors: list[int]) -> int:
     global _server
-    if _cold:
-        return None
-    if _server is None:
+    if _server is None:  # the first warm command of this process
         _server = Server(_environment)
-    return _server.variables
+    return _server.start(order, descriptors)
 
 
 def install() -> None:
     """From now on `subprocess` starts commands warm, on Linux."""
     _environment.update(os.environ)
     if sys.platform == "linux" and os.environ.get("PREFIX_TUNING_COLD") != "1":
-        subprocess._fork_exec = fork_exec_by(lambda *order: _server.start(*order), _serves)
+        subprocess._fork_exec = fork_exec_by(_start, _serves)
 
 
 def uninstall() -> None:

@@ -14,7 +14,7 @@ from prefixlib import packing
 from prefixlib.head import token_nll
 from prefixlib.packing import first_fit, width_of
 from tests.conftest import SETTINGS, close
-from tests.unit.gpt2.test_decoder_families import FAMILIES, GROUPED, random_model
+from tests.unit.gpt2.test_decoder_families import FAMILIES, GROUPED, UNCHECKPOINTED, random_model
 
 BATCH = collate(
     [
@@ -58,7 +58,7 @@ def with_prefix(base, checkpointing=False, **settings) -> PrefixLM:
         (name, how)
         for name in MODELS
         for how in ("prefix", "checkpointing", "no prefix")
-        if not (how == "checkpointing" and name in ("gptj", "gemma3n", "gemma4"))
+        if not (how == "checkpointing" and name in (*UNCHECKPOINTED, "gemma3n", "gemma4"))
     ],
 )
 def test_losses_and_gradients_equal_those_of_the_padded_batch(name, how, monkeypatch):
