@@ -11,7 +11,6 @@ from prefixlib.methods.table import WITH_PREFIX
 from prefixlib.settings.flags import (
     DECODING,
     METHOD,
-    MODEL,
     QUANTIZATIONS,
     RARE,
     RECORDS,
@@ -185,9 +184,67 @@ class Settings(Training):
         of_task = find_task(self.mode).gpt2.lengths
         return {name: getattr(self, name) or of_task.get(name) for name in LENGTHS}
 
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of the run, as the loop counts them: --max_steps may exceed --epoch."""
+        return self.max_steps if self.max_steps > 0 else super().steps(examples)
+
+    def long_name(self, notes: str | None) -> str:
+        """The folder name that the original made of the settings: a label, nothing is read out of it."""
+        name = (
+            f"{self.name_start()}-e={self.epoch:g}_d={self.dropout}_u={spelled(self.use_dropout)}"
+            f"_lr={self.learning_rate}_w={self.weight_decay}_s={self.seed}_r=n_m={self.mid_dim}"
+        )
+        teacher = f"uctd={spelled(self.use_custom_teacher_dropout)}" if self.tuning_mode == "finetune" else None
+        student = f"distill_o={self.matching_objective}" if self.distill else None
+        parts = (name, notes, self.tuning_label(), teacher, f"o={self.objective_mode}", student)
+        return "_".join(filter(None, parts))
+
+    def decoded_after_training(self) -> tuple[str, ...]:
+        """The splits that are decoded. Raises UserError where a test file is asked for and there is none."""
+        return () if self.skip_decode else self.splits_to_decode(self.has_test, ("valid", "test"))
+
+    @property
+    def matching(self) -> tuple[str, str, int]:
+        """How a teacher is matched: the objective, where, and over how many tokens."""
+        return self.matching_objective, self.matching_positions, self.matching_top_k
+
+    def decoding(self) -> "Decoding":
+        """The flags of the decoding after training."""
+        return Decoding(
+            batch_size=self.batch_size,
+            length=self.max_new_tokens,
+            decode_limit=self.decode_limit,
+            disable_tqdm=self.disable_tqdm,
+            data_dir=self.data_dir,
+        )
+
+    @property
+    def start(self) -> str:
+        """The name of the prefix's start in building.STARTS."""
+        if self.prefix_model_path:
+            return "checkpoint"
+        if self.distill_context:
+            return "context"
+        if self.start_text() is not None:
+            return "text"
+        return "uniform" if self.init_random == "uniform" else "random"
+
+    @property
+    def start_path(self) -> Path | None:
+        """The checkpoint or the text file that the prefix starts from, where it starts from one."""
+        path = self.prefix_model_path or self.distill_context
+        return Path(path).expanduser() if path else None
+
     def start_text(self) -> str | None:
         """The text that the prefix starts from; None where it starts at random, or from --distill_context."""
         return None if self.distill_context else super().start_text()
+
+    def prefix_settings(self) -> dict[str, Any]:
+        """The settings of PrefixConfig that the flags choose. P is the flag's: a text to start from has its own."""
+        names = ("mid_dim", "prefix_mode", "format_mode", "optim_prefix", "parametrize_emb", "use_deep", "init_shallow")
+        chosen = {name: getattr(self, name) for name in names}
+        chosen["preseqlen"] = self.preseqlen if self.optim_prefix else 0
+        return {**chosen, "prefix_dropout": self.dropout, "init_text": self.start_text()}
 
     def source_word(self) -> str:
         """What is put in front of every source: the original's low-data fine-tuning."""
@@ -205,19 +262,8 @@ class Settings(Training):
 
 TRAINING_SETTINGS = (
     *("mode", "tuning_mode", "objective_mode", "use_dropout", "bsz", "gradient_accumulation_steps", "epoch"),
-    *(
-        "max_steps",
-        "early_stopping_patience",
-        "learning_rate",
-        "warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-        "dropout",
-        "seed",
-        "bf16",
-        "fp16",
-        "quantization",
-    ),
+    *("max_steps", "early_stopping_patience", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("dropout", "seed", "bf16", "fp16", "quantization"),
     *LENGTHS,
     *("distill", "finetuned_model_path", "distill_context", "context_samples", "freeze_first"),
     *("matching_objective", "matching_positions", "matching_top_k", "use_custom_teacher_dropout"),

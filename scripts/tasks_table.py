@@ -94,13 +94,14 @@ def _texts() -> str:
 
 
 def _gpt2() -> str:
-    usual = f"{Decoding.default('num_beams')} beams"
     rows = []
     for row in (row for row in ROWS if row.gpt2):
         its, lengths = row.gpt2, row.gpt2.lengths.values()
-        how = {"beam": usual, "greedy": "greedy", "nucleus": f"nucleus, top_p {Decoding.default('top_p')}"}[
-            its.strategy
-        ]
+        how = {
+            "beam": f"{its.num_beams} beams",
+            "greedy": "greedy",
+            "nucleus": f"nucleus, top_p {Decoding.default('top_p')}",
+        }[its.strategy]
         rows.append((code(row.name), how, its.samples, len(its.openings) or None, *(lengths or (None,) * 3)))
     head = ("`--mode`", "decoding", "outputs per prompt", "openings", *map(_flag_of, ("source", "train", "val")))
     most = Decoding.default("length")
