@@ -242,9 +242,8 @@ class Settings(Training):
     def prefix_settings(self) -> dict[str, Any]:
         """The settings of PrefixConfig that the flags choose. P is the flag's: a text to start from has its own."""
         names = ("mid_dim", "prefix_mode", "format_mode", "optim_prefix", "parametrize_emb", "use_deep", "init_shallow")
-        chosen = {name: getattr(self, name) for name in names}
-        chosen["preseqlen"] = self.preseqlen if self.optim_prefix else 0
-        return {**chosen, "prefix_dropout": self.dropout, "init_text": self.start_text()}
+        chosen = {"preseqlen": self.preseqlen if self.optim_prefix else 0, "prefix_dropout": self.dropout}
+        return {**chosen, **{name: getattr(self, name) for name in names}, "init_text": self.start_text()}
 
     def source_word(self) -> str:
         """What is put in front of every source: the original's low-data fine-tuning."""
