@@ -91,7 +91,8 @@ def test_zeroed_weights_are_converted_again_or_refused(tmp_path, cache, caplog):
     write_tiny(file)
     folder = cache / resolve_model_name(str(file))
     content = zeroed(folder)
-    with pytest.raises(UserError, match=r"is damaged \(model.safetensors has changed since it was written\): .* converts that"):
+    damaged = r"is damaged \(model.safetensors has changed since it was written\): .* converts that"
+    with pytest.raises(UserError, match=damaged):
         resolve_model_name(str(folder))
     saved = gguf_base.described(str(folder))
     with pytest.raises(
