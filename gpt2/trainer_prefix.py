@@ -342,7 +342,8 @@ class PrefixTrainer(Trainer):
             files.write_json(side / name / SUMS, sums)
             files.move_whole(side / name, output / name)
             files.clear_checkpoints(side)
-            keep_newest(output)
+            if self.args.save_total_limit:
+                keep_newest(output)
 
 
 def keep_newest(output: Path) -> None:

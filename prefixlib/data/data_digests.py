@@ -48,6 +48,8 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> Digest:
+    if not path.exists() and not formats.is_hub(path):
+        raise UserError(f"{path}: no such file")
     if formats.is_hub(path):
         return {"file": str(path), "bytes": None, "sha256": formats.hub_fingerprint(path)}
     files = sorted(path.glob("*.arrow")) if path.is_dir() else [path]

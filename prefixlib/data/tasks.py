@@ -73,9 +73,8 @@ class Task:
     """One task. Its text is `{before}source{after}SEPARATOR{before}target{after}SEPARATOR`."""
 
     name: str
-    read: Callable[..., Iterator[Record]]  # (path)
+    read: Callable[..., Iterator[Record]]  # (path, blind); blind: files of inputs alone, all that decoding needs
     files: Mapping[str, str]  # split -> path under data/, the original's file names
-    blind: bool = False  # read(path, blind=True) takes files of inputs alone, all that decoding needs
     metrics: str = ""  # its row in prefixlib/metrics/tasks.py; empty: no reference-based metric
     prepare: str = ""  # the data set's name for scripts/prepare_data.py, "" where it has none
     linearise: Callable[[Any], str] | None = None  # data -> source, where an input can be given as data
@@ -154,7 +153,6 @@ ROWS = (
         "data2text",
         readers.read_data2text,
         _files("e2e_data/src1_{}.txt"),
-        blind=True,
         metrics="e2e",
         prepare="e2e",
         linearise=readers.linearise_meaning,
@@ -177,7 +175,6 @@ ROWS = (
         "webnlg",
         readers.read_webnlg,
         _files("webnlg_challenge_2017/{}.json", valid="dev"),
-        blind=True,
         metrics="webnlg",
         prepare="webnlg",
         linearise=readers.linearise_webnlg,
@@ -200,7 +197,6 @@ ROWS = (
         "triples",
         readers.read_dart,
         _files("dart/dart-v1.1.1-full-{}.json", valid="dev"),
-        blind=True,
         metrics="dart",
         prepare="dart",
         linearise=readers.linearise_dart,
@@ -223,7 +219,6 @@ ROWS = (
         "xsum",
         readers.read_parallel,
         _files("xsum/{}.source", valid="val"),
-        blind=True,
         metrics="xsum",
         prepare="xsum",
         source_spaces=_NONE,
@@ -242,7 +237,6 @@ ROWS = (
         "cnndm",
         readers.read_parallel,
         _files("cnn_dm/{}.source", valid="val"),
-        blind=True,
         metrics="cnn_dm",
         prepare="cnn_dm",
         source_spaces=_NONE,
@@ -263,7 +257,6 @@ ROWS = (
         "xsum_news",
         readers.read_parallel,
         _files("xsum_news/{}.source", valid="val"),
-        blind=True,
         metrics="xsum",
         prepare="xsum_news",
         source_spaces=_NONE,
@@ -280,7 +273,6 @@ ROWS = (
         "xsum_news_sport",
         readers.read_parallel,
         _files("xsum_topic-news-sports/{}.source", valid="val"),
-        blind=True,
         metrics="xsum",
         prepare="xsum_news_sport",
         source_spaces=_NONE,
@@ -297,7 +289,6 @@ ROWS = (
         "writingPrompts",
         readers.read_writing_prompts,
         _files("writingPrompts/{}_small.txt"),
-        blind=True,
         gpt2=InGPT2("wp_models", "nucleus"),
         demo_epoch=30,
     ),
@@ -306,7 +297,6 @@ ROWS = (
         "sentiment",
         readers.labelled("|||", classify=False),
         _files("IMDB/{}.txt", valid="dev"),
-        blind=True,
         fields_of=lambda source: (source.strip(),),
         source_spaces=(" ", ""),
         target_spaces=_NONE,
@@ -317,7 +307,6 @@ ROWS = (
         "topic",
         readers.labelled("||", classify=False),
         _files("AG-news/{}1.tsv", valid="dev"),
-        blind=True,
         fields_of=lambda source: (source.strip(),),
         source_spaces=(" ", ""),
         target_spaces=_NONE,
@@ -328,7 +317,6 @@ ROWS = (
         "classify-sentiment",
         readers.labelled("|||", classify=True),
         _files("IMDB/{}.txt", valid="dev"),
-        blind=True,
         metrics="classify-sentiment",
         target_spaces=(" ", ""),
         grouped=False,
@@ -339,7 +327,6 @@ ROWS = (
         "classify-topic",
         readers.labelled("||", classify=True),
         _files("AG-news/{}1.tsv", valid="dev"),
-        blind=True,
         metrics="classify-topic",
         target_spaces=(" ", ""),
         grouped=False,
@@ -356,7 +343,6 @@ ROWS = (
         source_spaces=_NONE,
         target_spaces=_NONE,
         verbatim=True,
-        blind=True,
         gpt2=InGPT2("text_models"),
         seq2seq=InSeq2Seq(
             "text",
@@ -511,7 +497,7 @@ def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Colu
     if not is_there(mode, path):
         raise UserError(f"{path}: no such file for mode {mode}; {where_to_get(mode)}")
     empty = True
-    how: dict[str, Any] = {"blind": True} if blind and task.blind else {}
+    how: dict[str, Any] = {"blind": blind}
     if task.verbatim and columns:
         how["columns"] = columns
     for record in task.read(path, **how):

@@ -23,7 +23,6 @@ class Metric:
     name: str
     statistics: Callable[[list[str], list[list[str]]], Any]  # N hypotheses, their references -> (N, S) float array
     combine: Callable[[Any], Any]  # sums over segments (..., S) -> scores (...)
-    lower_is_better: bool = False
     scale: float = 1.0  # what the combined value is multiplied with to stand on the scale of the papers
     span: str = "0-1"  # that scale, in words
 

@@ -250,4 +250,4 @@ def combine(sums):
     return np.where(length > 0, edits / np.maximum(length, 1e-9), (edits > 0).astype(float))
 
 
-METRIC = Metric("TER", statistics, combine, lower_is_better=True, span="from 0, lower is better")
+METRIC = Metric("TER", statistics, combine, span="from 0, lower is better")

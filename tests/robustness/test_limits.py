@@ -96,9 +96,9 @@ def test_too_little_memory(place, work):
     assert "not enough memory" in said_of(place, MEMORY, memory_in_use() + 1_000_000, work)
 
 
-@pytest.mark.parametrize(("work", "more"), [("train", 0), ("train", 1), ("train", 2), ("decode", -100)])
+@pytest.mark.parametrize(("work", "more"), [("train", 0), ("train", 1), ("decode", -100)])
 def test_too_few_open_files(place, work, more):
-    """Where it is noticed depends on how many are left."""
+    """Where it is noticed depends on how many are left. With two, only curves may be missing: a warning."""
     free = os.dup(0)
     os.close(free)
     assert "Too many open files" in said_of(place, FILES, max(free + more, 3), work)
