@@ -15,16 +15,16 @@ RESULTS = "results.json"
 # The files of a finished run, as patterns: --overwrite_output_dir yes removes them before the new run writes its own,
 # and no run replaces them without it. Logs are appended to.
 RUN_FILES = (
-    *(CONFIG, NETWORK, FLAT, TASK, "model", "best", RESULTS, "loss.png"),
-    *("config.json", "generation_config.json", "model*.safetensors*"),
-    *("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-    *("spiece.model", "sentencepiece*.model", "source.spm", "target.spm"),
-)
+    CONFIG, NETWORK, FLAT, TASK, "model", "best", RESULTS, "loss.png",
+    "config.json", "generation_config.json", "model*.safetensors*",
+    "tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "spiece.model", "sentencepiece*.model", "source.spm", "target.spm",
+)  # fmt: skip
 # The files in a checkpoint-N for resuming: those of transformers' Trainer, and those that this code adds.
 LOOP_FILES = (
-    *("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "trainer_state.json"),
+    "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "training_args.bin", "trainer_state.json",
     "loss_sums.json",
-)
+)  # fmt: skip
 
 
 def clear_run(directory: Path, patterns: Sequence[str]) -> None:
