@@ -289,7 +289,10 @@ class Model(Generates):
             raise UserError(f"--model_name_or_path {model_name} contradicts {directory}, which is a whole model itself")
         saved, name = checkpoint.load_task(directory), str(directory.resolve())
         if method_of(saved).tunes_both:
-            raise UserError(f"{directory} was tuned together with a prefix: pass {directory.parent}, which holds both")
+            flag = "--prefix_model_path " * (cls.TREE == "seq2seq")
+            raise UserError(
+                f"{directory} was tuned together with a prefix: pass {flag}{directory.parent}, which holds both"
+            )
         task = cls._task_of(saved, mode, directory)
         base_record = task.pop("base_model", {"name": name, "revision": None})
         base = load_model(name, cls.FAMILY, **how)

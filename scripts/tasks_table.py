@@ -112,11 +112,16 @@ def _flag_of(part: str) -> str:
     return code("--max_source_length" if part == "source" else f"--{part}_max_target_length")
 
 
+FIELDS = {"length_pen": "length_penalty"}  # flag -> its name in the task's row
+
+
 def _seq2seq() -> str:
     flags = ("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "early_stopping", "length_pen")
     rows = []
     for its in (row.seq2seq for row in ROWS if row.seq2seq):
-        rows.append((code(its.name), *(spelled(getattr(its, name)) for name in flags), *its.lengths.values()))
+        rows.append(
+            (code(its.name), *(spelled(getattr(its, FIELDS.get(name, name))) for name in flags), *its.lengths.values())
+        )
     lengths = next(row.seq2seq.lengths for row in ROWS if row.seq2seq)
     return table(["`--mode`", *(code(f"--{name}") for name in (*flags, *lengths))], rows)
 

@@ -29,7 +29,7 @@ FIRST_STEP = ("gpt2/train_e2e.py", "seq2seq/train_bart.py")
 ONE_STEP = ("--demo", "yes", "--max_steps", "1", "--logging_steps", "1")
 DECODE = ("gpt2/gen.py", "webnlg", "yes", "valid")
 ONE_OUTPUT = ("no", "--demo", "yes", "--decode_limit", "1", "--max_new_tokens", "10")
-STEP_DONE, DECODED = "step 1/", "1 sentences in"  # what the log says then
+STEP_DONE, DECODED = "step 1/", "1 texts in"  # what the log says then
 METRICS = ("BLEU", "METEOR", "TER")
 SYSTEM = Path("scoring/webnlg/systems/Baseline_all-cat.txt")  # outputs, in the folder PREFIX_TUNING_DATA
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paper.experiments import Experiment, Row
+from prefixlib.checkpoints.folder import clear_checkpoint
 from prefixlib.data.tasks import DEMO, SPLITS, data_file, find_task
 from prefixlib.runs.launch import as_words
 from prefixlib.system import files
@@ -149,8 +150,8 @@ class Run:
             if "--data_dir" in words:
                 del words[words.index("--data_dir") : words.index("--data_dir") + 2]
             line = shlex.join(words)
-            for folder, name in ((self.sample_stem().parent, "DATA"), (REPOSITORY, ".")):
-                line = line.replace(str(folder), name)
+            for place, name in ((self.sample_stem().parent, "DATA"), (REPOSITORY, ".")):
+                line = line.replace(str(place), name)
             recipe[step] = line
         return recipe
 
@@ -205,10 +206,10 @@ class Run:
 
     def _remove_weights(self) -> None:
         """Leave what was decoded and measured; checkpoints to resume from are of no more use to a trained run."""
-        weights = ("checkpoint-*",)
+        for checkpoint in self.folder.glob("checkpoint-*"):
+            clear_checkpoint(checkpoint)
         if self.row.decoded:  # else another table may still decode it; prefixes are small and stay
-            weights += ("model*.safetensors", "best/model*.safetensors")
-        files.clear_run(self.folder, weights)
+            files.clear_run(self.folder, ("model*.safetensors", "best/model*.safetensors"))
 
     def train_file(self) -> Path:
         """The low-data set's training file."""

@@ -73,7 +73,7 @@ def test_everything_is_synced_before_the_folder_gets_its_name(tmp_path, monkeypa
 def test_scratch_folders_of_killed_processes_are_removed_and_others_are_not(tmp_path):
     """A process killed while it fills a folder; one that still fills another; a folder that was not made here."""
     code = (
-        "import sys, time; from pathlib import Path; from prefixlib import cache\n"
+        "import sys, time; from pathlib import Path; from prefixlib.system import cache\n"
         "cache.keep(Path(sys.argv[1]), lambda made: (print('filling', flush=True), time.sleep(60)))"
     )
     workers = [
