@@ -24,7 +24,7 @@ from seq2seq.flags import DEFAULT_MODEL as SEQ2SEQ_DEFAULT_MODEL
 from seq2seq.flags import Settings as Seq2SeqSettings
 
 PAGE = REPOSITORY / "docs" / "tasks.md"
-SEPARATOR = "<eot>"  # stands for <|endoftext|>, which is long
+SEPARATOR = "<eot>"  # short for <|endoftext|>
 LONGEST_EXAMPLE = 90
 
 
@@ -66,7 +66,7 @@ def _names() -> str:
 
 
 def _braces(paths: Sequence[str]) -> str:
-    """Paths that differ in one place, as a shell would write them: `a/{train,valid,test}.txt`."""
+    """Paths that differ in one place, in a shell's notation: `a/{train,valid,test}.txt`."""
     before = _beginning(paths)
     before = before[: max(before.rfind("/"), before.rfind("_"), before.rfind("-")) + 1]
     after = _beginning([path[::-1] for path in paths])[::-1]
@@ -109,7 +109,7 @@ def _gpt2() -> str:
 
 
 def _flag_of(part: str) -> str:
-    """The flag that limits a part of the text, as the head of a column."""
+    """The flag that limits a part of the text, as a column's header."""
     return code("--max_source_length" if part == "source" else f"--{part}_max_target_length")
 
 
@@ -147,7 +147,7 @@ def _paper() -> str:
             for tuned, flags in recipes.items():
                 shown = " ".join(f"--{flag} {spelled(value)}" for flag, value in flags.items())
                 rows.append((f"{tree}/", code(name), tuned, code(shown)))
-    note = "`--recipe paper` takes the row of the `--tuning_mode`; pass the flags of another row (0.1 %) yourself.\n\n"
+    note = "`--recipe paper` uses the row of the `--tuning_mode`; pass the flags of another row (0.1 %) yourself.\n\n"
     return note + table(("tree", "`--mode`", "`--tuning_mode`", "flags"), rows)
 
 
@@ -195,7 +195,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _choices(found: Mapping[str, dataclasses.Field]) -> str | None:
-    """The values to choose from; those of --mode stand in the first table."""
+    """The values to choose from; those of --mode are in the first table."""
     field = next(iter(found.values()))
     if field.name == "mode":
         return "see above"

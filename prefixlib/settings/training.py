@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from prefixlib.data.tables import Columns
 from prefixlib.data.tasks import OWN_DATA, data_file, given_file, is_there
 from prefixlib.data.wording import check_template
 from prefixlib.methods.table import FROZEN_BASE, METHODS, WITH_PREFIX
+from prefixlib.settings.commands import decode_command
 from prefixlib.settings.flags import (
     DECODE,
     METHOD,
@@ -29,35 +29,7 @@ from prefixlib.settings.flags import (
     spelled,
     text_or_file,
 )
-from prefixlib.system import places
 from prefixlib.system.errors import UserError
-
-
-def decode_command(
-    family: str,
-    mode: str,
-    directory: Path | str,
-    *,
-    tuned: bool = False,
-    data_dir: str | None = None,
-    test_file: str | None = None,
-) -> str:
-    """The command, as a line for a shell, that decodes the task's test file, or `test_file`, with a checkpoint.
-
-    tuned: a model without a prefix. data_dir: where the task's files are, if not in the default folder.
-    """
-    if family == "decoder-only":
-        program, words, flag = "gpt2/gen.py", [mode, "yes", "test", str(directory), "no"], "data_file"
-    else:
-        model = "finetune_model_path" if tuned else "prefix_model_path"
-        program, flag = "seq2seq/train_bart.py", "test_file"
-        words = ["--mode", mode, "--do_train", "no", f"--{model}", str(directory)]
-    if test_file:
-        words += [f"--{flag}", test_file]
-    elif data_dir:
-        words += ["--data_dir", data_dir]
-    return f"{places.program(program)} {shlex.join(words)}"
-
 
 LENGTH = ("epoch", "max_steps")  # the settings that a prolonged run may change
 OF_THE_FOLDER = ("output_dir", "resume", "allow_other_data", "overwrite_output_dir")

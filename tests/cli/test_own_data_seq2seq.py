@@ -199,7 +199,5 @@ def test_what_makes_no_sense_is_one_line(place, tmp_path, more, message):
 def test_the_end_of_text_cannot_stand_in_a_text(place, tmp_path):
     write(tmp_path / "rows.jsonl", [{"q": "a </s> b", "a": "c"}])
     files = {f"{name}_file": str(tmp_path / "rows.jsonl") for name in ("train", "eval")}
-    with pytest.raises(
-        UserError, match="'</s>' separates source and target and cannot stand inside a text: 'a </s> b'"
-    ):
+    with pytest.raises(UserError, match="'</s>' separates source and target and must not occur in a text: 'a </s> b'"):
         seq2seq.train(settings(place, tmp_path / "run", **files))

@@ -223,7 +223,7 @@ ROWS = (
         "base weights: other shapes",
         "train",
         other_shapes,
-        ("weights do not fit its config.json: it has other shapes for",),
+        ("weights do not fit its config.json; arrays of another shape: ",),
     ),
     Bad(
         "base config: another kind", "train", edit(_base_config, lambda c: c | {"model_type": "odd"}), ("cannot load",)

@@ -78,7 +78,7 @@ with one_line_errors():
         time.sleep(0.01)
     raise UserError("the same in both")
 """
-RESUME = "--resume yes goes on from the newest checkpoint, if one was written"
+RESUME = "--resume yes continues from the newest checkpoint, if one was written"
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,13 @@ def test_a_training_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path,
 
 # ---- two runs in one folder --------------------------------------------------------------------------------------
 
-HOLD = (
-    "import sys, time; from prefixlib import files\nwith files.lock({!r}):\n print('held', flush=True); time.sleep(60)"
-)
+HOLD = """
+import sys, time
+from prefixlib.system import files
+with files.lock({!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture

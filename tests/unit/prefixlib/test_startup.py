@@ -19,7 +19,7 @@ def test_ctrl_c_while_torch_is_imported_is_one_line(script, tmp_path, monkeypatc
 
 
 def test_other_errors_keep_their_traceback():
-    done = run_command("-c", "from prefixlib import startup\nstartup.begin()\n1 / 0")
+    done = run_command("-c", "from prefixlib.system import startup\nstartup.begin()\n1 / 0")
     assert done.returncode == 1
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
@@ -28,7 +28,7 @@ def test_garbage_is_looked_for_again_and_not_among_what_was_imported():
     done = run_command(
         "-c",
         "import gc\n"
-        "from prefixlib import startup\n"
+        "from prefixlib.system import startup\n"
         "from prefixlib.system.errors import one_line_errors\n"
         "with one_line_errors():\n"
         "    print(gc.isenabled(), gc.get_freeze_count())\n"
