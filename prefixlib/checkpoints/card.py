@@ -9,7 +9,7 @@ from typing import Any
 
 from prefixlib.data import data_digests
 from prefixlib.metrics import shown
-from prefixlib.settings.training import decode_command
+from prefixlib.settings.commands import decode_command
 from prefixlib.system import files
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,6 @@ import numpy
 import torch
 from transformers import logging as transformers_logging
 
-from prefixlib.settings.training import Training
 from prefixlib.system import files, places, processes, schema
 from prefixlib.system.errors import UserError, first_line
 
@@ -187,12 +186,12 @@ def quiet_event_writers() -> None:
     threading.excepthook = call
 
 
-def write_settings(directory: Path, settings: Training) -> None:
-    """Write directory/settings.json, which --config takes. The first process of a run does it."""
+def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Write `settings` into directory/settings.json, which --config takes. The first process of a run does it."""
     if not processes.is_first():
         return
     with noting("settings.json"):
-        files.write_json(directory / "settings.json", settings.of_the_run())
+        files.write_json(directory / "settings.json", settings)
 
 
 def log_start(

@@ -5,7 +5,8 @@
         objective_mode: int = flag(1, "a prefix's loss ...", OBJECTIVE, choices=range(5))
 
 A field's annotation is the flag's type; bool is spelled yes / no on the command line. `Training` holds the flags that
-both trees have; each tree's flags.py adds its own and gives other defaults by declaring a field again.
+both trees have. Each tree's flags.py adds its own; HELP there has the help of flags that mean the same and are worded
+for the tree, and a field is declared again for another default, type or choice only.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from prefixlib.settings import config_file
 from prefixlib.system.errors import UserError
@@ -116,6 +117,13 @@ class Parser(argparse.ArgumentParser):
 class Flags:
     """Base class of all sets of flags."""
 
+    HELP: ClassVar[Mapping[str, str]] = {}  # name -> help that replaces the one of the inherited field
+
+    @classmethod
+    def help_of(cls, field: dataclasses.Field) -> str:
+        """The help of a field in this class."""
+        return cls.HELP.get(field.name, field.metadata["help"])
+
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         """Add a flag for every field, in groups."""
@@ -132,7 +140,8 @@ class Flags:
             if about["group"] not in groups:
                 groups[about["group"]] = parser.add_argument_group(about["group"])
             kind = _kind(field)
-            options = {"type": kind, "choices": about["choices"], "default": field.default, "help": about["help"]}
+            options = {"type": kind, "choices": about["choices"], "default": field.default}
+            options["help"] = cls.help_of(field)
             if kind is bool:
                 choices = about["choices"] or (True, False)
                 options |= {"type": str, "choices": tuple(map(spelled, choices)), "default": spelled(field.default)}

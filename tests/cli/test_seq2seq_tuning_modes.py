@@ -183,7 +183,7 @@ def test_every_pair_of_tuning_mode_and_flag():
 )
 def test_folder_names_of_the_original(argv, end):
     parsed = train_bart.parse_args(["--mode", "xsum", "--long_names", "yes", *argv.split()])
-    name = train_bart.long_name(parsed.settings, parsed.launch.notes)
+    name = parsed.settings.long_name(parsed.launch.notes)
     assert name.startswith(f"xsum{parsed.settings.tuning_mode}_y_5_act_cat_")
     assert name.endswith(end)
     assert parsed.settings.output_dir.endswith(f"/seq2seq/xsum_models/{name}")
