@@ -163,7 +163,7 @@ class Generates(ABC):
         return Prepared(self.encode(sources, search), strategy, rule, self.to_text(search.stop))
 
     def strategy(self, search: Search) -> str:
-        """How tokens are chosen. Raises UserError for settings out of range, or that the strategy does not read."""
+        """The strategy of the search. Raises UserError for settings out of range, or that it does not read."""
         return search.chosen_strategy(self.task_row.name, self.usual.strategy)
 
     def to_text(self, stop: Sequence[str] = ()) -> Callable[[Sequence[int]], str]:

@@ -213,7 +213,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--of", choices=tuple(SAMPLED), help="lowdata: of which set (default: e2e)")
     add_number(parser, "--sizes", nargs="+", help="lowdata: training examples (default: 50 100 200 500)")
-    add_number(parser, "--samples", above=0, nargs="+", help="lowdata: numbers of the draws (default: 1 2 3 4 5)")
+    add_number(parser, "--samples", above=0, nargs="+", help="lowdata: numbers of the samples (default: 1 2 3 4 5)")
     parser.add_argument("--lang", help="webnlg: the language of the texts, of which release 3.0 has two (default: en)")
     parser.add_argument("--urls", type=Path, help='xsum_news, xsum_news_sport: lines {"id": ..., "url": ...}')
     args = parser.parse_args(argv)

@@ -40,7 +40,7 @@ def cache_directory() -> Path:
 
 
 def find(name: str) -> Path | None:
-    """The GGUF file that --model_name_or_path `name` means; None where it means none.
+    """The GGUF file that --model_name_or_path `name` means; None if it means none.
 
     Raises UserError for a missing file, or a short name whose package is not installed.
     """

@@ -209,8 +209,8 @@ def fingerprint(model: torch.nn.Module, tokenizer: Any) -> dict[str, str]:
         spread = parameter.detach().flatten()[:: max(parameter.numel() // 16, 1)][:16]
         weights.update(spread.to(device="cpu", dtype=torch.bfloat16).view(torch.int16).numpy().tobytes())
     entries = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
-    marks = {"model": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
-    return {kind: mark for kind, mark in marks.items() if kind != "model" or not is_quantized(model)}
+    digests = {"model": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
+    return {kind: digest for kind, digest in digests.items() if kind != "model" or not is_quantized(model)}
 
 
 def check_fingerprint(

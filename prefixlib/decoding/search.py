@@ -35,7 +35,7 @@ class StepwiseModel(Protocol):
 
 @dataclass(frozen=True)
 class DecodingRule:
-    """How to decode. Lengths are in tokens; `min_length` counts the prompt, as in the original."""
+    """The settings of one decoding. Lengths are in tokens; `min_length` counts the prompt, as in the original."""
 
     eos_token_id: int
     max_new_tokens: int
@@ -252,8 +252,10 @@ def _pick(allowed: Tensor, rule: DecodingRule, generators: Sequence[torch.Genera
     if generators is None:
         return allowed.argmax(dim=-1)
     nucleus = _nucleus(allowed, rule).cpu()
-    drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in zip(nucleus, generators, strict=True)]
-    return torch.cat(drawn).to(allowed.device)
+    chosen = [
+        torch.multinomial(row, 1, generator=generator) for row, generator in zip(nucleus, generators, strict=True)
+    ]
+    return torch.cat(chosen).to(allowed.device)
 
 
 def _nucleus(allowed: Tensor, rule: DecodingRule) -> Tensor:

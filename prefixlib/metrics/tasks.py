@@ -76,7 +76,7 @@ class Measured:
 
     name: str
     metric: Metric
-    rows: Any  # (segments, S) statistics, None where the metric is not available
+    rows: Any  # (segments, S) statistics, None if the metric is not available
     unavailable: str = ""  # what to install
 
     def score(self, sums=None):

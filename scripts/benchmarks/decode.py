@@ -278,7 +278,7 @@ def decoding_rows(args: argparse.Namespace) -> list[str]:
 
 
 def check_equal_tokens(args: argparse.Namespace, outputs: dict[str, dict[int, list[int]]]) -> dict[str, int]:
-    """How many sentences of each row differ from the first row's. Raises UserError for more than --allow_ties."""
+    """Each row's number of sentences that differ from the first row's. Raises UserError for more than --allow_ties."""
     first = next(iter(outputs.values()))
     differ = {row: sum(first[n] != tokens for n, tokens in found.items()) for row, found in outputs.items()}
     allowed = args.allow_ties

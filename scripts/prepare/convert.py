@@ -1,7 +1,7 @@
 """From a source folder's files to the original's file formats, one split at a time. Used by scripts/prepare_data.py.
 
 Every converter takes (source folder, split, target) and returns the file that holds the split in the original's format:
-`target`, which it has written, or a file of the source folder that needs no change; None where the split is not there.
+`target`, which it has written, or a file of the source folder that needs no change; None if there is no such split.
 """
 
 import itertools
