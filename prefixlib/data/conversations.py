@@ -77,6 +77,7 @@ def _message(message: Any) -> Message:
         content = ""  # transformers' templates write None as a word
     if not isinstance(role, str) or content is None:
         raise ValueError(wanted)
+    role = SHAREGPT.get(role.lower(), role)
     kept = {name: message[name] for name in KEPT if message.get(name)}
     if calls:
         kept["tool_calls"] = [_call(call) for call in calls]

@@ -22,6 +22,12 @@ from prefixlib.system.errors import UserError, first_line
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TABLES = {".csv": ",", ".tsv": "\t"}  # the separator that a name suggests
 JSON = (".jsonl", ".json", ".ndjson")
+UNPACKED_BY = {  # by a file's first bytes
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
 HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 BETWEEN = re.compile(r"[\s,]*")  # separators between two values
 Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -72,10 +78,13 @@ def rows(path: Path, quotes: bool | None = None) -> Rows:
         return enumerate(_parquet(path), start=1)
     if data.startswith(b"PK\x03\x04"):
         raise UserError(f"{path}: a zip archive or a spreadsheet; unpack it, or save the sheet as .csv")
+    program = next((program for start, program in UNPACKED_BY.items() if data.startswith(start)), None)
+    if program:  # gzip in gzip, too
+        raise UserError(f"{path}: its content is compressed; unpack it with {program}")
     text = _decoded(path, data)
-    if kind in TABLES:
+    if kind in TABLES and not _holds_rows(text):
         return separated.read(path, text, TABLES[kind], quotes)
-    if kind in JSON or text.lstrip()[:1] in ("{", "["):
+    if kind in (*JSON, *TABLES) or text.lstrip()[:1] in ("{", "["):
         return _json(path, text, lines=kind != ".json")
     if separated.has_table(text):
         return separated.read(path, text, ",", quotes)
@@ -105,6 +114,18 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 # ---- JSON --------------------------------------------------------------------------------------------------------
+
+
+def _holds_rows(text: str) -> bool:
+    """Whether a text begins with a JSON object, or with a list of them, whatever the name of its file."""
+    start = BETWEEN.match(text).end()
+    if text[start : start + 1] not in ("{", "["):
+        return False
+    try:
+        found = DECODER.raw_decode(text, start)[0]
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) or any(isinstance(row, dict) for row in found)
 
 
 def _json(path: Path, text: str, lines: bool) -> Rows:
@@ -173,7 +194,7 @@ def _value(path: Path, text: str, start: int, place: str) -> tuple[Any, int]:
 
 def _within(path: Path, line: int, found: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """The rows of a file that is one object: columns, the list of rows under some name, or one row."""
-    if found.keys() == {"columns", "index", "data"}:  # pandas, orient="split"
+    if found.keys() - {"index"} == {"columns", "data"}:  # pandas, orient="split"
         return enumerate((dict(zip(found["columns"], cells, strict=False)) for cells in found["data"]), start=1)
     values = list(found.values())
     if values and all(isinstance(value, dict) and value for value in values):  # pandas, by column or by row
@@ -182,6 +203,8 @@ def _within(path: Path, line: int, found: dict[str, Any]) -> Iterator[tuple[int,
             return _from_columns(found, values)
         if all(key.isdigit() for key in found):
             return enumerate(values, start=1)
+    if any(_is_list_of_messages(value) for value in values):  # one conversation; its tools are no rows
+        return iter([(line, found)])
     lists = {name: value for name, value in found.items() if _is_list_of_rows(value)}
     if len(lists) > 1:
         raise UserError(
@@ -204,9 +227,11 @@ def _from_columns(names: Iterable[str], values: list[list[Any]]) -> Iterator[tup
 
 
 def _is_list_of_rows(value: Any) -> bool:
-    """Whether these are rows, not the messages of one conversation."""
-    rows = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
-    return bool(rows) and not any({"role", "from"} & row.keys() for row in value)
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _is_list_of_messages(value: Any) -> bool:
+    return _is_list_of_rows(value) and any({"role", "from"} & row.keys() for row in value)
 
 
 # ---- read by the library datasets --------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def read(path: Path, text: str, usual: str, quotes: bool | None) -> Iterator[tup
     _check_names(path, reading.head)
     empty = 0
     for number, _, cells in reading.rows:
-        if any(cells):
+        if any(cell.strip() for cell in cells):
             yield number, dict(zip(reading.head, cells, strict=True))
         else:
             empty += 1
@@ -149,9 +149,11 @@ def _read(lines: Sequence[str], separator: str, quoting: bool) -> Reading:
                 return found
             found.rows.append((number, first, [*cells, *[""] * width][:width]))
     except csv.Error as error:
-        found.fault = (
-            f"row {number + 1}, line {table.line_num}: {error}; close the quotation mark, or pass {QUOTES_FLAG} no"
-        )
+        remedy = f"close the quotation mark, or pass {QUOTES_FLAG} no"
+        if "new-line" in str(error):
+            error = "a carriage return inside a cell"
+            remedy = "end all lines in the same way, or put the cell in quotation marks"
+        found.fault = f"row {number + 1}, line {table.line_num}: {error}; {remedy}"
     return found
 
 

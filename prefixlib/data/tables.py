@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from prefixlib.data.conversations import Chat, as_chat, as_messages, holds_messages
+from prefixlib.data.conversations import Chat, Message, as_chat, as_messages, holds_messages
 from prefixlib.data.formats import rows
 from prefixlib.data.readers import Group, Record, short
 from prefixlib.data.wording import fill
@@ -26,7 +26,7 @@ from prefixlib.system.errors import UserError
 
 SOURCE, TARGET, REFERENCES = "source", "target", "references"
 CONVERSATIONS = ("messages", "conversations")
-PROMPT, COMPLETION = "prompt", "completion"
+PROMPT, COMPLETION, SYSTEM = "prompt", "completion", "system"
 KNOWN = (  # columns of well-known data sets, for guesses in errors
     *(("question", "answer"), ("question", "answers"), ("input", "output"), ("instruction", "output")),
     *(("document", "summary"), ("article", "highlights"), ("query", "response"), ("prompt", "response")),
@@ -119,6 +119,9 @@ def _nothing_to_train_on(row: Mapping[str, Any], source: str, target: str, empty
     what = f"an empty text{LEAVE_OUT}" if empty else f"none (the row has {_names(row)})"
     guess = next((name for name in row if name.lower() in (*ANSWERS, COMPLETION)), None)
     remedy = f"; did you mean --target_column {guess}?" if guess and target not in row else ""
+    talk = next((found for found in (_like(row, name) for name in CONVERSATIONS) if found), None)
+    if talk and not isinstance(source, Chat) and target not in row:  # `source` may say where it comes from
+        remedy = f"; did you mean --source_column {talk}?"
     remedy = LEAVE_OUT if target in row and not empty else remedy
     return f'column "{target}": expected a text to train on, found {what}{remedy}'
 
@@ -165,19 +168,39 @@ def _filled_source(row: Mapping[str, Any], columns: Columns) -> str | None:
 
 def _conversation(name: str, messages: list[Any], row: Mapping[str, Any]) -> tuple[Chat, str | None]:
     try:
-        known = as_messages(messages)
+        known = _with_system(as_messages(messages), row)
+        tools = _tools(row)
         answer = known[-1]["content"] if known and known[-1]["role"] == "assistant" else None
         if answer is not None and known[-1].get("tool_calls"):
             raise ValueError("the last answer calls a tool, which is no text to train on; leave it out")
         if answer is not None and messages[-1].get("weight") == 0:
             raise ValueError('the last answer has "weight": 0, not to be trained on; leave the row out, or take it out')
-        tools = row.get("tools")
-        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
-        chat = as_chat(known if answer is None else known[:-1], tools or None)
+        chat = as_chat(known if answer is None else known[:-1], tools)
+    except BadRow:
+        raise
     except (ValueError, TypeError) as error:
         raise BadRow(f'column "{name}": {error}; found {short(messages)}') from error
     _whole(name, f"{chat}{answer}")
     return chat, answer
+
+
+def _with_system(messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
+    """The messages after the system's, which some programs write into a column of its own."""
+    system = row.get(SYSTEM)
+    if not isinstance(system, str) or not system.strip():
+        return messages
+    if any(message["role"] == SYSTEM for message in messages):
+        raise ValueError(f'a message of the system, and a column "{SYSTEM}"; keep one of the two')
+    return [{"role": SYSTEM, "content": system}, *messages]
+
+
+def _tools(row: Mapping[str, Any]) -> list[Any] | None:
+    """The tools that the model may call, in a column of their own, perhaps as JSON text."""
+    tools = row.get("tools")
+    try:
+        return (json.loads(tools) if isinstance(tools, str) and tools.strip() else tools) or None
+    except ValueError:
+        raise BadRow(f'column "tools": expected a list, found text that is not JSON: {short(tools)}') from None
 
 
 def _usual_source(row: Mapping[str, Any]) -> str | None:
@@ -193,7 +216,8 @@ def _target(row: Mapping[str, Any], columns: Columns) -> str:
     if usual or columns.source:
         return usual or TARGET
     completion = _like(row, COMPLETION)
-    if completion and not columns.template and not holds_messages(row[completion]) and not _like(row, SOURCE):
+    prompted = completion and not columns.template and _usual_source(row) == _like(row, PROMPT)
+    if prompted and not (holds_messages(row[completion]) and holds_messages(row[_like(row, PROMPT)])):
         return completion
     answers = [name for name in row if name.lower() in ANSWERS]
     if columns.template and len(answers) == 1 and f"{{{answers[0]}}}" not in columns.template:
@@ -268,12 +292,15 @@ def _text(name: str, value: Any) -> str:
         return _whole(name, value)
     kind = {bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}.get(type(value))
     shown = "" if value is None else f" {short(value)}"
+    of_lists = f'; several texts go into the column "{REFERENCES}"' if name != REFERENCES else ""
+    if name.lower() == COMPLETION:
+        of_lists = "; messages need a prompt that is messages too"
     remedy = {
         bool: "; put it in quotation marks",
         int: "; put it in quotation marks",
         float: LEAVE_OUT if value != value else "; put it in quotation marks",
         type(None): LEAVE_OUT,
-        list: f'; several texts go into the column "{REFERENCES}"' if name != REFERENCES else "",
+        list: of_lists,
         dict: f"; one of its parts is --source_column {name}.PART, as a target --target_column {name}.PART",
     }.get(type(value), "")
     raise BadRow(f'column "{name}": expected a text, found{f" {kind}" * bool(kind)}{shown}{remedy}')

@@ -1,8 +1,10 @@
 """Files as other tools write them: each is read, with the rows that its author meant, or refused with the remedy."""
 
+import bz2
 import gzip
 import json
 import logging
+import lzma
 
 import pytest
 
@@ -168,6 +170,38 @@ READ = {  # name -> (what the file holds, its pairs)
     "quoted.csv": ('"source","target"\n"a","b"\n"c","d"\n', [("a", "b"), ("c", "d")]),
 }
 
+PACKED = {"bz2": bz2.compress, "xz": lzma.compress, "gz": lambda data: gzip.compress(gzip.compress(data))}
+BESIDE_READ = {  # kinds like those
+    "rows.csv": (LINES, LONG),
+    "list.tsv": (json.dumps(ROWS), LONG),
+    "noindex.json": (
+        json.dumps({"columns": ["source", "target"], "data": [list(pair) for pair in LONG]}),
+        LONG,
+    ),
+    "system.jsonl": (
+        lines_of(
+            *(
+                {"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}], "system": "Be terse."}
+                for a, b in LONG
+            )
+        ),
+        [(as_chat(talk(("system", "Be terse."), ("user", a))), b) for a, b in LONG],
+    ),
+    "onetools.jsonl": (
+        lines_of({"messages": talk(("user", "a"), ("assistant", "b")), "tools": [CALLED]}),
+        [(as_chat(talk(("user", "a")), [CALLED]), "b")],
+    ),
+    "roles.jsonl": (
+        lines_of(*({"messages": talk(("User", a), ("model", b))} for a, b in LONG)),
+        ASKED,
+    ),
+    "columns_of_both.jsonl": (
+        lines_of(*({"messages": talk(("user", a), ("assistant", b)), "prompt": a, "completion": "z"} for a, b in LONG)),
+        ASKED,
+    ),
+    "blanks.csv": (csv_of() + " ,\t\n", SHORT),
+}
+
 REFUSED = {  # name -> (what the file holds, the line that is said)
     "alpaca.jsonl": (
         lines_of(*ALPACA),
@@ -263,6 +297,29 @@ REFUSED = {  # name -> (what the file holds, the line that is said)
         "row 1: .*\"from\" is one of system, human, .*, not 'narrator'",
     ),
 }
+BESIDE_REFUSED = {
+    **{
+        f"twice.{end}": (pack(LINES.encode()), f"its content is compressed; unpack it with {program}")
+        for (end, pack), program in zip(PACKED.items(), ("bunzip2", "unxz", "gunzip"), strict=True)
+    },
+    "return.csv": ("source,target\na\rb,c\n", "row 1, line 2: a carriage return inside a cell; end all lines in the"),
+    "two_systems.jsonl": (
+        lines_of({"messages": talk(("system", "s"), ("user", "a"), ("assistant", "b")), "system": "t"}),
+        'row 1: .*: a message of the system, and a column "system"; keep one of the two',
+    ),
+    "tools.jsonl": (
+        lines_of({"messages": talk(("user", "a"), ("assistant", "b")), "tools": "none"}),
+        "row 1: column \"tools\": expected a list, found text that is not JSON: 'none'",
+    ),
+    "half_messages.jsonl": (
+        lines_of({"prompt": "a", "completion": talk(("assistant", "b"))}),
+        'row 1: column "completion": .*; messages need a prompt that is messages too',
+    ),
+    "origin.jsonl": (
+        lines_of({"messages": talk(("user", "a"), ("assistant", "b")), "source": "a set of chats"}),
+        'row 1: column "target": .*; did you mean --source_column messages',
+    ),
+}
 
 
 def test_every_kind_of_file_is_here():
@@ -288,18 +345,18 @@ def write(folder, name, content):
     return path
 
 
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", [*READ, *BESIDE_READ])
 def test_is_read(tmp_path, name):
-    content, pairs = READ[name]
+    content, pairs = (READ | BESIDE_READ)[name]
     path = write(tmp_path, name, content)
     assert [(record.source, record.target) for record in tables.read(path)] == pairs
     trained = [(source, (target,)) for source, target in pairs if target not in "xy"]  # references are not trained on
     assert [(row.source, row.references) for row in load_examples("text", "train", path)] == trained
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [*REFUSED, *BESIDE_REFUSED])
 def test_is_refused_with_the_remedy(tmp_path, name):
-    content, message = REFUSED[name]
+    content, message = (REFUSED | BESIDE_REFUSED)[name]
     path = write(tmp_path, name, content)
     for read in (lambda: list(tables.read(path)), lambda: load_examples("text", "train", path)):
         with pytest.raises(UserError, match=f"{name}: {message}") as error:
