@@ -457,6 +457,8 @@ def as_group(mode: str, source: Any) -> Group:
             raise UserError(f"an input of mode {mode} cannot be made from {source!r} ({error})") from error
     if not source.strip():
         raise UserError("an input is empty")
+    if half := tables.HALF.search(source):
+        raise UserError(f"an input holds half of a character ({half[0]!r}): {readers.short(str(source))}")
     return Group(source, (), "", task.fields_of(source))
 
 

@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from prefixlib.data.conversations import Chat, Message, chat_of
@@ -170,9 +171,9 @@ def _tools(source: str) -> list[Any] | None:
 def _shortened(messages: Sequence[Message]) -> Iterable[list[Message]]:
     """Yield the conversation with fewer and fewer of its earliest turns, at last also without the system's message."""
     turns = [n for n, message in enumerate(messages) if message["role"] == "user"]
-    system = list(messages[: turns[0]]) if turns and messages[0]["role"] == "system" else []
-    yield from ([*system, *messages[start:]] for start in turns[1:])
-    if system:
+    system = list(takewhile(lambda message: message["role"] in ("system", "developer"), messages))
+    yield from ([*system, *messages[start:]] for start in turns if start > len(system))
+    if system and turns:
         yield list(messages[turns[-1] :])
 
 

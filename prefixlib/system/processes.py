@@ -62,9 +62,9 @@ def forget_others() -> None:
 def connect() -> None:
     """Before a training: connect the processes of the run; a run of one forgets variables that others left.
 
-    Raises UserError if the environment names several processes but not the address where they meet.
+    Raises UserError if the environment names several processes but not, or wrongly, the address where they meet.
     """
-    from prefixlib.system.errors import UserError  # here: as above
+    from prefixlib.system.errors import UserError, first_line  # here: as above
 
     world = world_size()
     if world == 1:
@@ -80,18 +80,19 @@ def connect() -> None:
         )
     from torch import cuda, distributed  # here: the launchers, which import this file, do not need it
 
-    if distributed.is_available() and not distributed.is_initialized():
-        with _waiting(_what_is_waited_for(world)):
-            distributed.init_process_group("nccl" if cuda.is_available() else "gloo")
-
-
-def _what_is_waited_for(world: int) -> str:
-    """The message for a user whose run waits; empty for the workers of the process below, which start together."""
-    if os.environ.get(PARENT) == str(os.getppid()):
-        return ""
+    if not distributed.is_available() or distributed.is_initialized():
+        return
+    started_here = os.environ.get(PARENT) == str(os.getppid())  # a worker of the process below: all start together
     shown = " ".join(f"{name}={os.environ[name]}" for name in VARIABLES)
+    cause = f"{shown} are set in the environment; unset them to train in one process"
     others = "another process" if world == 2 else f"{world - 1} other processes"
-    return f"waiting for {others} of this run: {shown} are set in the environment; unset them to train in one process"
+    try:
+        with _waiting("" if started_here else f"waiting for {others} of this run: {cause}"):
+            distributed.init_process_group("nccl" if cuda.is_available() else "gloo")
+    except (ValueError, distributed.DistError) as error:  # a wrong port, one in use, an unknown address
+        if started_here:
+            raise
+        raise UserError(f"the processes of this run cannot meet ({first_line(error)}): {cause}") from error
 
 
 @contextlib.contextmanager

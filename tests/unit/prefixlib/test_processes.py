@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,6 +59,23 @@ def test_an_environment_that_fits_no_run_is_refused(environment, values, message
     environment(**values)
     with pytest.raises(UserError, match=message):
         processes.connect()
+
+
+def test_processes_that_cannot_meet_are_one_line(environment):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        for port, said in (
+            (str(taken.getsockname()[1]), "address already in use"),
+            ("99999", "port must have value from 0"),
+            ("first", "invalid literal"),
+        ):
+            environment(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+            line = (
+                f"cannot meet .*{said}.*: WORLD_SIZE=2 RANK=0 .*MASTER_PORT={port} are set in .*; unset them to train"
+            )
+            with pytest.raises(UserError, match=line):
+                processes.connect()
 
 
 def test_the_environment_of_other_processes_is_read_in_one_place():

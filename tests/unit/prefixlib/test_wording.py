@@ -58,6 +58,17 @@ def test_the_earliest_turns_go_first(tokenizer, special):
     assert "[user]third?[/user]" in text
 
 
+@pytest.mark.parametrize("role", ["system", "developer", None])
+def test_a_greeting_before_the_first_question_goes_too(tokenizer, role):
+    first = [{"role": role, "content": "Be terse."}] if role else []
+    messages = [{"role": "assistant", "content": "Hello " * 20}, {"role": "user", "content": "third?"}]
+    size = len(tokenizer(CHAT.text(as_chat([*first, *messages[1:]]), tokenizer))["input_ids"])
+    text, _ = shown(tokenizer, as_chat([*first, *messages]), size)
+    assert "Hello" not in text
+    assert ("Be terse." in text) == bool(role)
+    assert text.endswith("[user]third?[/user]\n[assistant]")
+
+
 @pytest.mark.parametrize("said", ["a", "s", "assistant", "]", "x", "\u2603", " a ", "user"])
 def test_the_last_message_is_found_by_rendering(tokenizer, said):
     """Its text may be part of the template's own."""
