@@ -164,7 +164,8 @@ def guarded(kind: type, methods: Sequence[str]) -> type:
                 return work(self, *arguments, **named)
             except Exception as error:  # each service has exceptions of its own
                 self.has_failed = True
-                logger.warning("the curves (--report_to) end here (%s): the run continues", first_line(error))
+                said = first_line(error.__cause__ or error)  # Lightning's own words are about a wrong value
+                logger.warning("the curves (--report_to) end here (%s): the run continues", said)
                 return None
 
         return call

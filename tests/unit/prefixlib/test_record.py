@@ -62,15 +62,19 @@ class Recorder:
 
     def log(self, value):
         self.calls += 1
+        missing = FileNotFoundError(2, "No such file or directory", "runs/events")
         if value == "bad":
-            raise FileNotFoundError(2, "No such file or directory", "runs/events")
+            raise missing
+        if value == "wrapped":  # as Lightning does it
+            raise ValueError("you tried to log a value which is not supported") from missing
         return value
 
 
-def test_a_recorder_that_fails_ends_with_one_warning(caplog):
+@pytest.mark.parametrize("bad", ["bad", "wrapped"])
+def test_a_recorder_that_fails_ends_with_one_warning(caplog, bad):
     recorder = record.guarded(Recorder, ("log",))()
     assert recorder.log("good") == "good"
-    assert [recorder.log("bad") for _ in range(3)] == [None] * 3
+    assert [recorder.log(bad) for _ in range(3)] == [None] * 3
     assert recorder.calls == 2
     assert caplog.text.count("the curves (--report_to) end here ([Errno 2] No such file or directory") == 1
 
