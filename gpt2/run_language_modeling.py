@@ -119,7 +119,7 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
     trained = building.new(settings, resuming=resumption is not None, task=task, texts=texts)
     if settings.mode in OWN_DATA:
-        every = (text for row in records["train"] for text in (row.source, row.target))
+        every = (text for row in records.get("train", ()) for text in (row.source, row.target))
         warn_of_lost_characters(trained.tokenizer, every)
     for split, rows in records.items():
         check_rows(trained.tokenizer, paths[split], texts_of(rows))

@@ -170,3 +170,8 @@ def test_texts_that_do_not_fit(tmp_path, words, message):
         gpt2.train(settings(tmp_path / "text.txt", tmp_path / "out"))
     with pytest.raises(UserError, match="no such file"):
         gpt2.train(settings(tmp_path / "other.txt", tmp_path / "out"))
+
+
+def test_sampled_texts_need_no_file_in_mode_text(text, tmp_path):
+    result = gpt2.train(settings(text, tmp_path / "run", mode="text", context_samples=2, max_steps=1, save_steps=1))
+    assert result.model.task["mode"] == "text"
