@@ -12,7 +12,7 @@ from prefixlib.data.tasks import read_records, training_text
 DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
 torch.manual_seed(101)
 
-# The language model stays as it is. The prefix is P = 5 vectors and a network that makes keys and values of them.
+# The language model stays frozen. The prefix is P = 5 vectors and a network that turns them into keys and values.
 tokenizer = AutoTokenizer.from_pretrained(DEMO / "gpt2")
 model = AutoModelForCausalLM.from_pretrained(DEMO / "gpt2").requires_grad_(False).eval()
 settings = {"preseqlen": 5, "mid_dim": 512, "prefix_dropout": 0.0, "prefix_mode": "activation", "format_mode": "cat"}

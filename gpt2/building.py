@@ -49,17 +49,37 @@ def new(
     name = resolve_model_name(settings.model_name_or_path or DEFAULT_MODEL)
     hub = {"revision": settings.model_revision, "cache_dir": settings.cache_dir}
     tokenizer = load_tokenizer(name, **hub)
-    base = _load_base(name, settings, hub)
+    method, checkpointing = METHODS[settings.tuning_mode], settings.gradient_checkpointing
+    frozen = not method.tunes_base
+    # layers are checkpointed in train mode only, so there the dropout has to be taken out of a frozen model
+    silent = frozen and checkpointing and not settings.use_dropout
+    residual = settings.dropout if settings.use_custom_teacher_dropout else None
+    base = load_model(
+        name,
+        FAMILY,
+        **hub,
+        # frozen weights need no float32 master copy under bf16; weights that are trained do
+        dtype=torch.bfloat16 if settings.bf16 and frozen else torch.float32,
+        quantization=settings.quantization,
+        **_dropouts(load_config(name, **hub), name, residual, silent),
+    )
     check_tokenizer(name, tokenizer, base, texts)
     revision = settings.model_revision or getattr(base.config, "_commit_hash", None)
     base_record = {"name": name, "revision": revision, "fingerprint": fingerprint(base, tokenizer)}
     base_record |= gguf_base.described(name)
     if settings.quantization:
         base_record["quantization"] = settings.quantization
-    checkpointing, method = settings.gradient_checkpointing, METHODS[settings.tuning_mode]
     prefix, train_base = None, True
     if settings.has_prefix:
-        prefix = make_start(settings, base, tokenizer, resuming)
+        prefix = make_start(
+            base,
+            tokenizer,
+            settings.start,
+            settings.prefix_settings(),
+            settings.start_path,
+            freeze_first=settings.freeze_first,
+            resuming=resuming,
+        )
         train_base = method.tunes_base or settings.use_dropout or checkpointing
     else:
         check_rows(base)  # now, not when the result of the training is to be decoded
@@ -68,43 +88,27 @@ def new(
     return Model(lm, tokenizer, dict(task or settings.training_settings()), base_record)
 
 
-def _load_base(name: str, settings: Settings, hub: Mapping[str, Any]) -> nn.Module:
-    """The base model in the precision and with the dropout that the run wants."""
-    frozen = not METHODS[settings.tuning_mode].tunes_base
-    # frozen weights need no float32 master copy under bf16; weights that are trained do
-    dtype = torch.bfloat16 if settings.bf16 and frozen else torch.float32
-    dropout = {}
-    if settings.use_custom_teacher_dropout:
-        if not hasattr(load_config(name, **hub), "resid_pdrop"):
-            raise UserError(f"--use_custom_teacher_dropout yes: {name} has no residual dropout (resid_pdrop) to set")
-        dropout = {"resid_pdrop": settings.dropout}
-    if frozen and settings.gradient_checkpointing and not settings.use_dropout:
-        # layers are checkpointed in train mode only, so there the dropout has to be taken out of the model
-        dropout = dict.fromkeys(dropout_settings(load_config(name, **hub)), 0.0)
-    return load_model(name, FAMILY, **hub, dtype=dtype, quantization=settings.quantization, **dropout)
+def _dropouts(config: Any, name: str, residual: float | None, silent: bool) -> dict[str, float]:
+    """The base model's dropout probabilities that the run changes. residual: --dropout of a teacher."""
+    if silent:
+        return dict.fromkeys(dropout_settings(config), 0.0)
+    if residual is None:
+        return {}
+    if not hasattr(config, "resid_pdrop"):
+        raise UserError(f"--use_custom_teacher_dropout yes: {name} has no residual dropout (resid_pdrop) to set")
+    return {"resid_pdrop": residual}
 
 
-def prefix_settings(settings: Settings) -> dict[str, Any]:
-    """The settings of PrefixConfig that the flags choose. P is the flag's: a text to start from has its own."""
-    return {
-        "preseqlen": settings.preseqlen if settings.optim_prefix else 0,
-        "mid_dim": settings.mid_dim,
-        "prefix_dropout": settings.dropout,
-        "prefix_mode": settings.prefix_mode,
-        "format_mode": settings.format_mode,
-        "optim_prefix": settings.optim_prefix,
-        "parametrize_emb": settings.parametrize_emb,
-        "use_deep": settings.use_deep,
-        "init_shallow": settings.init_shallow,
-        "init_text": settings.start_text(),
-    }
+def check_same_prefix(
+    given: Mapping[str, Any], earlier: PrefixConfig, directory: Path | str, *, loaded: bool = False
+) -> None:
+    """Raise UserError naming both values if `given` asks for another prefix than the checkpoint in `directory` has.
 
-
-def check_same_prefix(settings: Settings, earlier: PrefixConfig, directory: Path | str) -> None:
-    """Raise UserError naming both values if the flags ask for another prefix than the checkpoint in `directory` has."""
-    given, known = prefix_settings(settings), earlier.as_dict()
+    loaded: a run starts from the prefix's weights, so how these were initialised does not count.
+    """
+    given, known = dict(given), earlier.as_dict()
     text, started = given.pop("init_text"), known.pop("init_text")
-    if not settings.prefix_model_path and text != started:  # initialisation does not apply to a loaded prefix
+    if not loaded and text != started:
         how = "did not start from a text" if started is None else f"started from the text {started!r}"
         raise UserError(f"{directory} {how}: --init_text (--init_shallow_word, --lowdata_token) says otherwise")
     if text is not None:
@@ -114,50 +118,56 @@ def check_same_prefix(settings: Settings, earlier: PrefixConfig, directory: Path
     checkpoint.check_agrees(given, known, directory)
 
 
-def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bool) -> nn.Module:
-    """The prefix with the start that the flags ask for: see STARTS.
+def make_start(
+    base: nn.Module,
+    tokenizer: Any,
+    name: str,
+    chosen: Mapping[str, Any],
+    path: Path | None = None,
+    *,
+    freeze_first: bool = False,
+    resuming: bool = False,
+) -> nn.Module:
+    """The prefix with the start `name` of STARTS.
 
+    chosen: the settings of its PrefixConfig. path: the checkpoint or the text file that it starts from.
     A resumed run reads its weights later; it does not start again. Raises UserError for a model that it does not fit.
     """
-    chosen, name = prefix_settings(settings), choose_start(settings)
-    given = Given(base)
+    chosen, given = dict(chosen), Given(base)
     if name == "text":
         given.ids = text_ids(tokenizer, chosen["init_text"], max_positions(base.config) - 2)
         chosen["preseqlen"] = len(given.ids)
     elif name == "context":
-        given.ids = context_ids(settings, base, tokenizer)[: chosen["preseqlen"]]
+        given.ids = context_ids(path, chosen["preseqlen"], base, tokenizer)[: chosen["preseqlen"]]
     config = PrefixConfig.for_model(base, **chosen)
     check_rows(base)
     if name == "checkpoint":
-        earlier = load_prefix(Path(settings.prefix_model_path).expanduser())
-        check_same_prefix(settings, earlier.config, settings.prefix_model_path)
+        earlier = load_prefix(path)
+        check_same_prefix(chosen, earlier.config, path, loaded=True)
         shape = {name: value for name, value in config.as_dict().items() if name.startswith(("n_", "head"))}
-        checkpoint.check_agrees(shape, earlier.config.as_dict(), settings.prefix_model_path)
+        checkpoint.check_agrees(shape, earlier.config.as_dict(), path)
         given.network = earlier.network
-    prefix = make_prefix(config, freeze_first=settings.freeze_first)
+    prefix = make_prefix(config, freeze_first=freeze_first)
     if not resuming:
         STARTS[name](prefix, given)
     return prefix
 
 
-LEAST_BEHIND = 64  # positions that --distill_context has to leave for what stands behind its text
+LEAST_BEHIND = 64  # positions that --distill_context has to leave for what follows its text
 
 
-def context_ids(settings: Settings, base: nn.Module, tokenizer: Any) -> list[int]:
+def context_ids(path: Path, preseqlen: int, base: nn.Module, tokenizer: Any) -> list[int]:
     """The tokens of --distill_context. Raises UserError unless they are more than the prefix, and fit the model."""
-    path = Path(settings.distill_context).expanduser()
     if not path.is_file():
         raise UserError(f"--distill_context {path}: no such file")
     ids, positions = encode(tokenizer, [read_text(path)])[0], max_positions(base.config)
     if not 1 <= len(ids) <= positions - LEAST_BEHIND:
         raise UserError(
             f"--distill_context {path} has {len(ids)} tokens; the model takes 1 to {positions - LEAST_BEHIND}, "
-            f"as {LEAST_BEHIND} of its {positions} positions are for what stands behind the text"
+            f"as {LEAST_BEHIND} of its {positions} positions are for what follows the text"
         )
-    if len(ids) <= settings.preseqlen:
-        raise UserError(
-            f"--preseqlen {settings.preseqlen}: {path} has {len(ids)} tokens, and the prefix stands for more"
-        )
+    if len(ids) <= preseqlen:
+        raise UserError(f"--preseqlen {preseqlen}: {path} has {len(ids)} tokens, and the prefix stands for more")
     return ids
 
 
@@ -170,17 +180,6 @@ def text_ids(tokenizer: Any, text: str, limit: int) -> list[int]:
     if not 1 <= len(ids) <= limit:
         raise UserError(f"the initial text {text[:40]!r} has {len(ids)} tokens; it needs 1 to {limit}")
     return ids
-
-
-def choose_start(settings: Settings) -> str:
-    """The name of the start in STARTS."""
-    if settings.prefix_model_path:
-        return "checkpoint"
-    if settings.distill_context:
-        return "context"
-    if settings.start_text() is not None:
-        return "text"
-    return "uniform" if settings.init_random == "uniform" else "random"
 
 
 def start_uniform(prefix: nn.Module, given: Given) -> None:
@@ -234,7 +233,7 @@ def _regress(prefix: nn.Module, output: Callable[[], Tensor], target: Tensor) ->
     return regress(prefix, prefix.control_trans.parameters(), loss, len(target))
 
 
-# Every start of a prefix, by the name that `choose_start` gives: (prefix, what it is made of) -> None.
+# Every start of a prefix, by the name that `Settings.start` gives: (prefix, what it is made of) -> None.
 STARTS: Mapping[str, Callable[[nn.Module, Given], Any]] = {
     "random": start_random,
     "uniform": start_uniform,

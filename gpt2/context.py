@@ -11,17 +11,20 @@ import logging
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
-from gpt2 import decoding
+from gpt2 import building, decoding
 from gpt2.dataset import Encoded
 from gpt2.frozen_lm import key_values, max_positions
+from gpt2.model import Model
 from gpt2.prefix_lm import PrefixLM, mean_loss
 from gpt2.train_control import PrefixConfig, PrefixTuning, join_layers
+from gpt2.trainer_prefix import Distillation, load_teacher
 from prefixlib.base_model.load import evaluating
 from prefixlib.decoding.search import DecodingRule
 
@@ -93,3 +96,22 @@ def what_is_kept(lm: PrefixLM, teacher: TextInFront, texts: Sequence[Encoded]) -
         cost = f"{positions[name]} positions, {kept[name]:,} bytes of keys and values"
         logger.info("perplexity of the dev texts behind %s (%s): %.2f", name, cost, value)
     return {"perplexity": perplexity, "positions": positions, "bytes": kept}
+
+
+def make_distillation(
+    trained: Model, preseqlen: int, text: Path | None, objective: str, positions: str, top_k: int
+) -> Distillation | None:
+    """The teacher, in the precision of the frozen base: of --distill yes or --distill_context; None without.
+
+    text: the file of --distill_context.
+    """
+    task = trained.task
+    if task.get("distill_context"):
+        ids = building.context_ids(text, preseqlen, trained.base, trained.tokenizer)
+        positions = "text" if positions == "all" else positions
+        return Distillation(TextInFront(trained.base, ids), objective, positions, top_k)
+    if task.get("distill") != "yes":
+        return None
+    dtype, directory = trained.base.get_input_embeddings().weight.dtype, Path(task["finetuned_model_path"])
+    teacher = load_teacher(directory, task["mode"], trained.base, trained.text_positions, dtype)
+    return Distillation(teacher, objective, positions, top_k)

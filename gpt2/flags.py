@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from prefixlib.data.tables import Columns
 from prefixlib.data.tasks import GPT2_MODES, OWN_DATA, TASKS, find_task
@@ -11,13 +11,11 @@ from prefixlib.methods.table import WITH_PREFIX
 from prefixlib.settings.flags import (
     DECODING,
     METHOD,
-    MODEL,
     QUANTIZATIONS,
     RARE,
     RECORDS,
     SEARCH_BOUNDS,
     TASK,
-    TRAINING,
     Only,
     flag,
     refuse_together,
@@ -32,31 +30,35 @@ OBJECTIVE = "objective"
 LENGTHS = ("max_source_length", "train_max_target_length", "val_max_target_length")
 
 
-def _length(of: str) -> Any:
-    """A flag for the most tokens of a part of the text, which summaries alone limit."""
-    name = {"source": LENGTHS[0], "training summary": LENGTHS[1], "dev summary": LENGTHS[2]}[of]
-    defaults = ", ".join(
-        f"{row.name} {row.gpt2.lengths[name]}" for row in TASKS.values() if row.gpt2 and row.gpt2.lengths
-    )
-    return flag(None, f"most tokens of a {of} (default: {defaults})", RARE, low=1)
+def _help_of_length(name: str, of: str) -> str:
+    """The help of a flag for the most tokens of a part of the text, which summaries alone limit."""
+    rows = [row for row in TASKS.values() if row.gpt2 and row.gpt2.lengths]
+    return f"most tokens of a {of} (default: {', '.join(f'{row.name} {row.gpt2.lengths[name]}' for row in rows)})"
 
 
 @dataclass(frozen=True)
 class Settings(Training):
     """A training run. Every field is a flag of train_e2e.py; bool is yes / no there."""
 
+    HELP: ClassVar[Mapping[str, str]] = {
+        "eval_file": "dev file: loss while training, decoded as `valid` afterwards",
+        "test_file": "test file, decoded as `test` after training where it exists",
+        "max_source_length": _help_of_length("max_source_length", "source"),
+        "val_max_target_length": _help_of_length("val_max_target_length", "dev summary"),
+        "model_name_or_path": f"hub name or local folder (default: {DEFAULT_MODEL}, or gpt2-large if the notes say "
+        "large)",
+        "preseqlen": "prefix length P; 5 to 10 is best for table-to-text",
+        "mid_dim": "width of the reparametrisation's hidden layer",
+        "optim_prefix": "a free prefix, the same for all inputs; `no`: made of the source's words",
+        "lowdata_token": "the original's --init_text for the MLP; with --tuning_mode finetune it is put in front of "
+        "every source",
+        "learning_rate": "peak rate, decaying linearly to 0",
+    }
+
     mode: str = flag("data2text", "the task, and so the file format", TASK, choices=GPT2_MODES)
-    eval_file: str | None = flag(None, "dev file: loss while training, decoded as `valid` afterwards", TASK)
-    test_file: str | None = flag(None, "test file, decoded as `test` after training where it exists", TASK)
-    max_source_length: int | None = _length("source")
-    train_max_target_length: int | None = _length("training summary")
-    val_max_target_length: int | None = _length("dev summary")
-    model_name_or_path: str | None = flag(
-        None, f"hub name or local folder (default: {DEFAULT_MODEL}, or gpt2-large if the notes say large)", MODEL
+    train_max_target_length: int | None = flag(
+        None, _help_of_length("train_max_target_length", "training summary"), RARE, low=1
     )
-    preseqlen: int = flag(10, "prefix length P; 5 to 10 is best for table-to-text", METHOD, above=0)
-    mid_dim: int = flag(512, "width of the reparametrisation's hidden layer", METHOD, above=0)
-    optim_prefix: bool = flag(True, "a free prefix, the same for all inputs; `no`: made of the source's words", METHOD)
     prefix_mode: str = flag(
         "activation",
         "train keys and values in every layer, or input embeddings alone (section 7.2)",
@@ -70,11 +72,6 @@ class Settings(Training):
         "nopeek: the source is left out",
         METHOD,
         choices=("cat", "peek", "nopeek", "infix"),
-    )
-    lowdata_token: str = flag(
-        "summarize",
-        "the original's --init_text for the MLP; with --tuning_mode finetune it is put in front of every source",
-        RARE,
     )
     init_random: str = flag(
         "normal",
@@ -124,7 +121,6 @@ class Settings(Training):
         False, "distill_context: the first position keeps the keys and values it starts from", OBJECTIVE
     )
     use_custom_teacher_dropout: bool = flag(False, "finetune: --dropout is the model's own residual dropout", RARE)
-    learning_rate: float = flag(5e-5, "peak rate, decaying linearly to 0", TRAINING, above=0)
     eval_batch_size: int = flag(0, "dev texts evaluated together; changes the speed only (0: --bsz)", RECORDS, low=0)
     early_stopping_patience: int = flag(
         -1, "stop after N evaluations without a lower dev loss (-1: never)", RECORDS, low=-1
@@ -188,9 +184,66 @@ class Settings(Training):
         of_task = find_task(self.mode).gpt2.lengths
         return {name: getattr(self, name) or of_task.get(name) for name in LENGTHS}
 
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of the run, as the loop counts them: --max_steps may exceed --epoch."""
+        return self.max_steps if self.max_steps > 0 else super().steps(examples)
+
+    def long_name(self, notes: str | None) -> str:
+        """The folder name that the original made of the settings: a label, nothing is read out of it."""
+        name = (
+            f"{self.name_start()}-e={self.epoch:g}_d={self.dropout}_u={spelled(self.use_dropout)}"
+            f"_lr={self.learning_rate}_w={self.weight_decay}_s={self.seed}_r=n_m={self.mid_dim}"
+        )
+        teacher = f"uctd={spelled(self.use_custom_teacher_dropout)}" if self.tuning_mode == "finetune" else None
+        student = f"distill_o={self.matching_objective}" if self.distill else None
+        parts = (name, notes, self.tuning_label(), teacher, f"o={self.objective_mode}", student)
+        return "_".join(filter(None, parts))
+
+    def decoded_after_training(self) -> tuple[str, ...]:
+        """The splits that are decoded. Raises UserError where a test file is asked for and there is none."""
+        return () if self.skip_decode else self.splits_to_decode(self.has_test, ("valid", "test"))
+
+    @property
+    def matching(self) -> tuple[str, str, int]:
+        """How a teacher is matched: the objective, where, and over how many tokens."""
+        return self.matching_objective, self.matching_positions, self.matching_top_k
+
+    def decoding(self) -> "Decoding":
+        """The flags of the decoding after training."""
+        return Decoding(
+            batch_size=self.batch_size,
+            length=self.max_new_tokens,
+            decode_limit=self.decode_limit,
+            disable_tqdm=self.disable_tqdm,
+            data_dir=self.data_dir,
+        )
+
+    @property
+    def start(self) -> str:
+        """The name of the prefix's start in building.STARTS."""
+        if self.prefix_model_path:
+            return "checkpoint"
+        if self.distill_context:
+            return "context"
+        if self.start_text() is not None:
+            return "text"
+        return "uniform" if self.init_random == "uniform" else "random"
+
+    @property
+    def start_path(self) -> Path | None:
+        """The checkpoint or the text file that the prefix starts from, where it starts from one."""
+        path = self.prefix_model_path or self.distill_context
+        return Path(path).expanduser() if path else None
+
     def start_text(self) -> str | None:
         """The text that the prefix starts from; None where it starts at random, or from --distill_context."""
         return None if self.distill_context else super().start_text()
+
+    def prefix_settings(self) -> dict[str, Any]:
+        """The settings of PrefixConfig that the flags choose. P is the flag's: a text to start from has its own."""
+        names = ("mid_dim", "prefix_mode", "format_mode", "optim_prefix", "parametrize_emb", "use_deep", "init_shallow")
+        chosen = {"preseqlen": self.preseqlen if self.optim_prefix else 0, "prefix_dropout": self.dropout}
+        return {**chosen, **{name: getattr(self, name) for name in names}, "init_text": self.start_text()}
 
     def source_word(self) -> str:
         """What is put in front of every source: the original's low-data fine-tuning."""
@@ -208,19 +261,8 @@ class Settings(Training):
 
 TRAINING_SETTINGS = (
     *("mode", "tuning_mode", "objective_mode", "use_dropout", "bsz", "gradient_accumulation_steps", "epoch"),
-    *(
-        "max_steps",
-        "early_stopping_patience",
-        "learning_rate",
-        "warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-        "dropout",
-        "seed",
-        "bf16",
-        "fp16",
-        "quantization",
-    ),
+    *("max_steps", "early_stopping_patience", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("dropout", "seed", "bf16", "fp16", "quantization"),
     *LENGTHS,
     *("distill", "finetuned_model_path", "distill_context", "context_samples", "freeze_first"),
     *("matching_objective", "matching_positions", "matching_top_k", "use_custom_teacher_dropout"),

@@ -3,6 +3,7 @@
 Legend: B batch, S inputs, Q queries, W keys of a row, L layers, H key/value heads, D head size, E embedding width.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def without_weights(config: PreTrainedConfig) -> nn.Module:
     In bfloat16, as mixtures of experts take no other type there. Not every model can be run without numbers.
     """
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16).eval()  # it notes the type
 
 
 USUAL_LAYERS = {"full_attention", "sliding_attention", "mlp", "moe"}  # the last two, of Nemotron-H, keep nothing

@@ -88,7 +88,8 @@ def find_resume(settings: Settings, output: Path) -> Resumption | None:
         saved = checkpoint.read_config(last)
         task = saved["task"]
         prefix = checkpoint.rebuild(PrefixConfig, saved["prefix"], Path(last) / checkpoint.CONFIG)
-        building.check_same_prefix(settings, prefix, last)
+        loaded = settings.prefix_model_path is not None
+        building.check_same_prefix(settings.prefix_settings(), prefix, last, loaded=loaded)
     else:
         task = checkpoint.load_task(last)
         given["lowdata_token"] = settings.source_word()

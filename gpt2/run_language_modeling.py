@@ -10,7 +10,6 @@ if __name__ == "__main__":
 
 import functools
 import logging
-import math
 import shlex
 import sys
 import time
@@ -26,17 +25,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from gpt2 import building, context, model, run_generation
 from gpt2.callbacks import recorders
 from gpt2.dataset import TableToTextDataset, collate
-from gpt2.flags import Decoding, Settings
+from gpt2.flags import Settings
 from gpt2.resuming import Resumption, find_resume, own_files
 from gpt2.train_control import FAMILY
-from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, keep_newest, load_teacher
+from gpt2.trainer_prefix import Distillation, PrefixTrainer, is_exhausted, keep_newest
 from prefixlib.base_model import sharding
 from prefixlib.checkpoints import best, folder
 from prefixlib.data import data_digests
 from prefixlib.data.conversations import Chat
 from prefixlib.data.readers import Record
 from prefixlib.data.special_tokens import check_rows, texts_of, warn_of_lost_characters
-from prefixlib.data.tasks import OWN_DATA, categories_of, data_file, given_file, read_groups, read_records
+from prefixlib.data.tables import Columns
+from prefixlib.data.tasks import OWN_DATA, categories_of, read_groups, read_records
 from prefixlib.runs import record, schedule
 from prefixlib.settings.flags import USAGE, Parser
 from prefixlib.system import files, processes
@@ -85,9 +85,7 @@ def train(settings: Settings) -> TrainResult:
     settings.check_processes(processes.world_size())
     record.check_machine(settings.fp16, settings.bf16)
     record.set_up_reporting(settings.report_to)
-    if not settings.output_dir:
-        raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
-    output = Path(settings.output_dir).expanduser().resolve()
+    output = settings.output_folder()
     files.check_name(output, "--output_dir", f"{output.name}_valid_nucleus.jsonl")
     processes.connect()
     with files.lock(output):
@@ -97,19 +95,14 @@ def train(settings: Settings) -> TrainResult:
 
 def _train(settings: Settings, output: Path) -> TrainResult:
     resumption = find_resume(settings, output)
-    paths = {split: find_file(settings, split) for split in ("train", "valid", "test")}
-    to_decode = () if settings.skip_decode else settings.splits_to_decode(paths["test"] is not None, ("valid", "test"))
+    paths = {split: settings.file(split) for split in ("train", "valid", "test")}
+    to_decode = settings.decoded_after_training()
     record.seed_everything(settings.seed)
     splits = () if settings.context_samples else ("train", "valid")  # else the model writes its own texts
-    columns = settings.columns
-    records = {split: read_records(settings.mode, paths[split], columns=columns) for split in splits}
-    for split, rows in records.items():
-        if not any(row.trainable and row.target.strip() for row in rows):
-            raise UserError(f"{paths[split]}: no text to train on")
-    to_test = []
-    if records and paths["test"] and (settings.test_file or "test" in to_decode):
-        # fails early on a wrong file name or a bad line
-        to_test = read_groups(settings.mode, paths["test"], blind=True, columns=columns)
+    if splits and settings.has_test and (settings.test_file or "test" in to_decode):
+        splits = (*splits, "test")  # fails early on a wrong file name or a bad line
+    records = read_data(settings.mode, {split: paths[split] for split in splits}, settings.columns)
+    to_train = {split: rows for split, rows in records.items() if split != "test"}
     task = settings.training_settings()
     if records and isinstance(records["train"][0].source, Chat):
         settings.check_conversations()
@@ -119,7 +112,10 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         task["lowdata_token"] = settings.source_word()
     if resumption and resumption.earlier:
         task[schedule.EARLIER] = resumption.earlier
-    task |= data_of_run(settings, {split: paths[split] for split in records}, resumption)
+    digested = {split: paths[split] for split in to_train}
+    if settings.distill_context:
+        digested["distill_context"] = settings.start_path
+    task |= data_of_run(digested, resumption, settings.allow_other_data)
     texts = [text for row in records.get("train", ())[:20] for text in (row.source, row.target)]
     trained = building.new(settings, resuming=resumption is not None, task=task, texts=texts)
     if settings.mode in OWN_DATA:
@@ -127,77 +123,95 @@ def _train(settings: Settings, output: Path) -> TrainResult:
         warn_of_lost_characters(trained.tokenizer, every)
     for split, rows in records.items():
         check_rows(trained.tokenizer, paths[split], texts_of(rows))
-    if to_test:  # now, not when the training is done
-        check_rows(trained.tokenizer, paths["test"], texts_of(to_test))
-    distillation = make_distillation(settings, trained)
+    distillation = context.make_distillation(trained, settings.preseqlen, settings.start_path, *settings.matching)
     if records:
-        datasets = make_datasets(settings, trained, records)
+        datasets = make_datasets(trained, to_train, settings.lengths())
     else:
         drawn = (settings.context_samples, settings.seed, not settings.disable_tqdm)
         datasets = context.sample_sets(distillation.teacher, trained.tokenizer, *drawn)
+    steps = settings.steps(len(datasets["train"]))
     if resumption and not resumption.ended:
-        steps = steps_of(settings, len(datasets["train"]))
         data_digests.check_steps_left(resumption.state.global_step, steps, resumption.directory)
     trainer = make_trainer(settings, output, trained, datasets, distillation)
-    training = run_training(settings, trainer, trained, resumption, output)
+    first = trainer.is_world_process_zero()
+    if first and resumption:
+        keep_newest(output)  # killed while an older one was being removed
+    elif first and settings.overwrite_output_dir:
+        folder.clear_run(output, (*own_files(output), "runs"))
+    mean_loss, training = None, None
+    if resumption and resumption.ended:
+        mean_loss, training = restore_end(trainer, resumption, output)
+    if training is None:
+        if first:
+            record.write_settings(output, settings.of_the_run())
+            log_start(trainer, trained, steps, settings.texts_per_step)
+        training = run_training(trainer, trained, resumption, mean_loss)
+        if first:
+            decode = settings.decode_command(FAMILY, best.chosen(output, training))
+            record.log_end(training, output, "" if settings.context_samples else decode)
     trained.lm.eval()
     sharding.gather(trained.base)  # the first process decodes alone
     scores = {}
-    if trainer.is_world_process_zero():
+    if first:
         best.restore(trained, output, training)
-        run = {
-            "command": shlex.join(sys.argv),
-            **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
-            **task,
-            "base_model": trained.base_record["name"],
-            "device": record.device_name(),
-            **record.versions(),
-        }
-        results = record.read_results(output)
-        known = results.get("decoding", {}) if results.get("training") == training else {}  # of these very weights
+        known = decoded_earlier(output, training)
         if settings.distill_context and "context" not in training:
             training["context"] = context.what_is_kept(trained.lm, distillation.teacher, datasets["valid"])
+        run = run_entry(settings.as_flags(), trained)
         record.update_results(output, {"run": run, "training": training, "decoding": known or None})
         if records and to_decode:
-            how = Decoding(
-                **{"batch_size": settings.batch_size, "length": settings.max_new_tokens},
-                **{"decode_limit": settings.decode_limit, "disable_tqdm": settings.disable_tqdm},
-                data_dir=settings.data_dir,
-            )
-            wanted, where = {split: paths[split] for split in to_decode}, best.chosen(output, training)
+            wanted = {split: paths[split] if split == "valid" or settings.has_test else None for split in to_decode}
+            how, where = settings.decoding(), best.chosen(output, training)
             scores = run_generation.decode_splits(trained, output, wanted, how, known, where)
     return TrainResult(trained, scores, trainer.state.log_history, output)
 
 
-def find_file(settings: Settings, split: str) -> Path | None:
-    """The data file of a split: the flag's, or the task's own; None for a test set that is not there."""
-    given = {"train": settings.train_file, "valid": settings.eval_file, "test": settings.test_file}[split]
-    if given:
-        return given_file(settings.mode, given, split)
-    if split == "test" and settings.train_file:
-        return None  # the standard test set does not belong to the user's own training file
-    path = data_file(settings.mode, split, settings.data_dir)
-    return path if split != "test" or path.is_file() else None
+def read_data(mode: str, paths: Mapping[str, Path], columns: Columns) -> dict[str, Sequence[Any]]:
+    """Records of the training and dev file, and the groups of the test file where `paths` has one."""
+    found: dict[str, Sequence[Any]] = {}
+    for split, path in paths.items():
+        if split == "test":
+            found[split] = read_groups(mode, path, blind=True, columns=columns)
+            continue
+        found[split] = read_records(mode, path, columns=columns)
+        if not any(row.trainable and row.target.strip() for row in found[split]):
+            raise UserError(f"{path}: no text to train on")
+    return found
 
 
-def data_of_run(settings: Settings, paths: Mapping[str, Path], resumption: Resumption | None) -> dict[str, Any]:
-    """What the checkpoints say of the run's data. Raises UserError where a resumed run has others than before."""
-    if settings.distill_context:
-        paths = {**paths, "distill_context": Path(settings.distill_context).expanduser()}
+def run_entry(flags: Mapping[str, Any], trained: model.Model) -> dict[str, Any]:
+    """The `run` entry of results.json."""
+    return {
+        "command": shlex.join(sys.argv),
+        **{name: value for name, value in flags.items() if name != "output_dir"},
+        **trained.task,
+        "base_model": trained.base_record["name"],
+        "device": record.device_name(),
+        **record.versions(),
+    }
+
+
+def decoded_earlier(output: Path, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The `decoding` entries of results.json that were made with the weights of this training."""
+    results = record.read_results(output)
+    return results.get("decoding", {}) if results.get("training") == training else {}
+
+
+def data_of_run(paths: Mapping[str, Path], resumption: Resumption | None, allow_other: bool) -> dict[str, Any]:
+    """The digests of the run's data for its checkpoints. Raises UserError where a resumed run has other data."""
     if resumption is None:
         return data_digests.of_run(paths)
     where, step = resumption.directory, resumption.state.global_step
-    return data_digests.of_resumed(paths, resumption.task, step, where, settings.allow_other_data)
+    return data_digests.of_resumed(paths, resumption.task, step, where, allow_other)
 
 
 def make_datasets(
-    settings: Settings, trained: model.Model, records: Mapping[str, Sequence[Record]]
+    trained: model.Model, records: Mapping[str, Sequence[Record]], lengths: Mapping[str, int | None]
 ) -> dict[str, TableToTextDataset]:
     """The records of each split as model inputs."""
-    lengths = settings.lengths()
     return {
         split: TableToTextDataset(
-            settings.mode,
+            trained.task["mode"],
             rows,
             trained.tokenizer,
             trained.text_positions,
@@ -207,21 +221,6 @@ def make_datasets(
         )
         for split, rows in records.items()
     }
-
-
-def make_distillation(settings: Settings, trained: model.Model) -> Distillation | None:
-    """The teacher, in the precision of the frozen base: of --distill yes or --distill_context; None without."""
-    if settings.distill_context:
-        teacher = context.TextInFront(trained.base, building.context_ids(settings, trained.base, trained.tokenizer))
-        positions = "text" if settings.matching_positions == "all" else settings.matching_positions
-        return Distillation(teacher, settings.matching_objective, positions, settings.matching_top_k)
-    if not settings.distill:
-        return None
-    dtype = trained.base.get_input_embeddings().weight.dtype
-    directory = Path(trained.task["finetuned_model_path"])
-    teacher = load_teacher(directory, settings.mode, trained.base, trained.text_positions, dtype)
-    matching = (settings.matching_objective, settings.matching_positions, settings.matching_top_k)
-    return Distillation(teacher, *matching)
 
 
 def make_trainer(
@@ -291,28 +290,28 @@ def make_trainer(
     return trainer
 
 
+def restore_end(
+    trainer: PrefixTrainer, resumption: Resumption, output: Path
+) -> tuple[float | None, dict[str, Any] | None]:
+    """The mean training loss of a run that was trained to its end, and its `training` entry, None if it is missing."""
+    step = resumption.state.global_step
+    logger.info("the run in %s was trained to its end, step %d: nothing is left to train", output, step)
+    mean_loss = trainer.restore_end(resumption.directory, resumption.state)
+    earlier = record.read_results(output).get("training")
+    is_its = earlier is not None and earlier.get("steps") == step  # else of the run that this one prolongs
+    return mean_loss, earlier if is_its else None
+
+
 def run_training(
-    settings: Settings, trainer: PrefixTrainer, trained: model.Model, resumption: Resumption | None, output: Path
+    trainer: PrefixTrainer, trained: model.Model, resumption: Resumption | None, mean_loss: float | None
 ) -> dict[str, Any]:
-    """Run the loop, save the final model into `output`, and return the `training` entry of results.json."""
-    ended = resumption is not None and resumption.ended
-    if resumption is None and settings.overwrite_output_dir and trainer.is_world_process_zero():
-        folder.clear_run(output, (*own_files(output), "runs"))
-    if resumption is not None and trainer.is_world_process_zero():
-        keep_newest(output)  # killed while an older one was being removed
-    if ended:
-        step = resumption.state.global_step
-        logger.info("the run in %s was trained to its end, step %d: nothing is left to train", output, step)
-        mean_loss = trainer.restore_end(resumption.directory, resumption.state)
-        earlier = record.read_results(output).get("training")
-        if earlier is not None and earlier.get("steps") == step:  # else of the run that this one prolongs
-            return earlier
-    if trainer.is_world_process_zero():
-        record.write_settings(output, settings)
-        log_start(settings, trainer, trained, output)
-    started = time.perf_counter()
+    """Run the loop, save the final model, and return the `training` entry of results.json.
+
+    A run that has ended only writes what is missing after its last step; `mean_loss` is its training loss.
+    """
+    output, started = Path(trainer.args.output_dir), time.perf_counter()
     try:
-        if not ended:
+        if resumption is None or not resumption.ended:
             outcome = trainer.train(resume_from_checkpoint=str(resumption.directory) if resumption else None)
             mean_loss = outcome.metrics["train_loss"]
     except KeyboardInterrupt:
@@ -331,11 +330,13 @@ def run_training(
         "dev": [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row],
     }
     if trainer.is_world_process_zero():
-        title = f"{settings.mode}, {settings.tuning_mode}"
+        title = f"{trained.task['mode']}, {trained.task['tuning_mode']}"
         record.plot_curves(output / "loss.png", curves, xlabel="step", ylabel="loss", title=title)
+        losses = [loss for _, loss in curves["dev"]]
+        best.warn_if_constant("loss", losses, is_exhausted(losses, trainer.patience))
     step, lowest = min(curves["dev"], key=lambda point: point[1], default=(None, None))
-    kept = settings.keeps_best and step is not None and step == best.kept_step(output)
-    training = record.training_results(
+    kept = trainer.keep_best and step is not None and step == best.kept_step(output)
+    return record.training_results(
         seconds=seconds,
         steps=trainer.state.global_step,
         examples=len(trainer.train_dataset),
@@ -346,31 +347,20 @@ def run_training(
         tokens_cut=getattr(trainer.train_dataset, "tokens_cut", 0),
         **({"best": {"loss": lowest, "step": step}} if kept else {}),
     )
-    if trainer.is_world_process_zero():
-        losses = [loss for _, loss in curves["dev"]]
-        best.warn_if_constant("loss", losses, is_exhausted(losses, settings.early_stopping_patience))
-        decode = settings.decode_command(FAMILY, best.chosen(output, training))
-        record.log_end(training, output, "" if settings.context_samples else decode)
-    return training
 
 
-def log_start(settings: Settings, trainer: PrefixTrainer, trained: model.Model, output: Path) -> None:
-    """Say what is about to be trained."""
+def log_start(trainer: PrefixTrainer, trained: model.Model, steps: int, batch: int) -> None:
+    """Say what is about to be trained. batch: texts per step."""
     record.log_start(
-        *(trained.base_record["name"], settings.tuning_mode, trained.count_parameters()),
+        trained.base_record["name"],
+        trained.task["tuning_mode"],
+        trained.count_parameters(),
         {"train": trainer.train_dataset, "valid": trainer.eval_dataset},
         size=trained.base.num_parameters(),
-        steps=steps_of(settings, len(trainer.train_dataset)),
-        batch=settings.bsz * settings.gradient_accumulation_steps,
-        output=output,
+        steps=steps,
+        batch=batch,
+        output=Path(trainer.args.output_dir),
     )
-
-
-def steps_of(settings: Settings, examples: int) -> int:
-    """Optimiser steps of the run, as the loop counts them."""
-    batches = math.ceil(examples / settings.bsz)
-    steps = math.ceil(settings.epoch * math.ceil(batches / settings.gradient_accumulation_steps))
-    return settings.max_steps if settings.max_steps > 0 else steps
 
 
 if __name__ == "__main__":

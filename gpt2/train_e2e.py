@@ -11,7 +11,6 @@ from pathlib import Path
 from gpt2.flags import DEFAULT_MODEL, Settings
 from prefixlib.data.tasks import find_task
 from prefixlib.runs import launch
-from prefixlib.settings.flags import spelled
 from prefixlib.system import places
 from prefixlib.system.errors import one_line_errors
 
@@ -23,25 +22,9 @@ def parse_args(argv: list[str]) -> launch.Parsed:
     parser = launch.make_parser(__doc__.split("\n")[0], Settings)
     parsed = launch.parse(parser, argv, Settings, "gpt2", demo_mode="webnlg")
     parsed.settings.check()
-    launch.check_launch(parsed.settings, parsed.launch)
+    launch.check_launch(parsed.launch, parsed.settings.bsz)
+    parsed.settings.check_processes(parsed.launch.num_processes)
     return parsed
-
-
-def long_name(settings: Settings, notes: str | None) -> str:
-    """The folder name that the original made of the settings: a label, nothing is read out of it."""
-    s = settings
-    name = (
-        f"{s.mode}{s.tuning_mode}_{spelled(s.optim_prefix)[0]}_{s.preseqlen}_{s.prefix_mode[:3]}_{s.format_mode[:3]}"
-        f"_b={s.gradient_accumulation_steps * s.bsz}-e={s.epoch:g}_d={s.dropout}_u={spelled(s.use_dropout)}"
-        f"_lr={s.learning_rate}_w={s.weight_decay}_s={s.seed}_r=n_m={s.mid_dim}"
-    )
-    parts = [name, notes, s.tuning_label()]
-    if s.tuning_mode == "finetune":
-        parts.append(f"uctd={spelled(s.use_custom_teacher_dropout)}")
-    parts.append(f"o={s.objective_mode}")
-    if s.distill:
-        parts.append(f"distill_o={s.matching_objective}")
-    return "_".join(filter(None, parts))
 
 
 def output_dir(parsed: launch.Parsed) -> Path:
@@ -50,8 +33,8 @@ def output_dir(parsed: launch.Parsed) -> Path:
     if settings.output_dir:
         return Path(settings.output_dir).expanduser().resolve()
     folder = "demo_models" if own.demo else find_task(settings.mode).gpt2.folder
-    name = long_name if own.long_names else launch.short_name
-    return places.runs_folder(TREE, folder) / (own.dir_name or name(settings, own.notes))
+    name = settings.long_name if own.long_names else settings.short_name
+    return places.runs_folder(TREE, folder) / (own.dir_name or name(own.notes))
 
 
 def build_command(parsed: launch.Parsed) -> list[str]:

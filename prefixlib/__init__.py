@@ -1,1 +1,1 @@
-"""What the gpt2 and seq2seq trees share: launching, base models, checkpoints, data readers, decoding, metrics."""
+"""Shared by the gpt2 and seq2seq trees: launching, base models, checkpoints, data readers, decoding, metrics."""

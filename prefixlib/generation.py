@@ -20,7 +20,7 @@ from prefixlib.system.errors import UserError
 
 
 class Generates(ABC):
-    """What a model object does to decode. `lm` is the family's PrefixLM; `task` what was recorded of its training."""
+    """The decoding part of a model object. `lm` is the family's PrefixLM, `task` the record of its training."""
 
     TREE: ClassVar[str]  # "gpt2" or "seq2seq": the family's part of a task's row
 
@@ -28,15 +28,15 @@ class Generates(ABC):
     tokenizer: Any
     task: dict[str, Any]
 
-    # ---- what a family knows -------------------------------------------------------------------------------------
+    # ---- hooks of a family ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def encode(self, sources: Sequence[Any], search: Search) -> list[Any]:
-        """Sources, as `generate` takes them, as model inputs; too long ones are cut, with a warning."""
+        """Turn sources, as `generate` takes them, into model inputs; too long ones are cut, with a warning."""
 
     @abstractmethod
     def rule(self, search: Search) -> DecodingRule:
-        """The search with the task's values where it has none. Raises UserError for what the family does not have."""
+        """The search, completed with the task's values. Raises UserError for settings that the family does not have."""
 
     @abstractmethod
     def past(self, inputs: Sequence[Any]) -> Any:
@@ -49,11 +49,11 @@ class Generates(ABC):
     @staticmethod
     @abstractmethod
     def join(pasts: Sequence[Any]) -> Any:
-        """Prefixes of single inputs, which may differ in length, as those of one batch."""
+        """Join the prefixes of single inputs, which may differ in length, into those of one batch."""
 
     @abstractmethod
     def text_of(self, tokens: Sequence[int], stop: Sequence[str]) -> str:
-        """Generated tokens as the text that the task wants, up to the first of the strings `stop`."""
+        """Turn generated tokens into the task's text, up to the first of the strings `stop`."""
 
     @property
     def has_own_pasts(self) -> bool:
@@ -72,7 +72,7 @@ class Generates(ABC):
 
     @property
     def wording(self) -> Wording:
-        """How a source becomes the text that the model reads (mode text)."""
+        """The prompt template, which turns a source into the text that the model reads (mode text)."""
         return Wording.of(self.task)
 
     @property
@@ -117,15 +117,15 @@ class Generates(ABC):
                 object) triples, for E2E a mapping of slots to values, for user data (mode text) the text alone, which
                 is put into the prompt template of the training, or a conversation as a list of messages.
             strategy: "beam", "greedy" or "nucleus"; default: the task's.
-            num_beams, length_penalty: of beam search; default: the task's.
+            num_beams, length_penalty: settings of beam search; default: the task's.
             max_new_tokens: most tokens of an output; default: the task's.
             min_length: fewest tokens of an output, the decoder's start token included (seq2seq only).
             no_repeat_ngram_size: no n-gram of this size occurs twice (0: no rule); default: the task's.
-            top_p, top_k, temperature, seed: of nucleus sampling; temperature 0 is greedy.
-            stop: a text, or several, before the first of which an output ends.
+            top_p, top_k, temperature, seed: settings of nucleus sampling; temperature 0 is greedy.
+            stop: one text or several; an output ends before the first of them.
             batch_size: sources decoded together; changes the speed only.
             num_return_sequences: outputs per source, at most num_beams with beams.
-            return_scores: give (text, score) pairs; the score is the length-normalised log-probability of a beam, or
+            return_scores: return (text, score) pairs; the score is the length-normalised log-probability of a beam, or
                 the log-probability of a greedy or sampled text.
             progress: show a progress bar.
 
@@ -163,17 +163,17 @@ class Generates(ABC):
         return Prepared(self.encode(sources, search), strategy, rule, self.to_text(search.stop))
 
     def strategy(self, search: Search) -> str:
-        """How tokens are chosen. Raises UserError for settings out of range, or that the strategy does not read."""
+        """The strategy of the search. Raises UserError for settings out of range, or that it does not read."""
         return search.chosen_strategy(self.task_row.name, self.usual.strategy)
 
     def to_text(self, stop: Sequence[str] = ()) -> Callable[[Sequence[int]], str]:
-        """A function that makes the task's text of generated tokens, up to the first of the strings `stop`."""
+        """A function that turns generated tokens into the task's text, up to the first of the strings `stop`."""
         return lambda tokens: self.text_of(tokens, stop)
 
     def decode(
         self, inputs: Sequence[Any], search: Search, count: int = 1, progress: bool = False
     ) -> list[list[Hypothesis]]:
-        """The `count` best hypotheses of every input of `encode`, or as many samples.
+        """Decode the inputs of `encode`; returns the `count` best hypotheses or `count` samples of each.
 
         Raises UserError for a bad search. Results do not depend on which inputs are decoded together.
         """
@@ -210,9 +210,9 @@ class Generates(ABC):
         stop: str | Sequence[str] = (),
         seed: int = 42,
     ) -> Iterator[str]:
-        """Yield the text for one source a piece at a time, each as soon as it is certain; "greedy" or "nucleus".
+        """Yield the text for one source piece by piece, each as soon as it is certain; "greedy" or "nucleus".
 
-        The pieces joined are what `generate` gives with the same settings. Raises UserError as `generate` does.
+        The joined pieces equal the text of `generate` with the same settings. Raises UserError as `generate` does.
 
         >>> for text in load("CHECKPOINT").stream(" | Aarhus_Airport : cityServed : Aarhus"):  # doctest: +SKIP
         ...     print(text, end="", flush=True)
@@ -238,5 +238,5 @@ class Generates(ABC):
         return text_pieces(tokens, ready.to_text, search.stop, self.task_row.verbatim)
 
     def groups(self, sources: Sequence[Any]) -> list[Group]:
-        """Sources, as `generate` takes them, as the groups that the task's reader gives."""
+        """Turn sources, as `generate` takes them, into groups like those of the task's reader."""
         return [as_group(self.task_row.name, self.wording.source(source)) for source in sources]

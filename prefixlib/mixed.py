@@ -1,4 +1,4 @@
-"""Several prefixes on one base model, mixed in one batch: each source is decoded with the prefix that it names.
+"""Several prefixes on one base model, mixed in one batch: a name says which prefix decodes a source.
 
     mixed = gpt2.load_mixed({"e2e": "CHECKPOINT_1", "webnlg": "CHECKPOINT_2"})
     mixed.generate([" | name : The Mill", " | Aarhus : country : Denmark"], prefix=["e2e", "webnlg"])
@@ -26,7 +26,7 @@ from prefixlib.system.errors import UserError
 
 @dataclass(frozen=True)
 class Prepared:
-    """Sources as their model takes them, and how they are decoded."""
+    """Sources as model inputs, with the rule that decodes them."""
 
     inputs: Sequence[Any]
     strategy: str
@@ -54,9 +54,7 @@ class MixedPrefixes:
         saved = self.kind.read_prefix(directory)
         trained_on = saved.base.get("name")
         if trained_on == OWN_MODEL:
-            raise UserError(
-                f"the prefix in {directory} was tuned together with a model of its own: it goes with no other"
-            )
+            raise UserError(f"the prefix in {directory} was tuned together with a model of its own: it fits no other")
         unmarked = "fingerprint" not in saved.base and trained_on not in (None, self.base_name)
         if unmarked and not allow_other_base:
             raise UserError(f"the prefix in {directory} was trained on {trained_on}, not on {self.base_name}")
@@ -79,11 +77,11 @@ class MixedPrefixes:
         stop: str | Sequence[str] = (),
         **settings: Any,
     ) -> list[Any]:
-        """Texts for `sources`, each with the prefix of its name: what that prefix's own `Model.generate` gives.
+        """Texts for `sources`, each decoded with the prefix of its name, as `Model.generate` of that prefix does it.
 
-        prefix: a name per source, or one for all. Every other argument is as in `Model.generate`; what is left out is
-        the default of each prefix's task. Sources whose tasks are decoded by different rules go in batches of their
-        own. Raises UserError as `Model.generate` does, and for names that are not known.
+        prefix: a name per source, or one for all. All other arguments are those of `Model.generate`, with the
+        defaults of each prefix's task. Sources whose tasks have different decoding rules are put in separate
+        batches. Raises UserError as `Model.generate` does, and for unknown names.
         """
         if isinstance(sources, str):
             raise UserError("generate() takes a list of sources, not one text")
@@ -91,8 +89,8 @@ class MixedPrefixes:
         if len(names) != len(sources):
             raise UserError(f"prefix has {len(names)} names for {len(sources)} sources; give one for each, or one name")
         search = Search(stop=as_stop(stop), **settings)
-        jobs: dict[int, tuple[str, Any]] = {}  # number of the source -> the name of its prefix, its input
-        alike: dict[Any, tuple[Prepared, list[int]]] = {}  # those that are decoded by one rule
+        jobs: dict[int, tuple[str, Any]] = {}  # index of the source -> the name of its prefix, its input
+        alike: dict[Any, tuple[Prepared, list[int]]] = {}  # the sources that one rule decodes
         for name in dict.fromkeys(map(self._known, names)):
             members = [n for n, other in enumerate(names) if other == name]
             prepared = self.models[name].prepare([sources[n] for n in members], search, num_return_sequences)
@@ -102,7 +100,7 @@ class MixedPrefixes:
         texts: list[Any] = [None] * len(sources)
         how = {"count": num_return_sequences, "seed": search.seed, "batch_size": search.batch_size}
         for prepared, members in alike.values():
-            members.sort()  # a sample's seed comes from its place
+            members.sort()  # a sample's seed depends on its index
             found = self._decode([jobs[n] for n in members], prepared, progress=progress, **how)
             made = as_texts(found, prepared.to_text, several=num_return_sequences > 1, scores=return_scores)
             for n, text in zip(members, made, strict=True):

@@ -47,18 +47,18 @@ class SavedPrefix(ABC):
     base: dict[str, Any]  # record of the base model: {"name", "revision", ...}
     task: dict[str, Any]
     network: dict[str, Tensor]  # state dict of the prefix module
-    stored: dict[str, Tensor]  # all that decoding needs: see the module's `stored`
+    stored: dict[str, Tensor]  # the arrays that decoding needs: see the module's `stored`
 
     @abstractmethod
     def for_decoding(self) -> nn.Module:
-        """A frozen module that gives the same prefix, without the network if keys and values were stored."""
+        """A frozen module with the same prefix, without the network if keys and values were stored."""
 
 
 @dataclass
 class Model(Generates):
-    """A language model with a trained prefix, or one that was tuned itself (then it has no prefix).
+    """A language model with a trained prefix, or one that was itself tuned, without a prefix.
 
-    lm: the family's PrefixLM. task: what was recorded of its training: mode, tuning_mode, categories, ...
+    lm: the family's PrefixLM. task: the record of its training: mode, tuning_mode, categories, ...
     base_record: the base model's name, revision and fingerprint.
     """
 
@@ -70,7 +70,7 @@ class Model(Generates):
     task: dict[str, Any] = field(default_factory=dict)
     base_record: dict[str, Any] = field(default_factory=dict)
 
-    # ---- what a family knows of its models -----------------------------------------------------------------------
+    # ---- hooks of a family ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def mean_loss(self, records: Sequence[Record], batch_size: int) -> float:
@@ -79,7 +79,7 @@ class Model(Generates):
     @classmethod
     @abstractmethod
     def read_prefix(cls, directory: Path | str) -> SavedPrefix:
-        """Read a prefix checkpoint of any kind. Raises UserError if it is none, or damaged."""
+        """Read a prefix checkpoint of any kind. Raises UserError if there is none, or it is damaged."""
 
     @staticmethod
     @abstractmethod
@@ -95,7 +95,7 @@ class Model(Generates):
         """Raise UserError for a base model that cannot be decoded."""
 
     def recorded_task(self) -> dict[str, Any]:
-        """What a checkpoint records of the training."""
+        """The record of the training in a checkpoint."""
         return dict(self.task)
 
     # ---- what was trained ----------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class Model(Generates):
     def reference_loss(self, groups: Sequence[Group], batch_size: int = 32) -> float | None:
         """Mean negative log-likelihood per token, in nats, of every group's first reference and its end.
 
-        It can be compared between all ways of tuning. None if no group has a reference.
+        This value is comparable between all tuning modes. None if no group has a reference.
         """
         groups = [group for group in groups if group.references]
         records = [Record(group.source, group.references[0], True, group.fields, "") for group in groups]
@@ -114,11 +114,11 @@ class Model(Generates):
     # ---- saving --------------------------------------------------------------------------------------------------
 
     def save(self, directory: Path | str, scores: Mapping[str, Any] | None = None) -> None:
-        """Write what was trained: the prefix, the whole model in transformers' format with its tokenizer, or both.
+        """Save the trained part: the prefix, the whole model in transformers' format with its tokenizer, or both.
 
-        A model that was tuned together with a prefix goes to DIRECTORY/model. The prefix's model card shows `scores`.
-        A loaded prefix is saved without its network, which only training needs. Raises OSError if the disk does not
-        take the files.
+        A model that was tuned together with a prefix is stored in DIRECTORY/model. The prefix's model card shows
+        `scores`. A loaded prefix is saved without its network, which only training needs. Raises OSError if the files
+        cannot be written.
         """
         directory, base_record, task = Path(directory), self.base_record, self.recorded_task()
         directory.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ class Model(Generates):
             self.save_base(directory)
             return
         if method_of(task).tunes_both:
-            (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes another model than the new one
+            (directory / checkpoint.CONFIG).unlink(missing_ok=True)  # it describes the earlier model
             files.replace_directory(directory / OWN_MODEL, self.save_base)
             task = {**task, "tuned_from": task.get("tuned_from") or base_record["name"]}
             base_record = {"name": OWN_MODEL, "revision": None}
@@ -144,7 +144,7 @@ class Model(Generates):
         *,
         base: nn.Module | None = None,
     ) -> None:
-        """Write a prefix's network and what decoding needs of it; raises OSError if the disk does not take them.
+        """Write a prefix's network and the arrays that decoding needs; raises OSError if they cannot be written.
 
         base: the base model, which turns a prefix of trained embeddings into keys and values.
         """
@@ -161,7 +161,7 @@ class Model(Generates):
         )
 
     def save_base(self, directory: Path) -> None:
-        """Write the base model as it is now, with its tokenizer."""
+        """Save the base model's current weights, with its tokenizer."""
         save_whole(directory, self.base, self.tokenizer)
         checkpoint.save_task(directory, {**self.task, "base_model": self.base_record})
 
@@ -176,14 +176,14 @@ class Model(Generates):
             tuned = load_model(str(directory / OWN_MODEL), self.FAMILY, dtype=torch.float32)
             self.base.load_state_dict(tuned.state_dict())
 
-    @torch.no_grad()  # or what the prefix's network makes here would be taken for the next step's
+    @torch.no_grad()  # else `Accumulation` would keep the network's output here for the next step
     def count_parameters(self) -> dict[str, int | None]:
-        """Numbers of parameters: those that are trained, the base model's, and those that decoding needs stored."""
+        """The numbers of parameters that are trained, of the base model, and that a checkpoint stores for decoding."""
         trainable = sum(p.numel() for p in self.lm.parameters() if p.requires_grad)
         base = sum(p.numel() for p in self.base.parameters())
         if self.prefix is None:
             return {"trainable": trainable, "base": None, "stored": base}
-        tensors = self.prefix.stored(self.base) or self.prefix.state_dict()  # one made of the source needs its network
+        tensors = self.prefix.stored(self.base) or self.prefix.state_dict()  # one made from sources needs its network
         stored = sum(tensor.numel() for tensor in tensors.values())
         tuned = base if method_of(self.task).tunes_both else 0
         return {"trainable": trainable, "base": base, "stored": stored + tuned}
@@ -207,16 +207,16 @@ class Model(Generates):
         """The trained model in `directory`, ready to generate, on a GPU if there is one.
 
         Args:
-            directory: a prefix checkpoint, the folder of a model that was tuned itself (wholly, in its top layers, with
+            directory: a prefix checkpoint, the folder of a model that was itself tuned (wholly, in its top layers, with
                 adapters, or together with a prefix), a checkpoint of the original code, or an exported PEFT folder.
-            mode: the task, if the checkpoint does not say it; another one than the checkpoint's is refused.
-            model_name_or_path, model_revision: the base model, if it is not where the checkpoint says.
+            mode: the task, if the checkpoint does not name it; a task that contradicts the checkpoint is refused.
+            model_name_or_path, model_revision: the base model, if it has moved since the training.
             cache_dir: where hub files are kept. dtype: the precision of the base model; the prefix follows it.
             allow_other_base: decode with a base model of the same shape that is not the one trained on.
-            quantization: of the base model, as --quantization; by default as in training.
+            quantization: bits of the base model, as --quantization; by default as in training.
             attn_implementation: "sdpa" or "eager"; by default what transformers chooses (gpt2 only).
 
-        Raises UserError for a folder that is no checkpoint, a damaged file, or a base model that does not fit.
+        Raises UserError for a folder without a checkpoint, a damaged file, or a base model that does not fit.
 
         >>> load("CHECKPOINT").generate(["..."])  # doctest: +SKIP
         """
@@ -245,9 +245,9 @@ class Model(Generates):
         quantization: str | None = None,
         **how: Any,
     ) -> tuple[nn.Module, Any, str]:
-        """The base model that `saved` was trained on, or `name` in its place, on a GPU if there is one.
+        """Load the base model of `saved`, or `name` instead, on a GPU if there is one.
 
-        Returns it with its tokenizer and its name.
+        Returns the model, its tokenizer and its name.
         """
         name, of_checkpoint = choose_base(saved.base, name, directory)
         how |= {"revision": revision or of_checkpoint, "quantization": quantization or saved.base.get("quantization")}
@@ -266,7 +266,7 @@ class Model(Generates):
         mode: str | None = None,
         allow_other_base: bool = False,
     ) -> Self:
-        """A saved prefix on the base model `name`. Raises UserError if it was not trained for this one."""
+        """Put a saved prefix on the base model `name`. Raises UserError if it was trained for another one."""
         task = cls._task_of(saved.task, mode, directory)
         cls.check_fits(saved.config, cls.shape_of(base), directory, name)
         cls.check_positions(saved.config, base)
@@ -278,13 +278,13 @@ class Model(Generates):
 
     @classmethod
     def check_fits(cls, config: Any, shape: Mapping[str, Any], directory: Path | str, name: str) -> None:
-        """Raise UserError if a prefix was trained for a model of another shape than that of the model `name`."""
+        """Raise UserError if the shape of the model `name` is not the one that a prefix was trained for."""
         if not shape or any(getattr(config, size) != value for size, value in shape.items()):
             raise UserError(f"the prefix in {directory} was trained for a model of another shape than {name}")
 
     @classmethod
     def _load_tuned(cls, directory: Path, mode: str | None, model_name: str | None, **how: Any) -> Self:
-        """A model that was tuned itself, without a prefix; `how`: as in `load_model`."""
+        """Load a model that was itself tuned, without a prefix; `how`: as in `load_model`."""
         if model_name is not None:
             raise UserError(f"--model_name_or_path {model_name} contradicts {directory}, which is a whole model itself")
         saved, name = checkpoint.load_task(directory), str(directory.resolve())
@@ -302,7 +302,7 @@ class Model(Generates):
 
     @classmethod
     def _task_of(cls, saved: Mapping[str, Any], mode: str | None, directory: Path | str) -> dict[str, Any]:
-        """What the checkpoint records of its task, or `mode` if it records none; UserError if the two differ."""
+        """The checkpoint's record of its task, with `mode` if it has none. Raises UserError if the two differ."""
         known = saved.get("mode")
         check_tree(known or mode, cls.TREE, f"{directory}: ")
         if known is not None and mode is not None and find_task(known) is not find_task(mode):
@@ -319,10 +319,10 @@ class Model(Generates):
         dtype: torch.dtype = torch.float32,
         allow_other_base: bool = False,
     ) -> MixedPrefixes:
-        """The prefixes in `directories`, by name, on one base model, on a GPU if there is one.
+        """Load the prefixes in `directories`, by name, on one base model, on a GPU if there is one.
 
-        model_name_or_path: the base model; by default the one that the first checkpoint names. The other arguments are
-        as in `load`. Raises UserError for an empty mapping, a folder without a prefix, or prefixes of different base
+        model_name_or_path: the base model; default: the first checkpoint's. The other arguments are those of
+        `load`. Raises UserError for an empty mapping, a folder without a prefix, or prefixes of different base
         models.
 
         >>> load_mixed({"e2e": "CHECKPOINT_1", "webnlg": "CHECKPOINT_2"}).generate(["..."], "e2e")  # doctest: +SKIP
@@ -342,9 +342,9 @@ def check_arrays(
 ) -> None:
     """Raise UserError unless a checkpoint's arrays have the names and shapes that its settings ask for.
 
-    stored: name -> shape of what decoding needs.
+    stored: name -> shape of the arrays that decoding needs.
     """
-    with checkpoint.odd_settings_refused(read.directory), torch.device("meta"):  # shapes alone
+    with checkpoint.odd_settings_refused(read.directory), torch.device("meta"):  # shapes without values
         network = {name: tensor.shape for name, tensor in make_prefix(config).state_dict().items()}
     checkpoint.check_tensors(read.network, network, read.directory / checkpoint.NETWORK)
     checkpoint.check_tensors(read.flat, stored, read.directory / checkpoint.FLAT)

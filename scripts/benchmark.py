@@ -11,7 +11,7 @@ table       figures and goals, into results/README.md
 plan        the cost on an H100, by arithmetic alone, into results/README.md
 record-lengths  token lengths of a data file, for data/lengths/
 
-Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift meets all of them;
+Random weights of the model's shape. Rows take turns, round by round, so that a machine's drift affects all of them;
 ratios are medians over the rounds. Rows of the same method must have equal losses and tokens, else there is no ratio.
 Peers need `pip install -e .[peers]`. Results go to results/benchmark_WHAT_SHAPE_DEVICE.json, where DEVICE is cuda or,
 by the processor's instructions, cpu-avx2, cpu-avx512 and so on.
@@ -48,8 +48,8 @@ VS = {
     "mixed": "peft,lora",
     "engines": "bf16,ct2,ct2-int8",
     "greedy": "bf16,finetune,finetune-static",
-}  # --vs where not all peers
-MEASURE = {  # what -> rows of numbers
+}  # default of --vs, if not all peers
+MEASURE = {  # what -> function that returns the rows
     "train-step": steps.train_step,
     "memory": steps.memory,
     "epoch": epoch.epoch,
@@ -80,7 +80,7 @@ def make_parser() -> Parser:
     which.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     which.add_argument("--bf16", action="store_true", help="the base model's weights in bfloat16, in every row")
     add_number(which, "--rounds", above=0, help="timed turns of every row (default: 7)")
-    add_number(which, "--seed", low=0, default=101, help="of the drawn lengths and ids")
+    add_number(which, "--seed", low=0, default=101, help="seed of the sampled lengths and ids")
     sizes = parser.add_argument_group("sizes")
     add_number(sizes, "--bsz", above=0, help="rows of a training batch (default: 5)")
     add_number(sizes, "--accumulate", above=0, default=1, help="train-step, memory: parts of a batch (default: 1)")
@@ -112,7 +112,7 @@ def make_parser() -> Parser:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Parse, check, and fill in what depends on the shape and on what is measured."""
+    """Parse, check, and fill in the defaults that depend on the shape and the measurement."""
     args = make_parser().parse_args(argv)
     args.shape = args.shape or ("gpt2-mini" if args.what == "scaling" else "gpt2-small")
     if args.vs is None:
@@ -147,7 +147,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def leave_out_missing(args: argparse.Namespace) -> None:
-    """Take rows out whose library, or whose processor instructions, are missing here; they are said to be not run."""
+    """Remove rows whose library or processor instructions are missing here, and report them as not run."""
     args.not_run = {}
     for row in args.rows if args.what in ("mixed", "engines", "greedy") else ():
         library = LIBRARIES.get(row)
@@ -165,7 +165,7 @@ def needs_peft(args: argparse.Namespace) -> bool:
 
 
 def settings_of(args: argparse.Namespace) -> dict:
-    """What shaped the numbers."""
+    """The settings that affect the results."""
     names = {
         "epoch": (*SETTINGS, "batches", "train_lengths", "seed"),
         "decode": ("preseqlen", "mid_dim", *decode.SETTINGS, "seed"),
@@ -183,7 +183,7 @@ def settings_of(args: argparse.Namespace) -> dict:
 
 
 def run_of(args: argparse.Namespace) -> dict:
-    """Where the numbers were made."""
+    """The machine of the results."""
     versions = record.versions()
     libraries = {LIBRARIES[row] for row in args.rows if row in LIBRARIES} if args.what not in SHAPELESS else ()
     versions |= {library: importlib.metadata.version(library) for library in sorted(libraries)}

@@ -23,7 +23,7 @@ log = logging.getLogger("build_demo")
 
 
 def examples(rng, domains, count, references, used):
-    """`count` new sources: (domain, name, facts, texts). `used` holds all sources so far: none comes twice."""
+    """`count` new sources: (domain, name, facts, texts). `used` holds all earlier sources: none is repeated."""
     made = []
     while len(made) < count:
         domain = domains[len(made) % len(domains)]
@@ -38,7 +38,7 @@ def examples(rng, domains, count, references, used):
 
 
 def webnlg_entry(number, example):
-    """One entry of the WebNLG 2017 JSON (with plain names, where DBpedia's carry underscores)."""
+    """One entry of the WebNLG 2017 JSON (with plain names, while DBpedia's have underscores)."""
     domain, name, facts, texts = example
     triples = [{"object": value, "property": kind.key, "subject": name} for kind, value in facts]
     lexicalisations = [{"comment": "good", "lang": "", "lex": t, "xml_id": f"Id{i}"} for i, t in enumerate(texts, 1)]
@@ -245,7 +245,7 @@ def write_summaries(folder, seed):
 
 @dataclass(frozen=True)
 class Part:
-    """What is made for one of the two trees, and the length and number of its pretraining steps."""
+    """The part of the demo for one tree, and the length and number of its pretraining steps."""
 
     sets: object
     texts: object

@@ -3,8 +3,8 @@
 python scripts/compare_peft.py --model_name_or_path smollm2-135m --train_file data/e2e_data/src1_train.txt --steps 20
 
 Both start from the same weights of the same network (PEFT's prefix_projection=True), read the same batches, and take
-AdamW's steps without decay; each is a process of its own, so that its peak memory is its own. PEFT's network reads
-vectors as wide as the keys of a layer, so ours does here too; it is otherwise as wide as the model.
+AdamW's steps without decay; each is a separate process, so that its peak memory can be measured. PEFT's network reads
+vectors as wide as the keys of a layer, so ours does here, too; its usual width is the model's.
 """
 
 if __name__ == "__main__":
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_number(parser, "--preseqlen", above=0, default=5, help="prefix length P")
     add_number(parser, "--mid_dim", above=0, default=512, help="hidden width of the network")
     add_number(parser, "--learning_rate", float, above=0, default=1e-3, help="constant")
-    add_number(parser, "--seed", low=0, default=101, help="of the network's weights and the order of the texts")
+    add_number(parser, "--seed", low=0, default=101, help="seed of the network's weights and the order of the texts")
     parser.add_argument("--output", type=Path, help="STEM: writes STEM.json and STEM.md (default: print only)")
     parser.add_argument("--only", choices=LIBRARIES, help=argparse.SUPPRESS)  # a child's part
     args = parser.parse_args(argv)
@@ -63,7 +63,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_batches(args: argparse.Namespace, tokenizer, positions: int) -> Iterator[Batch]:
-    """`steps` batches of the file's texts in the seed's order, from the beginning again where they run out."""
+    """`steps` batches of the file's texts in the seed's order, repeated from the beginning if they run out."""
     texts = TableToTextDataset(args.mode, read_records(args.mode, args.train_file), tokenizer, positions)
     generator, order = torch.Generator().manual_seed(args.seed), []
     for _ in range(args.steps):
@@ -74,7 +74,7 @@ def read_batches(args: argparse.Namespace, tokenizer, positions: int) -> Iterato
 
 
 def import_peft():
-    """The peft library. Raises UserError where it is missing."""
+    """The peft library. Raises UserError if it is missing."""
     try:
         import peft
     except ImportError as error:
@@ -116,13 +116,13 @@ def build(args: argparse.Namespace, base: nn.Module) -> tuple[nn.Module, Callabl
 
 
 def train(args: argparse.Namespace) -> dict[str, object]:
-    """One library's part: its loss (mean per scored token) and seconds at every step, and what it took."""
+    """One library's part: its loss (mean per scored token) and seconds at every step, and its memory."""
     name = resolve_model_name(args.model_name_or_path)
     tokenizer, base = load_tokenizer(name), load_model(name, FAMILY)
     batches = list(read_batches(args, tokenizer, positions=512))
     model, loss_of = build(args, base)
     model.train()
-    base.eval()  # no dropout in the frozen model, in either
+    base.eval()  # no dropout in the frozen model, in both parts
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.0)
     losses, seconds = [], []
@@ -148,13 +148,13 @@ def train(args: argparse.Namespace) -> dict[str, object]:
 
 
 def compare(args: argparse.Namespace, argv: list[str]) -> dict[str, object]:
-    """Both parts, one after the other, and how far their losses lie apart."""
+    """Run both parts, one after the other, and compare their losses."""
     parts = {}
     for library in LIBRARIES:
         command = [sys.executable, __file__, *argv, "--only", library]
         child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if child.returncode:
-            raise UserError(f"the part of {library} failed (exit code {child.returncode}); its message stands above")
+            raise UserError(f"the part of {library} failed (exit code {child.returncode}); its message is above")
         parts[library] = json.loads(child.stdout.splitlines()[-1])
     ours, theirs = (parts[library]["losses"] for library in LIBRARIES)
     apart = max(abs(one - other) / abs(other) for one, other in zip(ours, theirs, strict=True))

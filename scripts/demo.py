@@ -37,7 +37,7 @@ def run(*arguments: str) -> float:
 
 
 def rows_to_compare(output: Path) -> Iterator[tuple[dict, Path]]:
-    """The three rows of a table, without their numbers yet, and the folder of each."""
+    """The three rows of a table, still without results, and the folder of each."""
     for name, tuning_mode in (("no prefix", None), ("prefix", "prefixtune"), ("fine-tune", "finetune")):
         row = {"name": name, "tuning_mode": tuning_mode, "trained": 0, "stored": 0, "seconds": 0.0}
         yield row, output / name.replace(" ", "-")
@@ -63,7 +63,7 @@ def table_to_text(output: Path) -> list[dict]:
 
 
 def decoded(directory: Path, name: str) -> dict:
-    """What gen.py wrote of the checkpoint `name` to `directory`."""
+    """The outputs of gen.py for the checkpoint `name` in `directory`."""
     prompts = lines(directory / f"{name}_test_src")
     return {
         "scores": read(directory)["decoding"]["test"]["scores"],
@@ -95,7 +95,7 @@ def summarisation(output: Path) -> list[dict]:
 
 
 def restaurants(output: Path) -> list[dict]:
-    """A real language model: what it writes of 30 restaurants with no prefix, and with one trained on 100 others."""
+    """A real language model's texts about 30 restaurants without a prefix, and with one trained on 100 others."""
     from prefixlib.base_model import gguf_base
     from prefixlib.runs import record
 
@@ -122,7 +122,7 @@ def restaurants(output: Path) -> list[dict]:
     return rows
 
 
-TABLES = {  # folder of the output -> what fills the table, and the scores it shows
+TABLES = {  # folder of the output -> function that fills the table, and the scores it shows
     "restaurants": (restaurants, ("BLEU", "ROUGE-L")),  # with --real alone
     "table-to-text": (table_to_text, ("BLEU seen", "BLEU unseen", "BLEU all")),
     "summarisation": (summarisation, ("ROUGE-1", "ROUGE-2", "ROUGE-L")),
@@ -148,7 +148,7 @@ def as_table(title: str, rows: list[dict], scores: Sequence[str]) -> str:
 
 
 def examples(rows: list[dict], count: int = 3) -> str:
-    """`count` sources, evenly spaced over the test set, with what each row made of them."""
+    """`count` sources, evenly spaced over the test set, with each row's outputs."""
     sources = rows[0]["sources"]
     made = []
     for number in range(count):

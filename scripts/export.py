@@ -1,8 +1,8 @@
-"""Take a prefix to other tools, or fetch one from them.
+"""Export a prefix to other tools, or import one from PEFT.
 
 python scripts/export.py CHECKPOINT --to peft      a folder for peft.PeftModel.from_pretrained (decoder-only models)
 python scripts/export.py CHECKPOINT --to kv        plain keys and values per layer
-python scripts/export.py CHECKPOINT --to cache     what transformers.DynamicCache needs (decoder-only models)
+python scripts/export.py CHECKPOINT --to cache     states for transformers.DynamicCache (decoder-only models)
 python scripts/export.py ADAPTER --from peft --mode webnlg --output_dir OUT     a checkpoint that gpt2/gen.py decodes
 """
 
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     way.add_argument("--from", dest="from_", choices=("peft",), help="read a PEFT adapter, write a checkpoint")
     parser.add_argument("--output_dir", help="a new folder (default with --to: its name, inside the checkpoint)")
     parser.add_argument(
-        "--model_name_or_path", help="base model, where the source names none or it has moved (default: the source's)"
+        "--model_name_or_path", help="base model, if the source names none or it has moved (default: the source's)"
     )
     parser.add_argument("--mode", choices=GPT2_MODES, help="with --from: the task the adapter was trained for")
     args = parser.parse_args(argv)
@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def export_prefix(args: argparse.Namespace) -> Path:
-    """Write a checkpoint in the format --to; returns the new folder. Raises UserError where it cannot be held."""
+    """Write a checkpoint in the format --to; returns the new folder. Raises UserError if the format cannot hold it."""
     directory = Path(args.source).expanduser()
     is_seq2seq = family_of(directory) == seq2seq_prefix.FAMILY
     if args.to == "peft" and is_seq2seq:
@@ -125,7 +125,7 @@ past = DynamicCache(list(zip(states["keys"], states["values"])))"""
 
 
 def has_settable_positions(base: Mapping[str, Any]) -> bool:
-    """Whether an encoder-decoder takes positions from outside, as BART does; one that is not here is taken for such."""
+    """Whether positions can be passed to an encoder-decoder, as to BART; assumed for a model that is not available."""
     try:
         config = load_config(base["name"], revision=base.get("revision"))
     except (UserError, TypeError):
@@ -135,14 +135,14 @@ def has_settable_positions(base: Mapping[str, Any]) -> bool:
 
 
 def family_of(directory: Path) -> str:
-    """The kind of model that a checkpoint, ours or the original's, belongs to; what is no checkpoint fails to load."""
+    """The family of a checkpoint, ours or the original's; anything else fails to load."""
     if checkpoint.is_checkpoint(directory):
         return checkpoint.read_config(directory)["family"]
     return seq2seq_prefix.FAMILY if original.is_bart(directory) else train_control.FAMILY
 
 
 def check_same_for_all(config: train_control.PrefixConfig, directory: Path, to: str) -> None:
-    """Raise UserError for a prefix that is not one set of keys and values in front of every text."""
+    """Raise UserError for a prefix that is not one set of keys and values for all texts."""
     if config.format_mode == "infix" or not config.optim_prefix:
         raise UserError(
             f"--to {to} cannot hold {directory}: its keys and values depend on the source; decode it with gpt2/gen.py"
@@ -155,7 +155,7 @@ def check_same_for_all(config: train_control.PrefixConfig, directory: Path, to: 
 
 
 def check_one_shape(config: train_control.PrefixConfig, directory: Path, to: str) -> None:
-    """Raise UserError for a format that stacks the layers' arrays where these differ in shape."""
+    """Raise UserError for a format that stacks the layers' arrays if these differ in shape."""
     keys, values = ({tuple(shape) for shape in config.shapes[n::2]} for n in (0, 1))
     if to != "kv" and (len(keys) > 1 or len(values) > 1):
         raise UserError(f"--to {to} cannot hold {directory}: its layers differ in their heads; use --to kv")
@@ -164,7 +164,7 @@ def check_one_shape(config: train_control.PrefixConfig, directory: Path, to: str
 
 
 def base_of(saved: dict[str, Any], given: str | None, directory: Path) -> dict[str, str | None]:
-    """{"name", "revision"} of the base model to write down; without --model_name_or_path, as the checkpoint has it."""
+    """{"name", "revision"} of the base model for the export: --model_name_or_path, or the checkpoint's."""
     if given is None:
         return example.path_of(saved, directory)
     name, revision = choose_base(saved, given, directory)
@@ -172,7 +172,7 @@ def base_of(saved: dict[str, Any], given: str | None, directory: Path) -> dict[s
 
 
 def cut_gpt2(loaded: gpt2_model.SavedPrefix) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """The one site of a decoder-only model: per layer keys and values (H, P, D)."""
+    """The only site of a decoder-only model: per layer keys and values (H, P, D)."""
     layers = train_control.split_layers(loaded.flat, loaded.config, batch_size=1)
     return {kv.DECODER: [(keys[0], values[0]) for keys, values in layers]}
 
@@ -187,7 +187,7 @@ def import_adapter(args: argparse.Namespace) -> Path:
     """Turn a PEFT adapter into a checkpoint without an MLP; returns its folder. Raises UserError if it is none."""
     directory = Path(args.source).expanduser()
     if not (directory / peft_format.CONFIG).is_file():
-        raise UserError(f"{directory} is no adapter of PEFT: {peft_format.CONFIG} is missing")
+        raise UserError(f"{directory} is not an adapter of PEFT: {peft_format.CONFIG} is missing")
     adapter = gpt2_model.load_prefix(directory)
     saved = {**adapter.base, "name": HUB_IDS.get(adapter.base["name"], adapter.base["name"])}
     name, revision = choose_base(saved, args.model_name_or_path, directory)
@@ -210,15 +210,15 @@ def write_folder(
     prompt: example.Prompt | None = None,
     code: str = "",
 ) -> Path:
-    """Fill --output_dir whole or not at all; returns it. Raises UserError rather than remove what others put there.
+    """Fill --output_dir whole or not at all; returns it. Raises UserError rather than remove other files there.
 
-    An export also gets `code` as its example.py, and its README says how the prompt looks.
+    An export also gets `code` as its example.py, and its README describes the prompt.
     """
     target = Path(args.output_dir).expanduser() if args.output_dir else source / args.to
     target = target.resolve()
     there = {path.name for path in target.iterdir()} if target.is_dir() else set()
     if target.exists() and (not target.is_dir() or there - WRITTEN.get(args.to, set())):
-        raise UserError(f"--output_dir {target} holds something else: pass a new folder")
+        raise UserError(f"--output_dir {target} contains other files: pass a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def fill(folder: Path) -> None:

@@ -8,7 +8,7 @@ from prefixlib.system.errors import UserError
 
 
 def replace_part(page: Path, name: str, text: str) -> None:
-    """Put `text` between the two comments of part `name`; the rest of the page stays. UserError if they are missing."""
+    """Put `text` between the comments of part `name`; the rest of the page stays. Raises UserError without them."""
     before = page.read_text(encoding="utf-8")
     found = re.search(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- end of {name} -->\n)", before, re.DOTALL)
     if found is None:

@@ -3,10 +3,10 @@
 python scripts/prepare_data.py webnlg
 python scripts/prepare_data.py e2e --source ~/Downloads/e2e-dataset
 python scripts/prepare_data.py webnlg --source ~/Downloads/release_v3.0/en --lang en
-python scripts/prepare_data.py lowdata --sizes 50 100            # samples of a set that is prepared already
+python scripts/prepare_data.py lowdata --sizes 50 100            # samples of a prepared set
 python scripts/prepare_data.py xsum_news --urls ids_and_urls.jsonl
 
-Every file is made beside its place, read back with the reader that training uses and counted, and only then moved in.
+Every file is made in a scratch folder, read back with training's reader and counted, and only then moved to its place.
 """
 
 import argparse
@@ -36,9 +36,9 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz")
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set: how it is read, where it comes from, how its files are made."""
+    """One data set: its reader, its source, and the way its files are made."""
 
-    mode: str  # the mode that reads it, which also names its files
+    mode: str  # the task that reads it and names its files
     texts: dict[str, int]  # split -> texts (summaries) as published
     fetch: Fetcher
     convert: Callable[..., Path | None]  # see prepare/convert.py
@@ -107,7 +107,7 @@ def open_source(source: Path, scratch: Path) -> Path:
 
 
 def count_texts(mode: str, path: Path) -> int:
-    """Read the file as training will; the number of its texts. Raises UserError as the readers do."""
+    """Read the file as training will; returns the number of its texts. Raises UserError as the readers do."""
     records = tqdm(iter_records(mode, path), desc=f"checking {path.name}", unit=" texts", disable=None)
     return sum(bool(record.target.strip()) for record in records)
 
@@ -115,8 +115,8 @@ def count_texts(mode: str, path: Path) -> int:
 def make_splits(name: str, source: Path | None, scratch: Path, output_dir: Path, lang: str) -> list[tuple[Path, Path]]:
     """Make the set's files under scratch and check them; returns (file made, its place) pairs. Raises UserError.
 
-    The public source must give every split with its published number of texts; of your own files any split will do,
-    and another number is a warning.
+    The public source must give every split with its published number of texts. Your own files may be any splits, and
+    another number is a warning.
     """
     dataset = DATASETS[name]
     (scratch / "source").mkdir()
@@ -149,7 +149,7 @@ def make_splits(name: str, source: Path | None, scratch: Path, output_dir: Path,
 
 
 def prepare(name: str, source: Path | None, output_dir: Path, lang: str = LANGUAGE) -> list[Path]:
-    """Make, check and move in the set's files; returns their places. A run cut short leaves what was there before."""
+    """Make, check and move in the set's files; returns their places. An interrupted run leaves the earlier files."""
     output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=output_dir) as folder:
         scratch = Path(folder)
@@ -170,7 +170,7 @@ def prepare(name: str, source: Path | None, output_dir: Path, lang: str = LANGUA
 
 
 def prepare_subset(args: argparse.Namespace) -> list[Path]:
-    """Draw low-data samples, or split XSum by topic, and move the files in when all are made; returns their places."""
+    """Make low-data samples, or split XSum by topic, and move the files in when all are made; returns their places."""
     output_dir = args.output_dir
     prepared = {"e2e": "e2e_data", "webnlg": "webnlg_challenge_2017", "xsum": "xsum"}
     lowdata = args.dataset == "lowdata"
@@ -213,7 +213,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--of", choices=tuple(SAMPLED), help="lowdata: of which set (default: e2e)")
     add_number(parser, "--sizes", nargs="+", help="lowdata: training examples (default: 50 100 200 500)")
-    add_number(parser, "--samples", above=0, nargs="+", help="lowdata: numbers of the draws (default: 1 2 3 4 5)")
+    add_number(parser, "--samples", above=0, nargs="+", help="lowdata: numbers of the samples (default: 1 2 3 4 5)")
     parser.add_argument("--lang", help="webnlg: the language of the texts, of which release 3.0 has two (default: en)")
     parser.add_argument("--urls", type=Path, help='xsum_news, xsum_news_sport: lines {"id": ..., "url": ...}')
     args = parser.parse_args(argv)
@@ -226,7 +226,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     if args.urls and args.dataset not in TOPIC_SPLITS:
         raise UserError(f"--urls and {args.dataset} do not go together: it is for {' and '.join(TOPIC_SPLITS)}")
     if min(args.sizes) < 4:
-        raise UserError(f"--sizes {min(args.sizes)}: at least 4, of which 0.3 x 4 = 1 for the dev set")
+        raise UserError(f"--sizes {min(args.sizes)}: at least 4, so that 0.3 x 4 = 1 is for the dev set")
     args.source = args.source and args.source.expanduser()
     args.urls = args.urls and args.urls.expanduser()
     return args

@@ -4,16 +4,16 @@ python scripts/reproduce.py table1                       # GPT-2 medium on E2E, 
 python scripts/reproduce.py table1 --rows "e2e-*" --seeds 1
 python scripts/reproduce.py lowdata --demo yes           # the bundled models, minutes on a CPU
 python scripts/reproduce.py rates --size smollm2 --test_sources 200   # a small real model; then lowdata, unseen, ...
-python scripts/reproduce.py tables                       # print the tables of all results there are
+python scripts/reproduce.py tables                       # print the tables of all stored results
 python scripts/reproduce.py summary                      # the results on a base model of your own, into README.md
 
 table1: GPT-2 fine-tuned, top-2 layers, adapters, prefix. table2: BART-large on XSum. xsum: the paper's flags for it and
 those of the original README. extrapolation: XSum news to sports and within news, WebNLG's unseen categories. lowdata:
 50 to 500 examples. length, embedding-only, infix, init: the ablations. With --size smollm2 or --model_name_or_path:
-rates (first: the others train with what it chose), lowdata, unseen (WebNLG), init, length, placement.
+rates (first: it chooses the others' learning rates), lowdata, unseen (WebNLG), init, length, placement.
 
-What is done is not done again, what was cut goes on where it stood, and a run whose recipe has changed is made anew
-(the old one is kept beside it). Each table is results/NAME.json, .md and, for figures, .png.
+Finished runs are not repeated, interrupted ones are resumed, and a run whose recipe has changed is made anew (the old
+one is kept beside it). Each table is results/NAME.json, .md and, for figures, .png.
 """
 
 import argparse
@@ -39,7 +39,7 @@ PASSED_ON = ("max_steps", "bf16", "gradient_checkpointing", "num_processes")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """Command line -> settings. Raises UserError for what cannot be meant."""
+    """Command line -> settings. Raises UserError for flags that make no sense."""
     parser = Parser(description=__doc__)
     parser.add_argument("experiment", choices=NAMES, help="which one (`tables` and `summary` run nothing)")
     which = parser.add_argument_group("which runs")
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_number(which, "--test_sources", above=0, help="own base model: decode only the first N test inputs")
     which.add_argument("--rows", nargs="+", metavar="ROW", help="only these, e.g. e2e-prefix or 'webnlg-*'")
     add_number(which, "--seeds", above=0, help="runs of each row (default: 3; low data, as the paper, 2 for each set)")
-    add_number(which, "--samples", above=0, help="low data: sets drawn of each size (default: 5, as the paper)")
+    add_number(which, "--samples", above=0, help="low data: sets sampled of each size (default: 5, as the paper)")
     add_yes_no(
         which,
         "--demo",
@@ -90,7 +90,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check_base(args: argparse.Namespace) -> None:
-    """Fill in the base model that --size stands for. Raises UserError for flags that do not fit it."""
+    """Fill in the base model that --size names. Raises UserError for flags that do not fit it."""
     if args.size in real_model.SIZES:
         if args.model_name_or_path:
             raise UserError(f"--size {args.size} and --model_name_or_path do not go together: both name a base model")
@@ -113,7 +113,7 @@ def _check_base(args: argparse.Namespace) -> None:
     if own and args.bf16 is None:
         args.bf16 = real_model.precision()
     if args.budget_examples and args.experiment not in real_model.BUDGETS:
-        raise UserError(f"--budget_examples: {args.experiment} has training sets of its own sizes")
+        raise UserError(f"--budget_examples: {args.experiment} has training sets of fixed sizes")
 
 
 def make_settings(args: argparse.Namespace) -> Settings:
@@ -134,12 +134,12 @@ def make_settings(args: argparse.Namespace) -> Settings:
 
 
 def _local(model: str | None) -> str | None:
-    """A model folder by its full path, as runs start from the repository's root; a hub name as it is."""
+    """A model folder's full path, as runs start from the repository's root; a hub name unchanged."""
     return str(Path(model).expanduser().resolve()) if model and Path(model).expanduser().exists() else model
 
 
 def label_of(args: argparse.Namespace) -> str:
-    """The ending of an experiment's folder and files: what must not be mixed up with the paper's own setting."""
+    """The ending of an experiment's folder and files if its settings are not the paper's own."""
     if args.model_name_or_path:
         label = "_" + re.sub(r"[^\w.-]+", "-", Path(args.model_name_or_path).name)
         for letter, number in (("n", args.budget_examples), ("t", args.test_sources), ("max", args.max_steps)):
@@ -151,7 +151,7 @@ def label_of(args: argparse.Namespace) -> str:
 
 
 def choose_rows(experiment: Experiment, patterns: Sequence[str] | None) -> list[Row]:
-    """The rows that --rows names, else all but those on request. Raises UserError for a pattern that fits none."""
+    """The rows in --rows, else all but those on request. Raises UserError for a pattern that matches none."""
     rows = experiment.rows
     if patterns is None:
         return [row for row in rows if not row.on_request]
@@ -174,7 +174,7 @@ def all_runs(experiment: Experiment, args: argparse.Namespace) -> list[Run]:
 
 
 def print_commands(runs: Sequence[Run]) -> None:
-    """Every command, with what is missing for it as a comment."""
+    """Print every command, with missing files in a comment."""
     for run in runs:
         missing = run.missing()
         print(f"# {run.row.group}: {run.row.name}, seed {run.seed}" + (f"  (now: {missing})" if missing else ""))
@@ -194,7 +194,7 @@ def carry_out(runs: Sequence[Run], write) -> list[str]:
             print(place, flush=True)
             run.execute()
         except RunFailed as error:
-            failures.setdefault(str(error), run.name)  # a missing file is said once, not for every seed
+            failures.setdefault(str(error), run.name)  # a missing file is reported once, not for every seed
             print(f"# {run.name}: {error}", file=sys.stderr, flush=True)
         write()
     return [f"{name}: {reason}" for reason, name in failures.items()]
@@ -205,7 +205,7 @@ def paper_size(args: argparse.Namespace) -> str:
 
 
 def results_stem(args: argparse.Namespace, name: str) -> Path:
-    """Where the results of experiment `name` go under this command line, without an ending."""
+    """The path of experiment `name`'s results under this command line, without an ending."""
     runs_dir = args.runs_dir or REPOSITORY / "runs" / "reproduce"
     default = runs_dir / "results" if args.demo == "yes" else REPOSITORY / "results"
     return (args.output_dir or default).expanduser().resolve() / (name + label_of(args))
@@ -217,7 +217,7 @@ def own_base(args: argparse.Namespace) -> real_model.Base:
     shape = real_model.shape_of(name)
     searched = argparse.Namespace(**{**vars(args), "budget_examples": None})
     stem = results_stem(searched, "rates")
-    path = stem.with_name(f"{stem.name}.json")  # no with_suffix: a dot in the model's name is no ending
+    path = stem.with_name(f"{stem.name}.json")  # not with_suffix: the model's name may contain a dot
     found = report.read_results(path)["runs"] if path.is_file() else {}
     rates = real_model.chosen_rates(found)
     return real_model.Base(real_model.shown(name), shape, args.budget_examples, args.test_sources, rates, args.bf16)
@@ -255,8 +255,8 @@ def reproduce(args: argparse.Namespace) -> int:
     if settings.own_base:
         from prefixlib.base_model import gguf_base
 
-        gguf_base.find(settings.gpt2_model)  # a file or package that is not there is said once, not by every run
-    write()  # before hours of training: a broken file or a full disk shows now
+        gguf_base.find(settings.gpt2_model)  # a missing file or package is reported once, not by every run
+    write()  # before hours of training, to find a broken file or a full disk
     failures = carry_out(runs, write)
     written = write()
     print(written[0].read_text(encoding="utf-8"))
@@ -278,7 +278,7 @@ def _shown(args: argparse.Namespace) -> list[str]:
 
 
 def print_tables(folder: Path) -> int:
-    """The Markdown of every experiment: from its results where there are any, else with "not run" in every row."""
+    """The Markdown of every experiment: from its results if there are any, else with "not run" in every row."""
     for name in EXPERIMENTS:
         for size in SIZES[:1] if name in ONE_SIZE else SIZES:
             experiment = build(name, size)
@@ -300,7 +300,7 @@ def print_tables(folder: Path) -> int:
 
 
 def write_summary(folder: Path) -> int:
-    """Print it, and write it into the README.md beside the folder of results."""
+    """Print the summary, and write it into the README.md beside the folder of results."""
     text = summary.summary(folder)
     print(text)
     if (folder.parent / "README.md").is_file():
@@ -317,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.experiment == "summary":
             return write_summary(results)
         if args.demo == "yes":
-            os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small are slowed down by a second thread
+            os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread slows down such small models
         return reproduce(args)
     except RunFailed as error:
         raise UserError(str(error)) from None

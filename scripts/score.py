@@ -36,9 +36,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         metavar="FILE",
         help="one file: a reference per line, or groups of lines each ended by a blank line (the *_gold files); "
-        "several files: line i of each for output i, empty where there is none",
+        "several files: line i of each for output i, empty if there is none",
     )
-    gold.add_argument("--split", choices=("valid", "test"), help="the task's own file (WebNLG's brings its categories)")
+    gold.add_argument("--split", choices=("valid", "test"), help="the task's own file (WebNLG's names the categories)")
     gold.add_argument("--data_dir", metavar="DIR", help="with --split: folder of the data sets (default: data/)")
     gold.add_argument("--categories", metavar="FILE", help="with --references, WebNLG: one category per line")
     how = parser.add_argument_group("what to compute")
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_number(
         how, "--bootstrap", below=10**6, default=0, metavar="N", help="95%% intervals from N resamples; 1000 or more"
     )
-    add_number(how, "--seed", default=0, help="of the resampling (default 0)")
+    add_number(how, "--seed", default=0, help="seed of the resampling (default 0)")
     how.add_argument("--output", metavar="FILE", help="also write the JSON here")
     args = parser.parse_args(argv)
     for one, other in (("hypotheses", "compare"), ("references", "split")):
@@ -65,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: expected 0 or more")
     if args.categories and args.task != "webnlg":
-        raise UserError(f"--categories {args.categories}: goes with webnlg only, whose figures are split by them")
+        raise UserError(f"--categories {args.categories}: goes with webnlg only, whose figures are split by category")
     if args.output:
         check_can_write(args.output, "--output")
     return args
@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Outputs:
-    """One file of outputs with what they are scored against; as many of each."""
+    """One file of outputs with their references, equally many."""
 
     path: str
     hypotheses: list[str]
@@ -81,7 +81,7 @@ class Outputs:
     categories: list[str] | None
 
     def counts(self) -> dict[str, int]:
-        """How many outputs there are, how many are empty, and how many inputs have no reference."""
+        """The numbers of outputs, of empty outputs, and of inputs without a reference."""
         bare = sum(not any(text.strip() for text in texts) for texts in self.references)
         empty = sum(not line for line in self.hypotheses)
         return {"count": len(self.hypotheses), "empty": empty, "without_references": bare}
@@ -101,7 +101,7 @@ def read_objects(path: str, names: Sequence[str]) -> list:
 
 
 def read_gold(args: argparse.Namespace, hypotheses: int) -> tuple[list[list[str]], list[str] | None]:
-    """References of each hypothesis, and the categories where they are known."""
+    """References of each hypothesis, and the categories if they are known."""
     from prefixlib.metrics.files import read_lines, read_references
 
     if args.references and args.references[0].endswith(".jsonl"):
@@ -121,7 +121,7 @@ def read_gold(args: argparse.Namespace, hypotheses: int) -> tuple[list[list[str]
 
 
 def read_outputs(args: argparse.Namespace, path: str) -> Outputs:
-    """A file of outputs and what belongs to it. Raises UserError where the numbers of lines differ."""
+    """A file of outputs with its references. Raises UserError if the numbers of lines differ."""
     from prefixlib.metrics.files import blank_end, read_lines
 
     flag = "--hypotheses" if args.hypotheses else "--compare"
@@ -156,7 +156,7 @@ def check_categories(path: str, categories: Sequence[str], hypotheses: int) -> N
 
 
 def measure(args: argparse.Namespace, outputs: Outputs):
-    """The task's figures of one file of outputs. Raises UserError where one of --metrics is not available here."""
+    """The task's figures of one file of outputs. Raises UserError if one of --metrics is not available here."""
     from prefixlib.data.tasks import training_categories
     from prefixlib.metrics import tasks
 
@@ -208,7 +208,7 @@ def compare(args: argparse.Namespace) -> tuple[dict, str]:
     """Scores of both files of --compare and a paired test per metric: (for the JSON, as a table)."""
     from prefixlib.metrics.bootstrap import paired
 
-    both = [read_outputs(args, path) for path in args.compare]  # what is wrong with B is said before A is scored
+    both = [read_outputs(args, path) for path in args.compare]  # faults of B are reported before A is scored
     measured = [measure(args, outputs) for outputs in both]
     samples = args.bootstrap or COMPARE_SAMPLES
     result = {"task": args.task, "compare": args.compare, "samples": samples, "scores": {}}
@@ -226,7 +226,7 @@ def compare(args: argparse.Namespace) -> tuple[dict, str]:
 
 
 def notes(args: argparse.Namespace, figures, files: Sequence[Outputs]) -> str:
-    """What stands under the table: counts, what is not available and why, what the figures are."""
+    """The lines under the table: counts, unavailable metrics with the reason, scales."""
     from prefixlib.metrics.tasks import find_task
 
     lines = []
@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     """Print the table, then the same figures as one line of JSON; --output gets the JSON too."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    logging.getLogger("prefixlib.metrics.tasks").setLevel(logging.ERROR)  # what is n/a stands under the table
+    logging.getLogger("prefixlib.metrics.tasks").setLevel(logging.ERROR)  # see `notes`
     if 0 < args.bootstrap < FEW_SAMPLES:
         log.warning("--bootstrap %d is too few for 95 %% intervals: 1000 or more", args.bootstrap)
     result, text = compare(args) if args.compare else score_one(args)

@@ -24,7 +24,7 @@ from seq2seq.flags import DEFAULT_MODEL as SEQ2SEQ_DEFAULT_MODEL
 from seq2seq.flags import Settings as Seq2SeqSettings
 
 PAGE = REPOSITORY / "docs" / "tasks.md"
-SEPARATOR = "<eot>"  # stands for <|endoftext|>, which is long
+SEPARATOR = "<eot>"  # short for <|endoftext|>
 LONGEST_EXAMPLE = 90
 
 
@@ -66,7 +66,7 @@ def _names() -> str:
 
 
 def _braces(paths: Sequence[str]) -> str:
-    """Paths that differ in one place, as a shell would write them: `a/{train,valid,test}.txt`."""
+    """Paths that differ in one place, in a shell's notation: `a/{train,valid,test}.txt`."""
     before = _beginning(paths)
     before = before[: max(before.rfind("/"), before.rfind("_"), before.rfind("-")) + 1]
     after = _beginning([path[::-1] for path in paths])[::-1]
@@ -94,13 +94,14 @@ def _texts() -> str:
 
 
 def _gpt2() -> str:
-    usual = f"{Decoding.default('num_beams')} beams"
     rows = []
     for row in (row for row in ROWS if row.gpt2):
         its, lengths = row.gpt2, row.gpt2.lengths.values()
-        how = {"beam": usual, "greedy": "greedy", "nucleus": f"nucleus, top_p {Decoding.default('top_p')}"}[
-            its.strategy
-        ]
+        how = {
+            "beam": f"{its.num_beams} beams",
+            "greedy": "greedy",
+            "nucleus": f"nucleus, top_p {Decoding.default('top_p')}",
+        }[its.strategy]
         rows.append((code(row.name), how, its.samples, len(its.openings) or None, *(lengths or (None,) * 3)))
     head = ("`--mode`", "decoding", "outputs per prompt", "openings", *map(_flag_of, ("source", "train", "val")))
     most = Decoding.default("length")
@@ -108,20 +109,16 @@ def _gpt2() -> str:
 
 
 def _flag_of(part: str) -> str:
-    """The flag that limits a part of the text, as the head of a column."""
+    """The flag that limits a part of the text, as a column's header."""
     return code("--max_source_length" if part == "source" else f"--{part}_max_target_length")
 
 
-FIELDS = {"length_pen": "length_penalty"}  # flag -> its name in the task's row
-
-
 def _seq2seq() -> str:
-    flags = ("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "early_stopping", "length_pen")
+    fields = ("num_beams", "min_length", "max_length", "no_repeat_ngram_size", "early_stopping", "length_penalty")
+    flags = (*fields[:-1], "length_pen")
     rows = []
     for its in (row.seq2seq for row in ROWS if row.seq2seq):
-        rows.append(
-            (code(its.name), *(spelled(getattr(its, FIELDS.get(name, name))) for name in flags), *its.lengths.values())
-        )
+        rows.append((code(its.name), *(spelled(getattr(its, name)) for name in fields), *its.lengths.values()))
     lengths = next(row.seq2seq.lengths for row in ROWS if row.seq2seq)
     return table(["`--mode`", *(code(f"--{name}") for name in (*flags, *lengths))], rows)
 
@@ -150,18 +147,19 @@ def _paper() -> str:
             for tuned, flags in recipes.items():
                 shown = " ".join(f"--{flag} {spelled(value)}" for flag, value in flags.items())
                 rows.append((f"{tree}/", code(name), tuned, code(shown)))
-    note = "`--recipe paper` takes the row of the `--tuning_mode`; pass the flags of another row (0.1 %) yourself.\n\n"
+    note = "`--recipe paper` uses the row of the `--tuning_mode`; pass the flags of another row (0.1 %) yourself.\n\n"
     return note + table(("tree", "`--mode`", "`--tuning_mode`", "flags"), rows)
 
 
 def flags_part() -> str:
     """Every flag of the training launchers and of gen.py, in groups."""
-    trees = {"gpt2/": _fields(GPT2Settings), "seq2seq/": _fields(Seq2SeqSettings)}
+    kinds = {"gpt2/": GPT2Settings, "seq2seq/": Seq2SeqSettings}
+    trees = {tree: _fields(kind) for tree, kind in kinds.items()}
     groups: dict[str, list[Sequence[Any]]] = {}
     for name in dict.fromkeys(name for fields in trees.values() for name in fields):
         found = {tree: fields[name] for tree, fields in trees.items() if name in fields}
         group = next(iter(found.values())).metadata["group"]
-        helps = {tree: field.metadata["help"] for tree, field in found.items()}
+        helps = {tree: kinds[tree].help_of(field) for tree, field in found.items()}
         if len(set(helps.values())) == 1:
             help_ = next(iter(helps.values()))
         else:
@@ -174,7 +172,7 @@ def flags_part() -> str:
     ]
     for title, kind in (("Launching, both trees", Launch), ("Decoding with gen.py", Decoding)):
         rows = [
-            (_names_of({"": field}), _default(field), _choices({"": field}), field.metadata["help"])
+            (_names_of({"": field}), _default(field), _choices({"": field}), kind.help_of(field))
             for field in _fields(kind).values()
         ]
         parts.append(f"### {title}\n\n" + table(("flag", "default", "values", "meaning"), rows))
@@ -197,7 +195,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _choices(found: Mapping[str, dataclasses.Field]) -> str | None:
-    """The values to choose from; those of --mode stand in the first table."""
+    """The values to choose from; those of --mode are in the first table."""
     field = next(iter(found.values()))
     if field.name == "mode":
         return "see above"

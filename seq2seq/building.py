@@ -5,6 +5,7 @@ Legend: P prefix length, L layers, H heads, D head size.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from seq2seq.flags import DEFAULT_MODEL, Settings
 from seq2seq.frozen_lm import install, key_values_of_text, max_positions
 from seq2seq.model import Model, load_prefix
 from seq2seq.prefix_lm import PrefixLM
-from seq2seq.prefixTuning import BRANCHES, FAMILY, PrefixConfig, PrefixTuning
+from seq2seq.prefixTuning import FAMILY, PrefixConfig, PrefixTuning
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,9 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
     mark, prefix = fingerprint(base, tokenizer), None  # before adapters are put in
     if settings.has_prefix:
         install(base)
-        prefix = make_start(settings, base, tokenizer, resuming)
+        path = settings.checkpoint if settings.prefix_model_path else None
+        chosen = settings.prefix_settings()
+        prefix = make_start(base, tokenizer, settings.start, chosen, settings.start_text(), path, resuming=resuming)
     method.apply(base, vars(settings))
     lm = PrefixLM(base, prefix, freeze=not method.tunes_base)
     if settings.gradient_checkpointing:
@@ -71,34 +74,33 @@ def new(settings: Settings, *, resuming: bool = False, texts: Sequence[str] = ()
     return Model(lm, tokenizer, task, record_)
 
 
-def make_start(settings: Settings, base: nn.Module, tokenizer: Any, resuming: bool) -> PrefixTuning:
-    """The prefix with the start that the flags ask for: see STARTS.
+def make_start(
+    base: nn.Module,
+    tokenizer: Any,
+    name: str,
+    chosen: Mapping[str, Any],
+    text: str | None = None,
+    path: Path | None = None,
+    *,
+    resuming: bool = False,
+) -> PrefixTuning:
+    """The prefix with the start `name` of STARTS.
 
+    chosen: the settings of its PrefixConfig. text, path: the text or the checkpoint that it starts from.
     A resumed run reads its weights later; it does not start again. Raises UserError for a model that it does not fit.
     """
-    name, given = choose_start(settings), Given(base)
+    given = Given(base)
     if name == "text":
-        given.ids, limit = text_ids(tokenizer, settings.start_text()), max_positions(base.config)
+        given.ids, limit = text_ids(tokenizer, text), max_positions(base.config)
         if not 0 < len(given.ids) <= limit:
             raise UserError(f"the initial text has {len(given.ids)} tokens; it needs 1 to {limit}")
-    config = PrefixConfig.for_model(
-        base.config,
-        preseqlen=len(given.ids) or settings.preseqlen,
-        mid_dim=settings.mid_dim,
-        prefix_dropout=settings.dropout,
-        use_deep=settings.use_deep,
-        **{branch.switch: getattr(settings, branch.switch) for branch in BRANCHES},
-        init_shallow=settings.init_shallow,
-    )
+    config = PrefixConfig.for_model(base.config, **{**chosen, "preseqlen": len(given.ids) or chosen["preseqlen"]})
     if name == "checkpoint":
-        saved = load_prefix(settings.prefix_model_path)
+        saved = load_prefix(path)
         known, wanted = saved.config.as_dict(), config.as_dict()
         differing = [f"{name} {known[name]}, not {wanted[name]}" for name in known if known[name] != wanted[name]]
         if differing:
-            raise UserError(
-                f"--prefix_model_path {settings.prefix_model_path} was trained with other settings: "
-                + ", ".join(differing)
-            )
+            raise UserError(f"--prefix_model_path {path} was trained with other settings: {', '.join(differing)}")
         given.network = saved.network
     prefix = PrefixTuning(config)
     if not resuming:
@@ -112,13 +114,6 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 # ---- starts of a prefix (paper section 7.4) ----------------------------------------------------------------------
-
-
-def choose_start(settings: Settings) -> str:
-    """The name of the start in STARTS."""
-    if settings.prefix_model_path:
-        return "checkpoint"
-    return "random" if settings.start_text() is None else "text"
 
 
 def start_from_text(prefix: PrefixTuning, given: Given) -> list[float]:
@@ -141,7 +136,7 @@ def start_from_text(prefix: PrefixTuning, given: Given) -> list[float]:
     return regress(prefix, networks.parameters(), loss, len(given.ids))
 
 
-# Every start of a prefix, by the name that `choose_start` gives: (prefix, what it is made of) -> None.
+# Every start of a prefix, by the name that `Settings.start` gives: (prefix, what it is made of) -> None.
 STARTS: Mapping[str, Callable[[PrefixTuning, Given], Any]] = {
     "random": start_random,
     "text": start_from_text,

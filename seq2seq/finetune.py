@@ -9,45 +9,37 @@ if __name__ == "__main__":
 
     startup.begin()
 
-import dataclasses
 import logging
-import os
 import shlex
 import sys
 import time
-import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prefixlib.base_model import sharding
 from prefixlib.base_model.load import on_device
-from prefixlib.checkpoints import best, checkpoint, original
+from prefixlib.checkpoints import best
 from prefixlib.data import data_digests
 from prefixlib.data.conversations import Chat
 from prefixlib.data.special_tokens import check_rows, warn_of_lost_characters
-from prefixlib.data.tables import Columns
-from prefixlib.data.tasks import OWN_DATA, categories_of, find_task, is_there
-from prefixlib.decoding.outputs import Outputs, seen_categories, with_references
+from prefixlib.data.tasks import OWN_DATA, categories_of, find_task
 from prefixlib.methods.table import METHODS
-from prefixlib.metrics import rouge, shown
 from prefixlib.runs import record, schedule
 from prefixlib.settings.flags import USAGE, Parser, explicit_flags
-from prefixlib.settings.search import Search
 from prefixlib.system import files, processes
 from prefixlib.system.errors import UserError, one_line_errors
+from seq2seq import run_generation
 from seq2seq.building import new
 from seq2seq.callbacks import RESUME, Checkpoints, LogLines
-from seq2seq.decoding import to_text
 from seq2seq.flags import Settings
 from seq2seq.frozen_lm import max_positions
-from seq2seq.lightning_base import Resumption, SummarizationModule, find_resume, generic_train
-from seq2seq.model import Model, load, load_prefix, saved_settings
+from seq2seq.lightning_base import SummarizationModule, generic_train
+from seq2seq.model import Model, load
 from seq2seq.prefixTuning import FAMILY
-from seq2seq.utils import Example, build_loaders, examples_of, read_examples, texts_of
+from seq2seq.resuming import Resumption, find_resume
+from seq2seq.utils import Example, build_loaders, load_examples, texts_of
 
 logger = logging.getLogger("seq2seq.finetune")
 
@@ -67,14 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     processes.end_with_parent()
     settings, given = parse_args(sys.argv[1:] if argv is None else argv)
     record.set_up_logging(verbose=not settings.do_train or processes.is_first())
-    output = _output_dir(settings)
+    output = settings.output_folder()
     if not settings.do_train:
-        decode(settings, given)
-    elif settings.resume and is_finished(settings, output) and not left_to_decode(settings, output):
+        run_generation.decode(settings, given)
+        return 0
+    finished = settings.resume and is_finished(output, settings.run_length())
+    if finished and not left_to_decode(output, settings.decoded_after_training()):
         logger.info("the run in %s has finished: nothing is left to train", output)
-    else:
-        train(settings)
-        processes.leave()
+        return 0
+    train(settings)
+    processes.leave()
     return 0
 
 
@@ -87,46 +81,24 @@ def parse_args(argv: Sequence[str]) -> tuple[Settings, frozenset[str]]:
     return settings, frozenset(explicit_flags(parser, argv))
 
 
-def _output_dir(settings: Settings) -> Path:
-    if settings.output_dir is None:
-        raise UserError("the following arguments are required: --output_dir, where the run is written")
-    return Path(settings.output_dir).expanduser().resolve()
-
-
-def _named_after(output: Path, settings: Settings) -> tuple[str, ...]:
-    """The longest name of a file that gets the folder's name: see `decode_split`."""
-    return (f"{output.name}_valid_nucleus.jsonl",) if settings.mode in OWN_DATA else ()
-
-
-def _quiet_libraries() -> None:
-    """Leave warnings to those that a user can act on."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-
-
-# ---- training ----------------------------------------------------------------------------------------------------
-
-
-def is_finished(settings: Settings, output: Path) -> bool:
-    """True where `output` holds a run that was trained to its end, as far as the settings say."""
+def is_finished(output: Path, wanted: Mapping[str, Any]) -> bool:
+    """True where `output` holds a run that was trained to its end, and of the length `wanted`."""
     results = record.read_results(output)
-    wanted = {name: getattr(settings, name) for name in schedule.LENGTH}
     ran = {**wanted, **results.get("run", {})}  # earlier versions did not record all of them
     return "training" in results and all(ran[name] == value for name, value in wanted.items())
 
 
-def left_to_decode(settings: Settings, output: Path) -> list[str]:
-    """What --decode asks for and the run in `output`, trained to its end, has not decoded: it was stopped before."""
+def left_to_decode(output: Path, splits: Sequence[str]) -> list[str]:
+    """The splits that the run in `output`, trained to its end, has not decoded: it was stopped before."""
     known = record.read_results(output).get("decoding", {})
-    return [split for split in decoded_after_training(settings) if split not in known]
+    return [split for split in splits if split not in known]
 
 
 def train(settings: Settings) -> TrainResult:
     """Train, and leave in settings.output_dir the last and the best checkpoint, results.json and the curves.
 
-    With settings.resume a run goes on from its newest resumable checkpoint; one that was trained to its end is loaded,
-    and what it had not decoded yet is decoded.
+    With settings.resume a run continues from its newest resumable checkpoint. A run that was trained to its end is
+    loaded, and the files that it had not decoded yet are decoded.
     Raises UserError for settings, files or a base model that do not go together, and where the loss is NaN or infinite.
 
     >>> settings = Settings(mode="xsum", data_dir="data", output_dir="runs/xsum")
@@ -135,15 +107,15 @@ def train(settings: Settings) -> TrainResult:
     settings.check()
     if not settings.do_train:
         raise UserError("train() with do_train=False: load(CHECKPOINT).generate(...) decodes a checkpoint")
-    output = _output_dir(settings)
-    _quiet_libraries()
+    output = settings.output_folder()
+    run_generation.quiet_libraries()
     settings.check_processes(processes.world_size())
     record.check_machine(settings.fp16, settings.bf16)
     record.set_up_reporting(settings.report_to)
-    files.check_name(output, "--output_dir", *_named_after(output, settings))
+    run_generation.check_output_name(output, settings.mode)
     processes.connect()
     with files.lock(output):
-        if settings.resume and is_finished(settings, output):
+        if settings.resume and is_finished(output, settings.run_length()):
             return _finished(settings, output)
         record.set_aside_damaged(output)
         return _train(settings, output)
@@ -152,26 +124,48 @@ def train(settings: Settings) -> TrainResult:
 def _train(settings: Settings, output: Path) -> TrainResult:
     resumption = find_resume(settings, output)
     started = time.perf_counter()
-    to_decode = decoded_after_training(settings)
-    examples = read_examples(settings, with_test=bool(settings.test_file) or "test" in to_decode)
+    to_decode, columns = settings.decoded_after_training(), settings.columns
+    paths = {split: settings.file(split) for split in ("train", "valid", "test")}
+    if settings.test_file or "test" in to_decode:  # fails early on a wrong file name
+        load_examples(settings.mode, "test", paths["test"], -1, columns)
+    examples = {
+        split: load_examples(settings.mode, split, paths[split], settings.first(split), columns)
+        for split in ("train", "valid")
+    }
     record.seed_everything(settings.seed)
-    model = new_model(settings, examples, resuming=resumption is not None)
+    chat = isinstance(examples["train"][0].source, Chat)
+    if chat:
+        settings.check_conversations()
+    model = new(settings, resuming=resumption is not None, texts=first_texts(examples["train"]))
+    model.task |= {"chat": True} if chat else {}
+    check_texts(model, examples, paths)
     if find_task(settings.mode).is_table:
         model.task["categories"] = categories_of(examples["train"])
-    if "test" in to_decode:  # now, not when the training is done
-        check_sources(settings, model, "test", examples_of(settings, "test", settings.columns))
+    decoded_later = run_generation.read_splits(settings.files_to_decode(to_decode), settings.mode, columns)
+    if "test" in decoded_later:  # now, not when the training is done
+        run_generation.check_sources(model, paths["test"], decoded_later["test"])
     if resumption and resumption.earlier:
         model.task[schedule.EARLIER] = resumption.earlier
-    data = data_of_run(settings, resumption, output)
+    data = data_of_run({split: paths[split] for split in examples}, resumption, output, settings.allow_other_data)
     model.task |= data
     config = model.base.config
-    loaders = build_loaders(settings, examples["train"], examples["valid"], model.tokenizer, config, model.wording)
-    steps = -(-len(loaders[0]) // settings.gradient_accumulation_steps) * settings.epoch
-    steps = min(steps, settings.max_steps) if settings.max_steps > 0 else steps
+    loaders = build_loaders(
+        examples["train"],
+        examples["valid"],
+        model.tokenizer,
+        config,
+        settings.lengths(max_positions(config)),
+        bsz=settings.bsz,
+        eval_bsz=settings.eval_batch_size,
+        seed=settings.seed,
+        by_length=settings.group_by_length,
+        workers=settings.num_workers,
+        wording=model.wording,
+    )
+    steps = settings.steps(len(examples["train"]))
     if resumption:
         check_what_is_left(resumption, data, steps, len(loaders[0]))
-    rule = model.rule(settings.search())
-    module = SummarizationModule(model.lm, settings, steps, model.tokenizer, rule)
+    module = SummarizationModule(model.lm, settings, steps, model.tokenizer, model.rule(settings.search()))
     module.data = data
     log = LogLines(settings.logging_steps)
 
@@ -180,9 +174,8 @@ def _train(settings: Settings, output: Path) -> TrainResult:
 
     keep = Checkpoints(output, settings.save_steps, settings.best_in, settings.early_stopping_patience, save)
     parameters = model.count_parameters()
-    sizes = {"size": model.base.num_parameters(), "steps": steps, "output": output}
-    sizes["batch"] = settings.bsz * settings.gradient_accumulation_steps
-    record.write_settings(output, settings)
+    sizes = {"size": model.base.num_parameters(), "steps": steps, "output": output, "batch": settings.texts_per_step}
+    record.write_settings(output, settings.of_the_run())
     record.log_start(model.base_record["name"], settings.tuning_mode, parameters, examples, **sizes)
     trainer = generic_train(module, settings, output, loaders, [log, keep], resumption)
     if trainer.is_global_zero:
@@ -196,8 +189,13 @@ def _train(settings: Settings, output: Path) -> TrainResult:
             best=keep.best,
             last=module.validation_result,
         )
-        schedules = {schedule.EARLIER: module.earlier} if module.earlier else {}
-        write_results(settings, model, output, trained, schedules | data)
+        more = data | ({schedule.EARLIER: module.earlier} if module.earlier else {})
+        labels = {"xlabel": "step", "ylabel": "loss per token", "title": settings.title}
+        record.plot_curves(output / "loss.png", log.curves, **labels)
+        run = run_entry(settings.as_flags(), model, settings.best_in, more)
+        # the run has finished; what was decoded earlier is not of these weights
+        record.update_results(output, {"run": run, "training": trained, "decoding": None})
+        record.log_end(trained, output, settings.decode_command(FAMILY, best.chosen(output, trained)))
     model.lm.eval()
     if trainer.world_size == 1:  # Lightning leaves it on the CPU
         on_device(model.lm)
@@ -205,10 +203,14 @@ def _train(settings: Settings, output: Path) -> TrainResult:
     decoded = {}
     if trainer.is_global_zero:
         best.restore(model, output, trained)
-    for split in to_decode if trainer.is_global_zero else ():
-        found = examples_of(settings, split, settings.columns)
-        decoded[split] = decode_split(settings, model, split, found, output, settings.search())
+        decoded = run_generation.decode_splits(settings, model, decoded_later, output, settings.search())
     return TrainResult(model, scores_of(keep.best), log.curves, output, decoded)
+
+
+def first_texts(examples: Sequence[Example]) -> list[str]:
+    """The texts of the first rows, which show whether a tokenizer can write them."""
+    first = [examples[n] for n in range(min(20, len(examples)))]
+    return [text for example in first for text in (example.source, *example.references)]
 
 
 def scores_of(best_result: Mapping[str, float]) -> dict[str, float]:
@@ -216,13 +218,14 @@ def scores_of(best_result: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in best_result.items() if name != "step"}
 
 
-def data_of_run(settings: Settings, resumption: Resumption | None, output: Path) -> dict[str, Any]:
-    """What the checkpoints say of the run's data. Raises UserError where a resumed run has others than before."""
-    paths = {split: settings.file(split) for split in ("train", "valid")}
+def data_of_run(
+    paths: Mapping[str, Path], resumption: Resumption | None, output: Path, allow_other: bool
+) -> dict[str, Any]:
+    """The digests of the run's data for its checkpoints. Raises UserError where a resumed run has other data."""
     if resumption is None:
         return data_digests.of_run(paths)
     step = resumption.state["global_step"]
-    return data_digests.of_resumed(paths, resumption.state, step, output / RESUME, settings.allow_other_data)
+    return data_digests.of_resumed(paths, resumption.state, step, output / RESUME, allow_other)
 
 
 def check_what_is_left(resumption: Resumption, data: Mapping[str, Any], steps: int, batches: int) -> None:
@@ -241,29 +244,13 @@ def check_what_is_left(resumption: Resumption, data: Mapping[str, Any], steps: i
         )
 
 
-def decoded_after_training(settings: Settings) -> tuple[str, ...]:
-    """The splits that are decoded. Raises UserError where a test file is asked for and there is none."""
-    own_training_file = settings.train_file and not settings.test_file  # the standard test set does not belong to it
-    has_test = not own_training_file and is_there(settings.mode, settings.file("test"))
-    return settings.splits_to_decode(has_test, usual=())
-
-
-def new_model(settings: Settings, examples: Mapping[str, Sequence[Example]], resuming: bool) -> Model:
-    """The model to train on these examples. Raises UserError where its tokenizer or chat template cannot take them."""
-    chat = isinstance(examples["train"][0].source, Chat)
-    if chat:
-        settings.check_conversations()
-    first = [examples["train"][n] for n in range(min(20, len(examples["train"])))]
-    texts = [text for example in first for text in (example.source, *example.references)]
-    model = new(settings, resuming=resuming, texts=texts)
-    if chat:
-        model.task["chat"] = True
-    if settings.mode in OWN_DATA:
+def check_texts(model: Model, examples: Mapping[str, Sequence[Example]], paths: Mapping[str, Path]) -> None:
+    """Look for characters that are lost, and special tokens. Raises UserError for the token that ends a text."""
+    if model.task["mode"] in OWN_DATA:
         every = (text for _, row in texts_of(examples["train"]) for text in row)
         warn_of_lost_characters(model.tokenizer, every)
     for split, rows in examples.items():
-        check_rows(model.tokenizer, settings.file(split), texts_of(rows))
-    return model
+        check_rows(model.tokenizer, paths[split], texts_of(rows))
 
 
 def _finished(settings: Settings, output: Path) -> TrainResult:
@@ -276,143 +263,25 @@ def _finished(settings: Settings, output: Path) -> TrainResult:
     result = trained.get("last", {}) if directory == output else trained["best"]
     model.task.setdefault("step", result.get("step", trained["steps"]))  # earlier versions' checkpoints do not name it
     if processes.is_first():
-        for split in left_to_decode(settings, output):
+        left = left_to_decode(output, settings.decoded_after_training())
+        for split in left:
             logger.info("the run in %s was trained to its end; decoding its %s file", output, split)
-            decode_split(
-                settings, model, split, examples_of(settings, split, settings.columns), output, settings.search()
-            )
+        examples = run_generation.read_splits(settings.files_to_decode(left), settings.mode, settings.columns)
+        run_generation.decode_splits(settings, model, examples, output, settings.search())
     decoded = {split: row["scores"] for split, row in record.read_results(output).get("decoding", {}).items()}
     return TrainResult(model, scores_of(result), history, output, decoded)
 
 
-def write_results(
-    settings: Settings, model: Model, output: Path, trained: dict[str, Any], history: Mapping[str, Any]
-) -> None:
-    """Draw the curves, and put the run and its training into results.json, which says that the run has finished."""
-    run = {
+def run_entry(flags: Mapping[str, Any], model: Model, best_in: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The `run` entry of results.json."""
+    return {
         "command": shlex.join(sys.argv),
-        **{name: value for name, value in settings.as_flags().items() if name != "output_dir"},
-        "val_metric": settings.best_in,
+        **{name: value for name, value in flags.items() if name != "output_dir"},
+        "val_metric": best_in,
         "base_model": model.base_record["name"],
         "device": record.device_name(),
         **record.versions(),
-        **history,
-    }
-    title = f"{settings.mode}, {settings.tuning_mode}"
-    record.plot_curves(output / "loss.png", trained["curves"], xlabel="step", ylabel="loss per token", title=title)
-    record.update_results(output, {"run": run, "training": trained, "decoding": None})  # not of these weights
-    record.log_end(trained, output, settings.decode_command(FAMILY, best.chosen(output, trained)))
-
-
-# ---- decoding ----------------------------------------------------------------------------------------------------
-
-
-def decode(settings: Settings, given: Collection[str] = ()) -> dict[str, Any]:
-    """Decode the test file, or what --decode says, with a checkpoint; returns the scores of each file.
-
-    given: the names of the settings that must agree with the checkpoint's, as they were set on purpose.
-    """
-    output = _output_dir(settings)
-    _quiet_libraries()
-    record.check_machine(settings.fp16, settings.bf16)
-    files.check_name(output, "--output_dir", *_named_after(output, settings))
-    processes.forget_others()
-    with files.lock(output):
-        return _decode(settings, output, given)
-
-
-def _decode(settings: Settings, output: Path, given: Collection[str]) -> dict[str, Any]:
-    columns = None
-    if settings.mode in OWN_DATA:
-        columns = Columns.of(
-            saved_settings(settings.checkpoint), settings.source_column, settings.target_column, settings.quotes
-        )
-    has_test = settings.mode not in OWN_DATA or is_there(settings.mode, settings.file("test"))
-    splits = settings.splits_to_decode(has_test, usual=("test",))
-    examples = {split: examples_of(settings, split, columns) for split in splits}
-    model = load_for(settings, given)
-    record.set_aside_damaged(output)
-    search = settings.search(settings.seed) if "seed" in given else settings.search()
-    return {split: decode_split(settings, model, split, examples[split], output, search) for split in splits}
-
-
-def decode_split(
-    settings: Settings, model: Model, split: str, examples: Sequence[Example], output: Path, search: Search
-) -> dict[str, Any]:
-    """Decode the examples of a split: write SPLIT_beam_LENGTHPENALTY and results.json; returns the scores.
-
-    Another strategy gives SPLIT_STRATEGY. For the user's own pairs, NAME_SPLIT_STRATEGY.jsonl is written too.
-    """
-    check_sources(settings, model, split, examples)
-    strategy, rule = model.strategy(search), model.rule(search)
-    limit = settings.max_source_length or model.task.get("max_source_length")
-    lengths = dataclasses.replace(settings, max_source_length=limit).lengths(max_positions(model.base.config))
-    inputs, cut = model.encode_texts([example.source for example in examples], lengths["max_source_length"])
-    started = time.perf_counter()
-    found = model.decode(inputs, search, progress=not settings.disable_tqdm)
-    seconds = time.perf_counter() - started
-    texts = [[model.to_text(settings.stop)(hypotheses[0].tokens)] for hypotheses in found]
-    outputs = Outputs(settings.mode, examples, texts, [[hypotheses[0].score] for hypotheses in found], seconds)
-    target = output / f"{split}_{strategy}{f'_{rule.length_penalty}' if strategy == 'beam' else ''}"
-    outputs.write(target, output / f"{output.name}_{split}_{strategy}.jsonl")
-    scores = outputs.scores(seen_categories(model.task, examples, settings.mode, settings.data_dir))
-    if scores and not (find_task(settings.mode).is_table or find_task(settings.mode).verbatim):
-        scores |= summary_scores(settings, outputs, model.tokenizer, lengths["test_max_target_length"])
-    step = model.task.get("step")
-    how = {"rule": {**dataclasses.asdict(dataclasses.replace(rule, stop=None)), "stop": list(settings.stop)}}
-    entry = outputs.entry(settings.file(split), scores, cut=cut, strategy=strategy, step=step, **how)
-    record.record_split(output, split, entry)
-    outputs.log(target, step)
-    for name, value in scores.items():
-        logger.info("%s: %s", name, shown(value))
-    return scores
-
-
-def check_sources(settings: Settings, model: Model, split: str, examples: Sequence[Example]) -> None:
-    """Look for special tokens in what is decoded. Raises UserError for the token that ends a text."""
-    check_rows(model.tokenizer, settings.file(split), texts_of(examples, references=False))
-
-
-def load_for(settings: Settings, given: Collection[str]) -> Model:
-    """The checkpoint to decode. Raises UserError where it contradicts a setting that is given."""
-    directory = settings.checkpoint
-    if settings.finetune_model_path:
-        folder = checkpoint.model_folder(directory)
-        if folder is None:
-            raise UserError(f"--finetune_model_path {directory}: no model folder there (it needs a config.json)")
-        directory = folder
-    elif not original.is_prefix(directory):
-        load_prefix(directory)  # raises UserError that says what the folder holds instead
-    values = {name: value for name, value in settings.as_flags().items() if name in given}
-    # decoding may read more or less of a source than training did, other columns, and draw with a seed of its own
-    free = {"max_source_length", "source_column", "target_column"}
-    for name in free | ({"seed"} if settings.strategy_now() == "nucleus" else set()):
-        values.pop(name, None)
-    checkpoint.check_agrees(values, saved_settings(directory), directory)
-    dtype = torch.float16 if settings.fp16 else torch.bfloat16 if settings.bf16 else torch.float32
-    return load(
-        directory,
-        mode=settings.mode,
-        model_name_or_path=settings.model_name_or_path,
-        model_revision=settings.model_revision,
-        cache_dir=settings.cache_dir,
-        dtype=dtype,
-        allow_other_base=settings.allow_other_base,
-        quantization=settings.quantization,
-    )
-
-
-def summary_scores(settings: Settings, outputs: Outputs, tokenizer: Any, target_length: int) -> dict[str, Any]:
-    """ROUGE-Lsum and the original's average, named as such."""
-    pairs = with_references(outputs.flat(), outputs.inputs)
-    texts, references = [text for text, _ in pairs], [example.references for _, example in pairs]
-    first = [its[0] for its in references]
-    ids = tokenizer(text_target=first, max_length=target_length, truncation=True)["input_ids"]
-    cut = [to_text(tokenizer, tokens) for tokens in ids]
-    batch = 8 if settings.prefix_model_path else 10  # the original's batch sizes, which its average depends on
-    return {
-        "ROUGE-Lsum": rouge.rouge_lsum(texts, references),
-        "original's average": rouge.original_way(texts, cut, batch),
+        **more,
     }
 
 

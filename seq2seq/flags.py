@@ -6,10 +6,12 @@ A field is a flag of train_bart.py, train_e2e.py and finetune.py. Those that gpt
 prefixlib/settings/training.py.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
-from prefixlib.data.tasks import SEQ2SEQ_MODES, InSeq2Seq, data_file, find_task, given_file
+from prefixlib.data.tasks import SEQ2SEQ_MODES, InSeq2Seq, find_task
 from prefixlib.methods.table import WITH_PREFIX
 from prefixlib.settings.flags import (
     DECODING,
@@ -22,6 +24,7 @@ from prefixlib.settings.flags import (
     Only,
     flag,
     refuse_together,
+    spelled,
 )
 from prefixlib.settings.search import Search, SearchFlags
 from prefixlib.settings.training import TABLE_RULES, Training
@@ -33,6 +36,8 @@ DEFAULT_MODEL = "bart-large"
 @dataclass(frozen=True)
 class Settings(Training, SearchFlags):
     """A training run, or with do_train=False the decoding of a checkpoint."""
+
+    HELP: ClassVar[Mapping[str, str]] = {"prefix_model_path": "prefix checkpoint to decode, or to start training from"}
 
     mode: str = flag("", "the task: its data, lengths and decoding", TASK, choices=SEQ2SEQ_MODES)
     max_target_length: int | None = flag(
@@ -57,7 +62,6 @@ class Settings(Training, SearchFlags):
     use_encoder_prefix: bool = flag(True, "prefix at the encoder's self-attention; `no` for ablations", METHOD)
     use_cross_prefix: bool = flag(True, "prefix at the cross-attention; `no` for ablations", METHOD)
     use_self_prefix: bool = flag(True, "prefix at the decoder's self-attention; `no` for ablations", METHOD)
-    prefix_model_path: str | None = flag(None, "prefix checkpoint to decode, or to start training from", METHOD)
     finetune_model_path: str | None = flag(
         None, "model to decode that was tuned itself: whole, in part, with adapters", METHOD
     )
@@ -118,14 +122,55 @@ class Settings(Training, SearchFlags):
         """The checkpoint to decode."""
         return Path(self.prefix_model_path or self.finetune_model_path).expanduser()
 
-    def file(self, split: str) -> Path:
-        """The file of split train, valid or test: the flag's, else the task's under --data_dir."""
-        given = {"train": self.train_file, "valid": self.eval_file, "test": self.test_file}[split]
-        return given_file(self.mode, given, split) if given is not None else data_file(self.mode, split, self.data_dir)
+    @property
+    def brings_its_model(self) -> bool:
+        """Whether a checkpoint is decoded that holds a tuned model: a demo's base model is not needed."""
+        if self.do_train:
+            return False
+        tuned_with_prefix = self.prefix_model_path and (self.checkpoint / "model").is_dir()
+        return bool(self.finetune_model_path or tuned_with_prefix)
+
+    def long_name(self, notes: str | None) -> str:
+        """The folder name that the original made of the settings: a label, nothing is read out of it."""
+        name = (
+            f"{self.name_start()}-e={self.epoch}_d={self.dropout}_l={self.label_smoothing}_lr={self.learning_rate}"
+            f"_w={self.weight_decay}_s={self.seed}_d={spelled(self.use_deep)[0]}_m={self.mid_dim}"
+        )
+        return "_".join(filter(None, (name, notes, self.tuning_label())))
+
+    @property
+    def start(self) -> str:
+        """The name of the prefix's start in building.STARTS."""
+        if self.prefix_model_path:
+            return "checkpoint"
+        return "random" if self.start_text() is None else "text"
+
+    def prefix_settings(self) -> dict[str, Any]:
+        """The settings of PrefixConfig that the flags choose. P is the flag's: a text to start from has its own."""
+        names = ("preseqlen", "mid_dim", "use_deep", "init_shallow")
+        sites = ("use_encoder_prefix", "use_cross_prefix", "use_self_prefix")
+        return {"prefix_dropout": self.dropout, **{name: getattr(self, name) for name in (*names, *sites)}}
+
+    @property
+    def dtype(self) -> str:
+        """The name of the precision in which a checkpoint is decoded."""
+        return "float16" if self.fp16 else "bfloat16" if self.bf16 else "float32"
+
+    def decoded_after_training(self) -> tuple[str, ...]:
+        """The splits that are decoded. Raises UserError where a test file is asked for and there is none."""
+        return self.splits_to_decode(self.has_test, usual=())
 
     def first(self, split: str) -> int:
         """How many examples of a split are used, -1 for all."""
         return {"train": self.n_train, "valid": self.n_val, "test": self.n_test}[split]
+
+    def first_decoded(self, split: str) -> int:
+        """How many examples of a split are decoded, -1 for all."""
+        return self.n_test if self.n_test > 0 else self.first(split)
+
+    def files_to_decode(self, splits: Iterable[str]) -> dict[str, tuple[Path, int]]:
+        """The file of each split, and how many of its examples are decoded."""
+        return {split: (self.file(split), self.first_decoded(split)) for split in splits}
 
     def lengths(self, positions: int) -> dict[str, int]:
         """Most tokens of each kind of text, by flag: the flag's, else the task's as far as the model has positions.

@@ -1,13 +1,12 @@
-"""The training loop on Lightning: the module, optimiser and schedule, processes, what a checkpoint holds, resuming."""
+"""The training loop on Lightning: the module, optimiser and schedule, processes, what a checkpoint holds."""
 
 import logging
 import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,67 +16,24 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from prefixlib.base_model import sharding
-from prefixlib.checkpoints.checkpoint import CONFIG, check_numbers, unpickled
-from prefixlib.checkpoints.folder import clear_run, earlier_run
+from prefixlib.checkpoints.checkpoint import check_numbers
+from prefixlib.checkpoints.folder import clear_run
 from prefixlib.compute.accumulation import OncePerStep
-from prefixlib.data.data_digests import Digests, EarlierData
 from prefixlib.data.tasks import OWN_DATA
 from prefixlib.decoding.search import DecodingRule
 from prefixlib.metrics import accuracy, rouge
 from prefixlib.runs import record, schedule
 from prefixlib.settings.flags import spelled
-from prefixlib.system import files, processes, schema
-from prefixlib.system.errors import Terminated, UserError, first_line
+from prefixlib.system import files, processes
+from prefixlib.system.errors import Terminated, UserError
 from seq2seq import decoding
 from seq2seq.callbacks import RESUME
 from seq2seq.flags import Settings
 from seq2seq.prefix_lm import PrefixLM
+from seq2seq.resuming import OUTPUTS, TRAINING_SETTINGS, Resumption
 from seq2seq.utils import INPUTS, ResumableLoader
 
 logger = logging.getLogger(__name__)
-
-# What a run of this tree leaves in its folder beside folder.RUN_FILES and its logs, as patterns.
-OUTPUTS = (
-    RESUME,
-    *(f"{split}_{kind}" for split in ("valid", "test") for kind in ("beam_*", "greedy", "nucleus")),
-    *(f"*_{split}_{kind}.jsonl" for split in ("valid", "test") for kind in ("beam", "greedy", "nucleus")),
-)
-# Settings that shape the weights: a resumed run must repeat them, so they stand in the checkpoint.
-TRAINING_SETTINGS = (
-    *("mode", "tuning_mode", "preseqlen", "mid_dim", "use_deep", "dropout", "use_dropout", "init_shallow"),
-    "init_text",
-    *("use_encoder_prefix", "use_cross_prefix", "use_self_prefix", "bsz", "gradient_accumulation_steps", "epoch"),
-    *("max_steps", "learning_rate", "lr_scheduler", "warmup_steps", "weight_decay", "max_grad_norm", "n_train"),
-    *("group_by_length", "label_smoothing", "seed", "bf16", "fp16", "max_source_length", "max_target_length"),
-    *("source_column", "target_column", "source_template"),
-    *("top_layers", "top_embeddings", "adapter_design", "adapter_bottleneck", "quantization"),
-)
-
-
-class Position(TypedDict):
-    """Where training stands."""
-
-    epoch: int
-    batches: int
-
-
-class Validated(TypedDict):
-    """The last validation."""
-
-    step: int
-    result: dict[str, Any]
-
-
-class Resumable(TypedDict):
-    """What is read of resume.ckpt; the rest is Lightning's."""
-
-    settings: dict[str, Any]
-    position: Position
-    validated: Validated
-    state_dict: dict[str, Tensor]
-    total_steps: NotRequired[int]
-    data: NotRequired[Digests]
-    earlier_data: NotRequired[list[EarlierData]]
 
 
 class BaseModule(LightningModule):
@@ -261,65 +217,6 @@ class SummarizationModule(BaseModule):
         if self.world > 1:
             torch.distributed.all_reduce(values)
         return values
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """Where a run goes on."""
-
-    path: Path
-    state: Mapping[str, Any]  # the checkpoint's content
-    earlier: list[dict[str, Any]]  # schedules that ended before: see prefixlib/runs/schedule.py
-
-
-def find_resume(settings: Settings, output: Path) -> Resumption | None:
-    """The resumable checkpoint to go on from; None without --resume, or where there is none yet.
-
-    Raises UserError if it is damaged or was made with other settings, but for those that prolong a finished run; or
-    if, without --resume, the folder holds an earlier result.
-    """
-    path = output / RESUME
-    earlier = [name for name in (RESUME, CONFIG, "config.json", "model") if (output / name).exists()]
-    if not settings.resume:
-        earlier = earlier_run(output, OUTPUTS)
-        if earlier and not settings.overwrite_output_dir:
-            raise UserError(
-                f"{output} holds {earlier[0]} of an earlier run: --resume yes, --overwrite_output_dir yes, or "
-                "another --output_dir"
-            )
-        return None
-    if not path.is_file():
-        if earlier:
-            raise UserError(f"{output} holds {earlier[0]} but no {RESUME}, so its run cannot go on: train anew")
-        logger.info("nothing to resume in %s: starting from the beginning", output)
-        return None
-    try:
-        state = unpickled(path)
-        wrong = schema.misfit(state, Resumable)
-    except Exception as error:  # torch.load raises several exception types for a damaged file
-        wrong = first_line(error)
-    if wrong:
-        raise UserError(f"{path} is damaged ({wrong}); train anew")
-    saved, earlier = state["settings"], state.get(schedule.EARLIER, [])
-    changed = {name: value for name, value in saved.items() if spelled(getattr(settings, name, None)) != value}
-    if changed and changed.keys() <= set(schedule.LENGTH) and _goes_beyond(settings, saved, state):
-        wanted = {name: getattr(settings, name) for name in schedule.LENGTH}
-        return Resumption(path, state, schedule.prolong(output, earlier, saved, wanted, state["global_step"]))
-    for name, value in changed.items():
-        wanted = spelled(getattr(settings, name, None))
-        raise UserError(f"--{name} {wanted} contradicts {path}, which was made with {value}")
-    return Resumption(path, state, earlier)
-
-
-def _goes_beyond(settings: Settings, saved: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
-    """Whether `settings` train on where a run with the settings `saved` has finished."""
-    epochs, step = state["position"]["epoch"], state["global_step"]
-
-    def is_over(epoch: int, max_steps: int) -> bool:
-        return epochs >= epoch or 0 < max_steps <= step
-
-    finished = state.get("total_steps") == step or is_over(saved["epoch"], saved["max_steps"])
-    return finished and not is_over(settings.epoch, settings.max_steps)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

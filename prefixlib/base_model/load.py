@@ -1,4 +1,4 @@
-"""Resolve and load the frozen base model and its tokenizer: the one place for names, folders, dtypes and hub errors."""
+"""Resolve and load the frozen base model and its tokenizer: all rules for names, folders, dtypes and hub errors."""
 
 import contextlib
 import hashlib
@@ -42,7 +42,7 @@ AUTO_CLASSES = {"decoder-only": AutoModelForCausalLM, "encoder-decoder": AutoMod
 def resolve_model_name(name: str) -> str:
     """A model folder's absolute path if `name` is a folder with a config.json, else the full hub id.
 
-    A GGUF file's is the folder that it is dequantised into. Raises UserError for a path that is no model.
+    For a GGUF file it is the folder that the file is dequantised into. Raises UserError for a path without a model.
     """
     gguf = gguf_base.find(name)
     if gguf is not None:
@@ -60,17 +60,17 @@ def resolve_model_name(name: str) -> str:
 
 
 def choose_base(saved: Mapping[str, Any], given: str | None, directory: Path) -> tuple[str, str | None]:
-    """The base model (name, revision) of the checkpoint in `directory`, which says `saved` {"name", "revision"}.
+    """The base model (name, revision) of the checkpoint in `directory`, whose record is `saved` {"name", "revision"}.
 
-    `given` (--model_name_or_path) may stand in for a model that is not where the checkpoint says, or be a folder.
-    Raises UserError for another hub name than the checkpoint's, or if no model is there.
+    `given` (--model_name_or_path) may be a folder, or name a model that has moved since the training.
+    Raises UserError for another hub name than the checkpoint's, or if there is no model.
     """
     known = saved.get("name")
     if saved.get("gguf"):
         return gguf_base.choose(saved, given and resolve_model_name(given), directory), None
     if known == OWN_MODEL:
         if given is not None:
-            raise UserError(f"--model_name_or_path {given} contradicts {directory}, which brings its own tuned model")
+            raise UserError(f"--model_name_or_path {given} contradicts {directory}, which contains its own tuned model")
         known = str((directory / known).resolve())
     if given is None:
         if known is None or (Path(known).is_absolute() and not Path(known).is_dir()):
@@ -88,23 +88,23 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.
 
 
 def load_config(name: str, *, revision: str | None = None, cache_dir: str | None = None):
-    """The base model's configuration. Raises UserError if it can't be had."""
+    """The base model's configuration. Raises UserError if it cannot be loaded."""
     return _fetch(AutoConfig.from_pretrained, name, revision=revision, cache_dir=cache_dir)
 
 
 def dropout_settings(config) -> dict[str, float]:
-    """The model's dropout probabilities that are not 0, under their names in its configuration or its parts'."""
+    """The model's dropout probabilities above 0, by their names in its configuration or that of a part."""
     values = [pair for part in _parts(config) for pair in part.to_dict().items()]
     return {name: p for name, p in values if "drop" in name and isinstance(p, float) and p > 0}
 
 
 def _parts(config) -> list[Any]:
-    """The configuration, and those of the models that it is made of (T5Gemma's encoder and decoder)."""
+    """The configuration, followed by those of the model's parts (T5Gemma's encoder and decoder)."""
     return [config, *(part for name in config.sub_configs if (part := getattr(config, name)) is not None)]
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, cache_dir: str | None = None):
-    """The base model's tokenizer. Raises UserError if it can't be had."""
+    """The base model's tokenizer. Raises UserError if it cannot be loaded."""
     if os.path.isdir(name) and not any(next(Path(name).glob(kind), None) for kind in TOKENIZER_FILES):
         raise UserError(
             f"cannot load {name}: no tokenizer is in the folder; copy the model's tokenizer files (tokenizer.json, "
@@ -131,8 +131,8 @@ def load_model(
 ) -> torch.nn.Module:
     """The base model in `dtype`, in eval mode; family is "decoder-only" or "encoder-decoder".
 
-    A folder saved with adapters comes with them. quantization, attn_implementation: as the flags. Raises UserError if
-    it can't be had or is of the other family.
+    Adapters in a folder are loaded with it. quantization, attn_implementation: as the flags. Raises UserError if the
+    model cannot be loaded or is of the other family.
     """
     options = loading_options(quantization, dtype)
     if attn_implementation:
@@ -169,29 +169,29 @@ def load_model(
 
 
 def check_loaded(name: str, loading: Mapping[str, Any]) -> None:
-    """Raise UserError if weights of the model were not in its files, or the files hold others: they would stay random.
+    """Raise UserError if a model's files lack weights, which would stay random, or contain unknown ones.
 
-    loading: what from_pretrained says of it. A head that is tied to the embeddings is not missing.
+    loading: from_pretrained's report. A head that is tied to the embeddings is not missing.
     """
     missing, unexpected = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
     mismatched = sorted(str(key[0]) for key in loading.get("mismatched_keys", ()))
     odd = [key for key in (*missing, *unexpected) if adapters.NAME in key]
-    if odd:  # those of the original code have names of their own
+    if odd:  # the original code's adapters have other names
         raise UserError(f"{name}: its adapters are not of this package's kind (differs in {', '.join(odd[:3])})")
-    kinds = {"lacks": missing, "has unknown": unexpected, "has other shapes for": mismatched}
+    kinds = {"missing arrays": missing, "unexpected arrays": unexpected, "arrays of another shape": mismatched}
     wrong = [
-        f"{kind} {len(keys)} arrays ({', '.join(keys[:3])}{', …' * (len(keys) > 3)})"
+        f"{kind}: {', '.join(keys[:3])}{f', … ({len(keys)} in all)' * (len(keys) > 3)}"
         for kind, keys in kinds.items()
         if keys
     ]
     if wrong:
-        raise UserError(f"{name}: its weights do not fit its config.json: it {'; it '.join(wrong)}")
+        raise UserError(f"{name}: its weights do not fit its config.json; {'; '.join(wrong)}")
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:
     """Raise UserError for a weight of NaN or infinity: it would decode nonsense."""
     for weight, array in model.state_dict().items():
-        # a sum in one pass tells it, unless it overflows
+        # the sum, one pass, is enough unless it overflows
         if array.is_floating_point() and not array.sum().isfinite() and not array.isfinite().all():
             raise UserError(
                 f"{name}: its array {weight} holds NaN or infinity, not finite numbers; use another checkpoint"
@@ -201,24 +201,24 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
 def fingerprint(model: torch.nn.Module, tokenizer: Any) -> dict[str, str]:
     """{"model", "tokenizer"}: hashes that tell a base model from another one of the same shape, in milliseconds.
 
-    Of the weights, 16 numbers from all over each array, rounded to bfloat16, so that the precision that the model is
-    loaded in changes nothing; those of a quantised model are others, and are left out.
+    The first one covers 16 values spread over each weight array, rounded to bfloat16, so that it does not depend on
+    the precision of loading. Weights of a quantised model are left out, as they differ.
     """
     weights = hashlib.sha256()
     for parameter in () if is_quantized(model) else model.parameters():
         spread = parameter.detach().flatten()[:: max(parameter.numel() // 16, 1)][:16]
         weights.update(spread.to(device="cpu", dtype=torch.bfloat16).view(torch.int16).numpy().tobytes())
     entries = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=True)
-    marks = {"model": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
-    return {kind: mark for kind, mark in marks.items() if kind != "model" or not is_quantized(model)}
+    digests = {"model": weights.hexdigest()[:16], "tokenizer": hashlib.sha256(entries.encode()).hexdigest()[:16]}
+    return {kind: digest for kind, digest in digests.items() if kind != "model" or not is_quantized(model)}
 
 
 def check_fingerprint(
     saved: Mapping[str, Any], model: torch.nn.Module, tokenizer: Any, name: str, directory: Path
 ) -> None:
-    """Raise UserError unless `model` and `tokenizer` are those that the checkpoint in `directory` was trained on.
+    """Raise UserError unless the checkpoint in `directory` was trained on `model` and `tokenizer`.
 
-    saved: the checkpoint's record of its base model; those of earlier versions and other tools hold no fingerprint.
+    saved: the checkpoint's record of its base model, without a fingerprint in earlier versions and other tools.
     """
     known = saved.get("fingerprint") or {}
     found = fingerprint(model, tokenizer) if known else {}
@@ -227,7 +227,7 @@ def check_fingerprint(
             what = "weights" if kind == "model" else kind
             raise UserError(
                 f"{directory} was trained on {saved.get('name')}, and {name} has other {what} "
-                f"(--allow_other_base yes decodes with it all the same)"
+                f"(--allow_other_base yes decodes with it anyway)"
             )
 
 
@@ -235,7 +235,7 @@ def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Se
     """Raise UserError for a tokenizer that cannot write `texts`, or has more entries than the model has embeddings."""
     for text in texts:
         if any(token in text for token in tokenizer.all_special_tokens):
-            continue  # what is wrong with it is not the tokenizer: see special_tokens.py
+            continue  # the text is wrong, not the tokenizer: see special_tokens.py
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         letters = Counter(character for character in text.casefold() if character.isalnum())
         decoded = tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
@@ -243,7 +243,7 @@ def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Se
         if 2 * kept.total() < letters.total():
             raise UserError(
                 f"{name}: its tokenizer turns {text[:40]!r} into {decoded[:40]!r}: tokenizer files are "
-                "missing there, or are of another model"
+                "missing there, or belong to another model"
             )
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     unused = special - {tokenizer.eos_token_id}  # no text has these
@@ -254,7 +254,7 @@ def check_tokenizer(name: str, tokenizer: Any, model: torch.nn.Module, texts: Se
 
 
 def avoid_cudnn_attention() -> None:
-    """Disable cuDNN's attention (half precision on new GPUs): planning takes it tens of ms for every new shape.
+    """Disable cuDNN's attention (half precision on new GPUs): it needs tens of ms of planning for every new shape.
 
     Packed batches and growing caches have another shape at nearly every call.
     """
@@ -262,7 +262,7 @@ def avoid_cudnn_attention() -> None:
 
 
 def fuse_gelu(model: torch.nn.Module) -> None:
-    """GPT-2's GELU as torch's one kernel instead of eight: the same formula, in a quarter of the memory."""
+    """Compute GPT-2's GELU with one kernel of torch instead of eight: the same formula, in a quarter of the memory."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
@@ -270,7 +270,7 @@ def fuse_gelu(model: torch.nn.Module) -> None:
 
 
 def save_whole(directory: Path, model: torch.nn.Module, tokenizer) -> None:
-    """Write a model that was tuned itself, and its tokenizer, in transformers' own format (safetensors)."""
+    """Write a model that was itself tuned, and its tokenizer, in transformers' own format (safetensors)."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -287,28 +287,28 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 
 def on_device(lm: torch.nn.Module) -> torch.nn.Module:
-    """The model on a GPU if there is one, in eval mode."""
+    """Move the model to a GPU if there is one, in eval mode."""
     if next(lm.parameters()).is_cuda:  # bitsandbytes' models are there already, and cannot be moved
         return lm.eval()
     return lm.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def freeze(model: torch.nn.Module) -> torch.nn.Module:
-    """Mark every parameter of the base model as not trainable; returns the model."""
+    """Make every parameter of the base model untrainable; returns the model."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
 
 
 def _fetch(load, name: str, **kwargs):
-    """Call a from_pretrained; what goes wrong becomes one line that says what to pass instead.
+    """Call a from_pretrained and turn its errors into one line that says what to pass instead.
 
-    Files already in the hub's cache are used as they are; the hub is asked only for what is not there.
+    Files in the hub's cache are used as they are; only missing ones are downloaded.
     """
     arguments = {key: value for key, value in kwargs.items() if value is not None}
     arguments["trust_remote_code"] = False  # a folder's own code is never run, nor is the user asked whether to
     for path in (Path(name) / file for file in ("config.json", "tokenizer.json", "tokenizer_config.json")):
-        if path.is_file():  # transformers' own error names neither the file nor the fault
+        if path.is_file():  # transformers' own error names neither file nor fault
             schema.read(path, dict[str, Any], "use another model")
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # we report missing weights ourselves: see `check_loaded`
@@ -334,7 +334,7 @@ def _fetch(load, name: str, **kwargs):
 
 
 def _check_hub_reachable() -> None:
-    """Raise OSError at once where the hub cannot be reached: its own client would retry for half a minute a file."""
+    """Raise OSError at once if the hub cannot be reached: its own client would retry each file for half a minute."""
     if is_offline_mode():
         raise OSError("offline mode is on and the files are not in the cache")
     try:

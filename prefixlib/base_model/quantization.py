@@ -1,4 +1,4 @@
-"""Frozen base models in 4 or 8 bits: what transformers is to load them with, and whether it can be done here."""
+"""Frozen base models in 4 or 8 bits: transformers' loading arguments, and whether this machine can use them."""
 
 import importlib.util
 from typing import Any
@@ -11,10 +11,10 @@ from prefixlib.system.errors import UserError
 
 
 def loading_options(kind: str | None, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of from_pretrained for --quantization `kind`, with computations in `dtype`; {} for none.
+    """Arguments of from_pretrained for --quantization `kind`, with computations in `dtype`; {} without quantisation.
 
-    4bit, 8bit: bitsandbytes, on a GPU. int8: torchao's weights of 8 bits, also without one. Raises UserError for
-    another kind, and where the library or the GPU is missing.
+    4bit, 8bit: bitsandbytes, on a GPU. int8: torchao's 8-bit weights, also without a GPU. Raises UserError for
+    another kind, and if the library or the GPU is missing.
     """
     if kind in (None, "no"):
         return {}
@@ -40,11 +40,11 @@ def loading_options(kind: str | None, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def is_quantized(model: torch.nn.Module) -> bool:
-    """Whether `model` was loaded with such options."""
+    """Whether `model` was loaded with --quantization."""
     return getattr(model, "hf_quantizer", None) is not None
 
 
 def check_quantized(model: torch.nn.Module, kind: str | None) -> None:
-    """Raise UserError where --quantization `kind` left every weight as it was: torchao takes linear layers alone."""
+    """Raise UserError if --quantization `kind` changed no weight: torchao quantises linear layers alone."""
     if kind == "int8" and all(type(parameter.data) is torch.Tensor for parameter in model.parameters()):
         raise UserError(f"--quantization int8: a {model.config.model_type} model has no linear layers to quantise")

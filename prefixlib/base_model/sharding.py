@@ -1,8 +1,8 @@
 """A frozen model spread over the processes of a run (--shard_base yes): each keeps 1/N of every layer.
 
-A layer gets its other parts from the other processes while it computes, forward and backward, and forgets them again:
-torch's FSDP2, known as stage 3 of ZeRO (Rajbhandari et al. 2020). What is trained, the prefix, is whole in every
-process, its gradients averaged as in any run of several processes. Word embeddings and head are whole as well.
+While a layer computes, forward or backward, it holds the other processes' parts as well, and then frees them: torch's
+FSDP2, known as stage 3 of ZeRO (Rajbhandari et al. 2020). The trained prefix is whole in every process, and its
+gradients are averaged as in any run of several processes. Word embeddings and head are whole, too.
 """
 
 import logging
@@ -17,13 +17,13 @@ from prefixlib.methods.layers import find_stacks
 
 logger = logging.getLogger(__name__)
 
-APART = "_ddp_params_and_buffers_to_ignore"  # what DistributedDataParallel leaves alone, by this attribute's names
+APART = "_ddp_params_and_buffers_to_ignore"  # names that DistributedDataParallel leaves alone
 
 
 def shard(model: nn.Module, base: nn.Module, device: str) -> None:
-    """Spread the layers of `base`, a part of `model`, which is what DistributedDataParallel is given.
+    """Spread the layers of `base`, a part of `model`; DistributedDataParallel wraps `model`.
 
-    Every process of the run has to call it, with the whole model in memory. device: "cpu" or "cuda".
+    Every process of the run must call it, with the whole model in memory. device: "cpu" or "cuda".
     """
     processes = distributed.get_world_size()
     mesh = init_device_mesh(device, (processes,))
@@ -35,11 +35,13 @@ def shard(model: nn.Module, base: nn.Module, device: str) -> None:
     spread = {name: p for name, p in model.named_parameters() if isinstance(p, DTensor)}
     setattr(model, APART, list(spread))
     here, in_all = sum(p.to_local().numel() for p in spread.values()), sum(p.numel() for p in spread.values())
-    logger.info("layers spread over %d processes: %s of their %s numbers here", processes, f"{here:,}", f"{in_all:,}")
+    logger.info(
+        "layers spread over %d processes: %s of their %s parameters here", processes, f"{here:,}", f"{in_all:,}"
+    )
 
 
 def gather(base: nn.Module) -> None:
-    """Make the layers whole in every process, until `scatter`: then each can compute alone. Every process calls it."""
+    """Make the layers whole until `scatter`, so that each process can compute alone. Every process calls it."""
     for layer in _sharded(base):
         layer.set_reshard_after_forward(False)
         layer.unshard()

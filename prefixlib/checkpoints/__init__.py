@@ -1,1 +1,1 @@
-"""What is stored of a trained model: this package's format, the original's, PEFT's; the best one of a run."""
+"""Stored models: the checkpoint formats of this package, the original and PEFT; the best checkpoint of a run."""

@@ -1,4 +1,4 @@
-"""The best validation of a run: which one it is, and the weights that the run decodes and gives back.
+"""The best validation of a run: which one it is, and the weights that the run decodes and returns.
 
 A run keeps its best checkpoint in OUTPUT/best and its last one in OUTPUT. Where there is a best one it is decoded.
 """
@@ -16,7 +16,7 @@ BEST = "best"
 
 
 def is_better(result: Mapping[str, float], kept: Mapping[str, float], metric: str) -> bool:
-    """Whether a validation's result is better than the best one before it, `kept`, which is empty at first.
+    """Whether a validation's result is better than the earlier best one, `kept`, which is empty at first.
 
     metric: "loss", the lower the better, or a score, the higher the better; a tie goes to the lower loss.
     """
@@ -28,7 +28,7 @@ def is_better(result: Mapping[str, float], kept: Mapping[str, float], metric: st
 
 
 def warn_if_constant(metric: str, values: Sequence[float], stopped: bool) -> None:
-    """Say that `metric` had one value at all validations of a run, so that it chose nothing; stopped: by patience."""
+    """Warn that `metric` was equal at all validations, so it chose nothing; stopped: the run ended by patience."""
     if len(values) < 2 or len(set(values)) > 1:
         return
     if metric == "loss":
@@ -48,12 +48,12 @@ def save(model: Any, directory: Path, step: int, scores: Mapping[str, Any] | Non
 
 
 def kept_step(output: Path) -> int | None:
-    """The step of the weights in OUTPUT/best; None where there are none, or where they do not say."""
+    """The step of the weights in OUTPUT/best; None if there are none, or the step is not recorded."""
     return checkpoint.saved_task(output / BEST).get("step") if (output / BEST).is_dir() else None
 
 
 def chosen(output: Path, training: Mapping[str, Any]) -> Path:
-    """The checkpoint that a run decodes: the best one where it kept one, else the last.
+    """The checkpoint that a run decodes: the best one if it was kept, else the last.
 
     training: the run's entry in results.json.
     """
@@ -61,7 +61,7 @@ def chosen(output: Path, training: Mapping[str, Any]) -> Path:
 
 
 def restore(model: Any, output: Path, training: Mapping[str, Any]) -> None:
-    """Give the model of a run, which has its last weights, those of the checkpoint that is `chosen`."""
+    """Load the weights of the checkpoint `chosen` into a run's model, which holds its last weights."""
     step = training["steps"]
     if chosen(output, training) != output:
         step = training["best"]["step"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefixlib.data import data_digests
 from prefixlib.metrics import shown
-from prefixlib.settings.training import decode_command
+from prefixlib.settings.commands import decode_command
 from prefixlib.system import files
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ CARD_MARK = "A trained prefix (Li & Liang 2021, arXiv 2101.00190) for "
 
 
 def path_in(directory: Path) -> Path | None:
-    """Where the model card goes: README.md, unless that is the user's own; None where MODEL_CARD.md is, too."""
+    """The model card's path: README.md, or MODEL_CARD.md if that is the user's own; None if both are."""
     for name in (CARD, OTHER_CARD):
         path = directory / name
         if not path.exists() or (path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")):
@@ -31,18 +31,18 @@ def path_in(directory: Path) -> Path | None:
 
 
 def write(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
-    """Write the model card; no README.md that is the user's own is replaced by it."""
+    """Write the model card; a README.md that is the user's own is not replaced."""
     card = path_in(directory)
     if card is None:
-        logger.warning("%s: %s and %s are no model cards: no card is written", directory, CARD, OTHER_CARD)
+        logger.warning("%s: %s and %s are not model cards: no card is written", directory, CARD, OTHER_CARD)
         return
     if card.name != CARD and not card.exists():
-        logger.warning("%s: %s is no model card and stays: the card is %s", directory, CARD, OTHER_CARD)
+        logger.warning("%s: %s is not a model card and stays: the card is %s", directory, CARD, OTHER_CARD)
     files.write_text(card, _text(directory, config, scores))
 
 
 def refresh(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
-    """Write the card again with these scores too; those of other names that it has stay."""
+    """Add these scores to the card; scores of other names stay."""
     card = path_in(directory)
     text = card.read_text(encoding="utf-8") if card and card.is_file() else ""
     earlier = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text.partition(SCORES)[2], re.MULTILINE))
@@ -57,7 +57,7 @@ def remove(directory: Path) -> None:
 
 
 def _text(directory: Path, config: Mapping[str, Any], scores: Mapping[str, Any]) -> str:
-    """A README for whoever is handed the directory alone: its paths are relative to the directory."""
+    """A README for someone who has the directory alone: its paths are relative to the directory."""
 
     def relative(value: Any) -> Any:
         return os.path.relpath(value, directory) if isinstance(value, str) and os.path.isabs(value) else value

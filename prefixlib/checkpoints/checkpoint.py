@@ -55,7 +55,7 @@ class Base(TypedDict, total=False):
 
 
 class Task(TypedDict, total=False):
-    """What is recorded of a training, as far as decoding reads it."""
+    """The part of a training's record that decoding reads."""
 
     mode: str | None
     tuning_mode: str
@@ -77,7 +77,7 @@ class Task(TypedDict, total=False):
 
 
 class Described(TypedDict):
-    """What prefix_config.json says of a file beside it."""
+    """The entry of a checkpoint's file in prefix_config.json."""
 
     bytes: int
     sha256: str
@@ -107,7 +107,7 @@ class PrefixCheckpoint:
     family: str  # "decoder-only" or "encoder-decoder"
     base: dict[str, Any]  # {"name": hub id or absolute folder, "revision": str or None}
     prefix: dict[str, Any]  # arguments of the tree's PrefixConfig
-    task: dict[str, Any]  # mode, seed and what else the run wants to remember
+    task: dict[str, Any]  # mode, seed and whatever else the run records
     network: dict[str, torch.Tensor]  # state dict of the prefix module
     flat: dict[str, torch.Tensor] | None  # site -> (P, 2*L*H*D); None in a checkpoint of the original
 
@@ -124,7 +124,7 @@ def save(
     versions: Mapping[str, str],
     scores: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint into `directory` (made if absent): weights first, last the config with their hashes."""
+    """Write a checkpoint into `directory` (made if absent): weights first, the config with their hashes last."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     described = {}
@@ -147,19 +147,19 @@ def save(
 
 
 def refresh_card(directory: Path | str, scores: Mapping[str, Any]) -> None:
-    """Write the model card again with these scores too; those of other names that it has stay."""
+    """Add these scores to the model card; scores of other names stay."""
     card.refresh(Path(directory), read_config(directory), scores)
 
 
 def is_checkpoint(directory: Path | str) -> bool:
-    """True where a prefix checkpoint of this format, whole or damaged, lies in `directory`."""
+    """Whether `directory` contains a prefix checkpoint of this format, whole or damaged."""
     return (Path(directory) / CONFIG).is_file()
 
 
 def model_folder(directory: Path | str) -> Path | None:
-    """Where `directory` holds a model that was tuned itself, without a prefix; None if it holds none.
+    """The folder of a model in `directory` that was itself tuned, without a prefix; None if there is none.
 
-    That is the directory itself, or its `model/` in what earlier versions wrote for encoder-decoders.
+    It is the directory itself, or its `model/` for encoder-decoders that an earlier version wrote.
     """
     directory = Path(directory)
     folders = (directory, directory / OWN_MODEL)
@@ -167,7 +167,7 @@ def model_folder(directory: Path | str) -> Path | None:
 
 
 def load(directory: Path | str, family: str) -> PrefixCheckpoint:
-    """Read and verify a checkpoint. Raises UserError if it is absent, damaged, newer, or not of `family`."""
+    """Read and verify a checkpoint. Raises UserError if it is absent, damaged, newer, or of another family."""
     directory = Path(directory)
     config = read_config(directory)
     if config["family"] != family:
@@ -182,7 +182,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
     """The checkpoint's prefix_config.json. Raises UserError if it is absent, unreadable or of a newer format."""
     path = Path(directory) / CONFIG
     if not path.is_file():
-        raise UserError(f"{directory} is no prefix checkpoint: {CONFIG} is missing")
+        raise UserError(f"{directory} is not a prefix checkpoint: {CONFIG} is missing")
     config = schema.read(path, TypedDict("Numbered", {"format": int}), REMEDY)
     if config["format"] > FORMAT:
         raise UserError(f"{path} has format {config['format']}; this version reads up to {FORMAT}: update the package")
@@ -196,7 +196,7 @@ def read_config(directory: Path | str) -> dict[str, Any]:
 
 
 def _odd_task(task: Mapping[str, Any]) -> str | None:
-    """What is wrong with a checkpoint's task beyond the types of its values; None if nothing is."""
+    """The first wrong value in a checkpoint's task, in words; None if there is none. Types are checked before."""
     limit, template, how = (task.get(name) for name in ("max_source_length", "source_template", "tuning_mode"))
     if limit is not None and limit < 1:
         return f"task.max_source_length is {limit}, not at least 1"
@@ -208,7 +208,7 @@ def _odd_task(task: Mapping[str, Any]) -> str | None:
 
 
 def _odd_base(base: Mapping[str, Any], place: str) -> str | None:
-    """What is wrong with the record of a base model beyond the types of its values; None if nothing is."""
+    """The first wrong value in a base model's record, in words; None if there is none. Types are checked before."""
     bits = base.get("quantization", QUANTIZATIONS[0])
     if bits not in QUANTIZATIONS:
         return f"{place}.quantization is {bits!r}, not one of {', '.join(QUANTIZATIONS)}"
@@ -219,10 +219,10 @@ def _odd_base(base: Mapping[str, Any], place: str) -> str | None:
 
 
 def rebuild(kind: type, saved: Any, path: Path | str, flags: type[Flags] | None = None) -> Any:
-    """The dataclass `kind` from what the checkpoint file `path` holds of it.
+    """Rebuild the dataclass `kind` from its settings in the checkpoint file `path`.
 
-    A setting that `flags` has, too, must be one of that flag's choices. Raises UserError for unknown, absent or odd
-    values.
+    A setting that is also one of `flags` must be one of that flag's choices. Raises UserError for unknown, absent or
+    impossible values.
     """
     unknown = set(saved if isinstance(saved, Mapping) else ()) - {field.name for field in dataclasses.fields(kind)}
     if unknown:
@@ -244,7 +244,7 @@ def rebuild(kind: type, saved: Any, path: Path | str, flags: type[Flags] | None 
 
 @contextlib.contextmanager
 def odd_settings_refused(directory: Path | str) -> Iterator[None]:
-    """Turn what a prefix module raises for settings of the right types that make no prefix into a UserError."""
+    """Turn a prefix module's error about settings that have the right types but make no prefix into a UserError."""
     try:
         yield
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -252,7 +252,7 @@ def odd_settings_refused(directory: Path | str) -> Iterator[None]:
 
 
 def unpickled(path: Path | str) -> Any:
-    """What torch.save put into a file, without running any code from it; a bad file raises several exception types."""
+    """Load a file of torch.save without running code from it; a bad file raises several exception types."""
     with warnings.catch_warnings(action="ignore"):  # ignore torch's warnings about foreign files
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -261,11 +261,11 @@ def check_arrays(found: Any, path: Path | str) -> None:
     """Raise UserError unless an unpickled file holds arrays under their names and nothing else."""
     whole = isinstance(found, dict) and all(isinstance(name, str) for name in found)
     if not whole or not all(isinstance(array, torch.Tensor) for array in found.values()):
-        raise UserError(f"{path} holds something else than arrays with names; {REMEDY}")
+        raise UserError(f"{path} holds something other than named arrays; {REMEDY}")
 
 
 def check_numbers(found: Mapping[str, torch.Tensor], path: Path | str) -> None:
-    """Raise UserError for an array that is not made of floating-point numbers, all of them finite."""
+    """Raise UserError for an array that contains anything but finite floating-point numbers."""
     for name, array in found.items():
         if array.dtype not in FLOATS:
             wrong = f"holds {str(array.dtype).removeprefix('torch.')}, not floating-point numbers"
@@ -302,7 +302,7 @@ def check_agrees(flags: Mapping[str, Any], settings: Mapping[str, Any], director
 def own_model_base(saved: Mapping[str, Any], task: Mapping[str, Any], directory: Path | str) -> dict[str, Any]:
     """The record of the base that a checkpoint in `directory` started from; `saved` is that of its base model now.
 
-    They differ where the model was tuned together with the prefix: then the tuned model's folder says it.
+    They differ if the model was tuned together with the prefix: then the tuned model's folder records it.
     """
     if saved.get("name") != OWN_MODEL:
         return dict(saved)
@@ -316,12 +316,12 @@ def save_task(directory: Path | str, task: Mapping[str, Any]) -> None:
 
 
 def saved_task(directory: Path | str) -> dict[str, Any]:
-    """What a prefix or a tuned model was trained for; {} where the folder does not say."""
+    """The task record of a prefix or a tuned model; {} if the folder has none."""
     return read_config(directory)["task"] if is_checkpoint(directory) else load_task(directory)
 
 
 def load_task(directory: Path | str) -> dict[str, Any]:
-    """What a fine-tuned model was trained for: from task_config.json, or the original's config.json; {} if unknown."""
+    """The task record of a fine-tuned model, from task_config.json or the original's config.json; {} if none."""
     path, config_path = Path(directory) / TASK, Path(directory) / "config.json"
     if path.is_file():
         task = schema.read(path, TaskFile, REMEDY)["task"]

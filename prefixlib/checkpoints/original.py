@@ -1,7 +1,7 @@
 """Prefix checkpoints of the first implementation: config.json + pytorch_model.bin, of GPT-2 and of BART.
 
-They name no base model (its shape tells which one it was), and of the settings the arrays often say more than the file.
-Nothing pickled is run.
+They name no base model (the shape tells which one it was), and the arrays often say more about the settings than
+config.json. Nothing pickled is run.
 
 Legend: P prefix length, L layers, H heads, D head size, E width, M mid_dim.
 """
@@ -24,7 +24,7 @@ BART_BASES = {(6, 768): "facebook/bart-base", (12, 1024): "facebook/bart-large"}
 
 
 class Config(TypedDict, total=False):
-    """What is read of config.json, in both trees."""
+    """The values that are read from config.json, in both trees."""
 
     n_layer: int
     n_head: int
@@ -46,33 +46,33 @@ class OriginalPrefix:
 
     settings: dict[str, Any]  # of the tree's PrefixConfig
     network: dict[str, Tensor]  # state dict of the tree's prefix module
-    base: dict[str, Any]  # {"name": None where the shape is not known, "revision"}
+    base: dict[str, Any]  # {"name": None if the shape is not known, "revision"}
     task: dict[str, Any]
 
 
 def is_original(directory: Path | str) -> bool:
-    """True where config.json is that of a prefix of the first implementation: it names P."""
+    """Whether config.json belongs to a prefix of the first implementation: it names P."""
     return '"preseqlen"' in _config_text(directory)
 
 
 def is_prefix(directory: Path | str) -> bool:
-    """True where `directory` holds a prefix, of this package or of the first implementation."""
+    """Whether `directory` holds a prefix, of this package or of the first implementation."""
     return is_checkpoint(directory) or is_original(directory)
 
 
 def is_bart(directory: Path | str) -> bool:
-    """True where config.json is that of an encoder-decoder."""
+    """Whether config.json belongs to an encoder-decoder."""
     return '"encoder_layers"' in _config_text(directory)
 
 
 def _config_text(directory: Path | str) -> str:
-    """config.json as it is, whole or damaged: the reader that parses it reports errors."""
+    """The text of config.json, whole or damaged: the reader that parses it reports errors."""
     config = Path(directory) / "config.json"
     return config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
 
 
 def read_gpt2(directory: Path | str) -> OriginalPrefix:
-    """A GPT-2 prefix of any kind that the first implementation had. Raises UserError if it is none, or damaged."""
+    """Read a GPT-2 prefix of any kind of the first implementation. Raises UserError if it is none, or damaged."""
     saved, network = _read(Path(directory))
     with _shape_errors_as_user_errors(directory, "GPT-2"):
         settings = _gpt2_settings(saved, network)
@@ -85,7 +85,7 @@ def read_gpt2(directory: Path | str) -> OriginalPrefix:
 
 
 def _gpt2_settings(saved: Mapping[str, Any], network: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arrays know best: P in the file can be another one (starts from words)."""
+    """P as the arrays have it: the file's P can differ (starts from words)."""
     layers, heads, width = saved["n_layer"], saved["n_head"], saved["n_embd"]
     shallow = "control_trans" in network
     last = max((name for name in network if name.startswith("control_trans") and name.endswith("bias")), default=None)
@@ -117,7 +117,7 @@ def _shallow(trained: Tensor, length: int, width: int) -> Tensor:
 
 
 def read_bart(directory: Path | str) -> OriginalPrefix:
-    """A BART prefix, plain or deep, with its three branches. Raises UserError if it is none, or damaged."""
+    """Read a BART prefix, plain or deep, with its three branches. Raises UserError if it is none, or damaged."""
     saved, network = _read(Path(directory))
     with _shape_errors_as_user_errors(directory, "BART"):
         settings = {
@@ -141,7 +141,7 @@ def read_bart(directory: Path | str) -> OriginalPrefix:
 
 @contextlib.contextmanager
 def _shape_errors_as_user_errors(directory: Path | str, kind: str) -> Iterator[None]:
-    """Turn what settings and arrays of another shape lead to into a UserError."""
+    """Turn the errors of settings and arrays that do not match into a UserError."""
     try:
         yield
     except KeyError as error:
@@ -165,11 +165,11 @@ def load_network(module: torch.nn.Module, found: OriginalPrefix, directory: Path
 
 
 def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """config.json and pytorch_model.bin. Raises UserError if the files are absent, damaged or no prefix."""
+    """Read config.json and pytorch_model.bin. Raises UserError if they are absent, damaged or not a prefix."""
     config_path, weights_path = directory / "config.json", directory / "pytorch_model.bin"
     if not (config_path.is_file() and weights_path.is_file()):
         raise UserError(
-            f"{directory} is no prefix checkpoint: neither {CONFIG} nor config.json + pytorch_model.bin"
+            f"{directory} is not a prefix checkpoint: neither {CONFIG} nor config.json + pytorch_model.bin"
             + _what_else(directory)
         )
     config = schema.read(config_path, Config, REMEDY)
@@ -186,7 +186,7 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _what_else(directory: Path) -> str:
-    """What a folder without a prefix holds instead, if that is known."""
+    """A hint for errors: the content of a folder without a prefix, if it is known."""
     if (directory / "config.json").is_file() or (directory / "model" / "config.json").is_file():
         return "; it holds a whole model, tuned without a prefix"
     steps = [path.name.removeprefix("checkpoint-") for path in directory.glob("checkpoint-*")]

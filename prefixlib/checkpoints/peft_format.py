@@ -30,7 +30,7 @@ NUMBERS = ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim
 
 
 class Config(TypedDict, total=False):
-    """What is read of adapter_config.json, beside NUMBERS."""
+    """The values that are read from adapter_config.json, besides NUMBERS."""
 
     peft_type: str
     task_type: str | None
@@ -41,7 +41,7 @@ class Config(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A prefix as PEFT stores it."""
+    """A prefix in PEFT's form."""
 
     flat: Tensor  # keys and values (P, 2*L*H*D), float32
     layers: int  # L
@@ -93,7 +93,7 @@ def read(directory: Path) -> Adapter:
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     if not path.is_file():
-        raise UserError(f"{directory} is no adapter of PEFT: {CONFIG} is missing")
+        raise UserError(f"{directory} is not an adapter of PEFT: {CONFIG} is missing")
     config = schema.read(path, Config, "use another adapter")
     kind, task, submodules = (config.get(k) for k in ("peft_type", "task_type", "num_transformer_submodules"))
     if kind not in KINDS:
@@ -101,7 +101,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if task != "CAUSAL_LM" or submodules not in (1, None):
         raise UserError(
             f"{directory} is a prefix for the task type {task}; only CAUSAL_LM can be read, as PEFT's prefix of an "
-            "encoder-decoder sits in the decoder alone and shifts its positions"
+            "encoder-decoder is in the decoder alone and shifts its positions"
         )
     absent = [name for name in NUMBERS if type(config.get(name)) is not int or config[name] < 1]
     if absent:
@@ -114,7 +114,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
     try:
         if path.is_file():
             return load_file(path)
-        path = directory / PICKLED  # what PEFT wrote before it had safetensors
+        path = directory / PICKLED  # the file of PEFT versions before safetensors
         return unpickled(path)
     except FileNotFoundError as error:
         raise UserError(f"{directory} has no {WEIGHTS}") from error
@@ -135,8 +135,8 @@ library_name: peft
 {header}---
 # Prefix for {name or "an unnamed base model"}
 
-A trained prefix (Li & Liang 2021, arXiv 2101.00190) of {adapter.flat.shape[0]} positions, for decoding: PEFT cannot go
-on training an adapter that it has loaded.
+A trained prefix (Li & Liang 2021, arXiv 2101.00190) of {adapter.flat.shape[0]} positions, for decoding: PEFT cannot
+continue training an adapter that it has loaded.
 
 ```python
 from peft import PeftModel

@@ -1,1 +1,1 @@
-"""How a step is computed fast: nothing here changes a result."""
+"""Fast computation of a step: nothing here changes a result."""

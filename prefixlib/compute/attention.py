@@ -2,14 +2,14 @@
 
     install(model)                                              # once per model
     with prefix_attention({layer.self_attn: (keys, values) for ...}):
-        model(**batch)                                          # positions don't move: give GPT-2 position_ids P…
+        model(**batch)                                          # positions do not change: pass GPT-2 position_ids P…
 
 Legend: B batch, T query tokens, S the model's own keys, P prefix length, H query heads, G key/value heads (H unless
-grouped), D head size. A prefix is read-only here: nothing is cached, so gradients flow to whatever made it.
+grouped), D head size. A prefix is read-only here: nothing is cached, so gradients flow to its source.
 
-Seeding a cache does the same for a decoder-only model and is cheaper when decoding; this route serves where a cache
-cannot: an encoder, cross-attention, positions that must not move (BART), activation checkpointing, and batches whose
-rows carry different prefixes.
+Seeding a cache does the same for a decoder-only model and is cheaper when decoding; this route serves where a
+cache cannot: an encoder, cross-attention, positions that must not change (BART), activation checkpointing, and batches
+whose rows carry different prefixes.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from prefixlib.compute import onednn
 
 NAME = "prefix_sdpa"
-CAPPED = "prefix_capped"  # for models that cap the attention's scores, which no kernel of torch does (Gemma 2)
+CAPPED = "prefix_capped"  # for models that cap the attention scores, which torch's kernels cannot do (Gemma 2)
 _PREFIX, _RECORD = "_prefix_key_values", "_recorded_key_values"  # the attributes of a module that `prefix_sdpa` reads
 
 
@@ -34,7 +34,7 @@ class Prefix:
     """One attention module's prefix.
 
     keys, values: (b, G, P, D), b = B, or 1 for all rows, or a divisor of B whose rows are repeated (the beams of an
-    input lie side by side). visible: bool (b, P), False where a row's prefix is shorter than P; None if all count.
+    input are adjacent). visible: bool (b, P), False where a row's prefix is shorter than P; None if all are visible.
     """
 
     keys: Tensor
@@ -43,10 +43,10 @@ class Prefix:
 
 
 def install(model: nn.Module) -> None:
-    """Let `model` (a transformers PreTrainedModel) attend through `prefix_sdpa`; without a prefix it is plain sdpa.
+    """Let `model` (a transformers PreTrainedModel) attend through `prefix_sdpa`, plain sdpa when there is no prefix.
 
-    Raises TypeError if the model does not take its attention from the interface, ValueError if it computes its scores
-    in a way of its own.
+    Raises TypeError if the model does not use the attention interface, ValueError if it computes its scores
+    differently.
     """
     refusal = f"{type(model).__name__} does not take its attention from transformers' attention interface"
     if not model._can_set_attn_implementation():
@@ -66,10 +66,10 @@ def install(model: nn.Module) -> None:
 def prefix_attention(
     prefixes: Mapping[nn.Module, Prefix | tuple[Tensor, Tensor]], visible: Tensor | None = None
 ) -> Iterator[None]:
-    """While open, each attention module of `prefixes` attends to its own prefix too.
+    """While open, each attention module in `prefixes` also attends to its own prefix.
 
     Values are (keys, values) tuples, or `Prefix`. `visible`, bool (b, P), holds for every tuple: see `pad_prefixes`.
-    Modules without an entry are untouched; what they carried before comes back on leaving.
+    Modules without an entry are untouched. On exit every module's earlier prefix is restored.
     """
     carried = {m: p if isinstance(p, Prefix) else Prefix(*p, visible) for m, p in prefixes.items()}
     with _Carrying(_PREFIX, carried):
@@ -78,9 +78,9 @@ def prefix_attention(
 
 @contextlib.contextmanager
 def record_key_values(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
-    """While open, collect the (keys, values), each (B, G, S, D), that the model itself gives at each of `modules`.
+    """While open, collect the model's own (keys, values), each (B, G, S, D), at each of `modules`.
 
-    Used to start a prefix from a real text. The model must be installed; a later forward overwrites an earlier one.
+    It starts a prefix from a real text. `install` must precede it; a later forward overwrites an earlier one.
     """
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     with _Carrying(_RECORD, dict.fromkeys(modules, seen)):
@@ -90,8 +90,8 @@ def record_key_values(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, 
 def enable_checkpointing(model: nn.Module) -> None:
     """Enable activation checkpointing for `model` so that a recomputed layer attends to the same prefix again.
 
-    Backward runs after `prefix_attention` has closed; each checkpointed layer therefore remembers from its forward
-    what the modules carried, and carries it once more while it is recomputed. The layers must be in train mode.
+    Backward runs after `prefix_attention` has closed; each checkpointed layer therefore remembers the prefixes
+    of its forward pass and uses them again while it is recomputed. The layers must be in train mode.
     """
 
     def contexts():
@@ -152,7 +152,7 @@ def prefix_capped(
     softcap: float | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """The same with the scores capped at `softcap`, in plain torch."""
+    """`prefix_sdpa` with the scores capped at `softcap`, in plain torch."""
     key, value, attention_mask = _join(module, query, key, value, attention_mask, kwargs)
     groups = query.shape[1] // key.shape[1]
     scores = query @ repeat_kv(key, groups).transpose(2, 3) * scaling  # (B,H,T,P+S)
@@ -170,7 +170,7 @@ def prefix_capped(
 def _join(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: dict
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values and mask with the module's prefix in front; the module's own are recorded where that is asked."""
+    """Prepend the module's prefix to keys, values and mask; inside `recording`, store the module's own."""
     if (seen := module.__dict__.get(_RECORD)) is not None:
         seen[module] = (key, value)
     if (prefix := module.__dict__.get(_PREFIX)) is None:
@@ -178,7 +178,7 @@ def _join(
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     mask = _widen_mask(mask, prefix, query, key.shape[2], causal)
-    if (bias := kwargs.get("position_bias")) is not None:  # T5's, which knows nothing of the prefix
+    if (bias := kwargs.get("position_bias")) is not None:  # T5's bias has no columns for the prefix
         kwargs["position_bias"] = nn.functional.pad(bias, (prefix.keys.shape[2], 0))
     key = torch.cat([_rows(prefix.keys, key), key], dim=2)  # (B,G,P+S,D)
     value = torch.cat([_rows(prefix.values, value), value], dim=2)
@@ -201,7 +201,7 @@ def _repeat(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _widen_mask(mask: Tensor | None, prefix: Prefix, query: Tensor, own: int, causal: bool) -> Tensor | None:
-    """The mask (B|1, H|1, T, S), bool or additive, with P columns more on the left: the prefix, seen by every query."""
+    """The mask (B|1, H|1, T, S), bool or additive, with P more columns on the left: every query sees the prefix."""
     rows, tokens, length = query.shape[0], query.shape[2], prefix.keys.shape[2]
     if mask is None:
         if causal and tokens > 1:  # None means causal here, aligned to the first key (transformers >= 5.4)

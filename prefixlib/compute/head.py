@@ -16,11 +16,11 @@ CHUNK = 128  # tokens whose logits exist at the same time
 
 
 class Head:
-    """A model's way from last hidden states to logits.
+    """The part of a model that turns last hidden states into logits.
 
-    Most models have a linear layer there and nothing more (`plain`). Others scale what goes into it (T5) or comes out
-    (Granite, Cohere), or cap it (Gemma 2): there the model's own forward is run with its layers left out. Raises
-    UserError for a model that lets neither be done.
+    In most models it is one linear layer (`plain`). Others scale its input (T5) or its output (Granite, Cohere), or
+    cap its output (Gemma 2): for these the model's own forward runs with its layers left out. Raises UserError for a
+    model that allows neither.
     """
 
     def __init__(self, base: nn.Module):
@@ -44,7 +44,7 @@ class Head:
 
     @property
     def _bias(self) -> Tensor | None:
-        return getattr(self.base, "final_logits_bias", None)  # BART's and its relatives'
+        return getattr(self.base, "final_logits_bias", None)  # BART and its relatives have one
 
     def _linear(self, hidden: Tensor) -> Tensor:
         logits = self.base.get_output_embeddings()(hidden)
@@ -66,7 +66,7 @@ def own_logits(base: nn.Module, hidden: Tensor) -> Tensor:
     found = ((parent, name) for parent in base.modules() for name, child in parent.named_children() if child is body)
     parent, name = next(found, (None, ""))
     if parent is None:
-        raise LookupError("its layers are no module of their own")
+        raise LookupError("its layers are not a module of their own")
     answer = _FixedOutput(flat, body.config)
     setattr(parent, name, answer)
     try:
@@ -79,7 +79,7 @@ def own_logits(base: nn.Module, hidden: Tensor) -> Tensor:
 
 
 class _Output(BaseModelOutputWithPastAndCrossAttentions):
-    """Last hidden states, and None for whatever else a model's own kind of output has."""
+    """Last hidden states, and None for every other field of the model's output class."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -87,7 +87,7 @@ class _Output(BaseModelOutputWithPastAndCrossAttentions):
 
 
 class _FixedOutput(nn.Module):
-    """Replaces the layers and returns `hidden` for any arguments."""
+    """A stand-in for the layers that returns `hidden` for any arguments."""
 
     def __init__(self, hidden: Tensor, config: PreTrainedConfig):
         super().__init__()
@@ -100,9 +100,9 @@ class _FixedOutput(nn.Module):
 
 @torch.no_grad()
 def _is_plain(base: nn.Module) -> bool:
-    """Whether the logits are the linear layer's alone. Raises UserError if not, and the model's own can't be had.
+    """Whether the linear layer alone gives the logits. Raises UserError if not, and the model's own cannot be computed.
 
-    The hidden states are large, as a cap shows only there, and not random, to leave the generators' state unchanged.
+    The test's hidden states are large, since a cap changes large logits only, and not random, to keep the RNG state.
     """
     linear, bias = base.get_output_embeddings(), getattr(base, "final_logits_bias", None)
     size, like = linear.weight.shape[1], base.get_input_embeddings().weight
@@ -116,11 +116,11 @@ def _is_plain(base: nn.Module) -> bool:
         hidden = base.base_model(input_ids=token, use_cache=False).last_hidden_state
         expected = base(input_ids=token, use_cache=False).logits
         base.train(was_training)
-    found = linear(hidden) if bias is None else linear(hidden) + bias
-    plain = bool((found - expected).abs().max() <= 1e-3 * expected.abs().max().clamp(min=1.0))
+    logits = linear(hidden) if bias is None else linear(hidden) + bias
+    plain = bool((logits - expected).abs().max() <= 1e-3 * expected.abs().max().clamp(min=1.0))
     if not plain and not alone:
         raise UserError(
-            f"a {base.config.model_type} model is not supported: it changes what its head gives, in a forward that "
+            f"a {base.config.model_type} model is not supported: it changes its head's output, in a forward that "
             "cannot be run without its layers"
         )
     return plain
@@ -129,9 +129,9 @@ def _is_plain(base: nn.Module) -> bool:
 def token_nll(hidden: Tensor, targets: Tensor, head: nn.Linear, bias: Tensor | None = None) -> Tensor:
     """-log p(target) in float32, (S,), for last hidden states (S, E), target ids (S,) and logits = head(hidden) + bias.
 
-    Behind a frozen head the gradient with respect to the hidden states is made together with the loss, a chunk of
-    tokens at a time, so that of S*V logits and as many gradients no more than a chunk is ever held (the idea of Wijmans
-    et al. 2024, "Cut Your Losses", in plain torch). A head that is trained itself gets the usual cross-entropy.
+    With a frozen head the gradient with respect to the hidden states is computed together with the loss, a chunk of
+    tokens at a time: memory holds the logits and gradients of one chunk, not of all S*V (the idea of Wijmans et al.
+    2024, "Cut Your Losses", in plain torch). A trained head gets the usual cross-entropy.
     """
     trained = any(parameter.requires_grad for parameter in head.parameters())
     if trained or not (torch.is_grad_enabled() and hidden.requires_grad):

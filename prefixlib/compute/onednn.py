@@ -1,12 +1,12 @@
-"""Linear layers on the CPU through oneDNN, where it is faster than MKL, which torch multiplies matrices with.
+"""Linear layers on the CPU through oneDNN, where it is faster than MKL, torch's library for matrix products.
 
-    install(model)      # all linear layers of a model, in place; nothing where it would not be faster
+    install(model)      # all linear layers of a model, in place; does nothing where it would not be faster
 
-MKL keeps to AVX2 on processors that are not Intel's. oneDNN, also in torch, takes what the processor has: on two AMD
-cores with AVX-512 (Zen 5) 480 instead of 215 GFLOP/s in float32, for the same sums in another order. A training step
-takes 0.55 of the time (GPT-2 small, SmolLM2's shape; BART base 0.58). With AVX2 (Zen 3) large square matrices take
-equally long, but few rows or many outputs take oneDNN down to half of it: of GPT-2 small a training step takes 0.81 of
-the time, decoding 0.77; of SmolLM2's shape and BART base a step takes 0.98 and 0.91.
+MKL uses AVX2 alone on processors that are not Intel's. oneDNN, also part of torch, uses what the processor has: on two
+AMD cores with AVX-512 (Zen 5) it reaches 480 instead of 215 GFLOP/s in float32, with the same sums in another order. A
+training step takes 0.55 of the time (GPT-2 small, SmolLM2's shape; BART base 0.58). With AVX2 (Zen 3) both take
+equally long for large square matrices, but oneDNN needs down to half the time for few rows or many outputs. A training
+step then takes 0.81 of the time (GPT-2 small; decoding 0.77), 0.98 (SmolLM2's shape) and 0.91 (BART base).
 
 Legend: M rows, K inputs, N outputs.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-WORTH = 2**19  # multiplications from which on a call pays: oneDNN's take 10 µs to prepare
+WORTH = 2**19  # fewest multiplications for which a call pays: oneDNN takes 10 µs to prepare one
 
 
 @cache
@@ -32,16 +32,16 @@ def is_faster() -> bool:
 
 @cache
 def takes_transposed() -> bool:
-    """Whether oneDNN is faster for weights whose inputs do not lie side by side in memory too. With AVX2 MKL is."""
+    """Whether oneDNN is also faster for transposed weights, whose inputs are not contiguous. With AVX2 MKL is."""
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def install(model: nn.Module) -> None:
-    """Let the linear layers of `model`, and GPT-2's, which hold their weights transposed, compute through `linear`.
+    """Let the linear layers of `model`, GPT-2's transposed ones included, compute through `linear`.
 
-    Parameters, names, shapes and types stay: a layer gets a subclass of its own class. With AVX2 the frozen weights of
-    GPT-2's widening layers are moved (`_move`): MKL is slow at many outputs, so oneDNN computes those forward, as it
-    does backward where a layer narrows.
+    Parameters, names, shapes and types do not change: a layer gets a subclass of its own class. With AVX2 the frozen
+    weights of GPT-2's widening layers are stored anew (`_move`): MKL is slow at many outputs, so oneDNN computes their
+    forward pass, and the backward pass of layers that narrow.
     """
     if not is_faster():
         return
@@ -54,9 +54,10 @@ def install(model: nn.Module) -> None:
 
 
 def prepare_to_decode(model: nn.Module) -> None:
-    """Move the frozen weights of all of GPT-2's layers, if they came through `install`.
+    """Lay out the frozen weights of all of GPT-2's layers anew, after `install`.
 
-    That is faster forward and as much slower backward. Not where several processes run: layers may be spread over them.
+    This is faster forward and as much slower backward. Nothing is done in a run of several processes, which may share
+    the layers out among themselves.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return
@@ -66,18 +67,18 @@ def prepare_to_decode(model: nn.Module) -> None:
 
 
 def _move(layer: "TransposedLinear") -> None:
-    """Lay the layer's frozen weight down in memory as a linear layer's; its shape and values stay.
+    """Store the layer's frozen weight as a linear layer does; its shape and values do not change.
 
-    A weight that was mapped from a file counts as memory of the process from then on.
+    A weight that was mapped from a file then counts as the process's own memory.
     """
     if not layer.weight.requires_grad and _is_plain(layer.weight):
         layer.weight.data = layer.weight.data.t().contiguous().t()
 
 
 def trains_attention_faster_in_float32(query: Tensor) -> bool:
-    """Whether torch's attention of bfloat16 `query` is slower backward than that of the same numbers in float32.
+    """Whether torch's attention is slower backward for the bfloat16 `query` than for the same values in float32.
 
-    It multiplies with MKL, which has no fast bfloat16 product for these processors.
+    Attention multiplies with MKL, which has no fast bfloat16 product for these processors.
     """
     if query.device.type != "cpu" or not query.requires_grad:
         return False
@@ -93,12 +94,12 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not torch.is_grad_enabled():
         return _multiply(inputs, weight, bias)
     rows = inputs.reshape(-1, inputs.shape[-1])  # (M, K)
-    # reshaped out here: what is a view inside of the function could not be changed in place (Gemma 3n does that)
+    # reshaped out here: Gemma 3n changes the result in place, which is forbidden for a view made inside the function
     return _Linear.apply(rows, weight, bias).view(*inputs.shape[:-1], len(weight))
 
 
 def _fits(inputs: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes these and could be the faster: plain float32 on the CPU, and enough of it."""
+    """Whether oneDNN accepts these tensors and may be faster: plain float32 on the CPU, and large enough."""
     return (
         inputs.dtype == torch.float32
         and inputs.device.type == "cpu"
@@ -110,12 +111,12 @@ def _fits(inputs: Tensor, weight: Tensor) -> bool:
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Whether it is float32 on the CPU, neither quantised nor sharded."""
+    """Whether the tensor is float32 on the CPU, neither quantised nor sharded."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and type(weight) in (Tensor, nn.Parameter)
 
 
 def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`linear` without a gradient, by the faster of the two libraries."""
+    """Compute `linear` without a gradient, with the faster of the two libraries."""
     faster = _product if weight.stride(-1) == 1 or takes_transposed() else nn.functional.linear
     return faster(inputs, weight, bias)
 

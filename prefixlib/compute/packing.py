@@ -1,6 +1,6 @@
-"""Texts of a padded batch laid one after the other on fewer rows, so that no computation is spent on padding.
+"""Texts of a padded batch placed one after the other on fewer rows, so that no computation is spent on padding.
 
-Which layout is the cheapest and the attention mask of a packed row depend on the model: see prefix_lm.py of each tree.
+The cheapest layout and the attention mask of a packed row depend on the model: see prefix_lm.py of each tree.
 
 Legend: B texts, T tokens of the longest, N real tokens, R rows after packing, W their width.
 """
@@ -21,14 +21,14 @@ class Packed:
 
     input_ids: Tensor  # (R, W)
     positions: Tensor  # (R, W), from 0 in every text
-    text: Tensor  # (R, W): the number of the text, -1 in unused cells
+    text: Tensor  # (R, W): the index of the text, -1 in unused cells
     cells: Tensor  # (N,): the cell of each real token on the flattened rows, in the order of the padded batch
 
 
 def lay_out(input_ids: Tensor, real: Tensor, lengths: Sequence[int], rows: Rows) -> Packed:
-    """Lay `input_ids` (B, T), where `real` (B, T), out on `rows`; `lengths` are the B counts of real tokens."""
+    """Place the real tokens of `input_ids` (B, T) on `rows`; `real` is bool (B, T), `lengths` its B sums."""
     width = width_of(lengths, rows)
-    start = [0] * len(lengths)  # of each text, on the flattened rows
+    start = [0] * len(lengths)  # first cell of each text, on the flattened rows
     for row, members in enumerate(rows):
         column = row * width
         for text in members:
@@ -54,7 +54,7 @@ def width_of(lengths: Sequence[int], rows: Rows) -> int:
 
 
 def layouts(lengths: Sequence[int]) -> list[Rows]:
-    """One text a row, and the first-fit layout of every width at which fewer rows may be enough."""
+    """The layout with one text a row, and a first-fit layout for every width that may need fewer rows."""
     longest, total = max(lengths), sum(lengths)
     widths = sorted({max(longest, -(-total // rows)) for rows in range(1, len(lengths))})
     return [[[text] for text in range(len(lengths))], *(first_fit(lengths, width) for width in widths)]
@@ -63,7 +63,7 @@ def layouts(lengths: Sequence[int]) -> list[Rows]:
 def first_fit(lengths: Sequence[int], width: int) -> Rows:
     """Rows of at most `width` tokens, filled by first fit, the longest texts first."""
     rows: Rows = []
-    free: list[int] = []  # cells of each row
+    free: list[int] = []  # unused cells of each row
     for text in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
         row = next((n for n, left in enumerate(free) if left >= lengths[text]), len(rows))
         if row == len(rows):

@@ -1,7 +1,7 @@
-"""Conversations as data: messages in the forms that other tools write -> one form (standard library only).
+"""Conversations as data: messages in the forms of other tools -> one form (standard library only).
 
-A message has a role and a content. Two forms are read: that of OpenAI and transformers, `{"role": "user", "content":
-"..."}`, where the content may be a list of text parts and an assistant's message may call tools; and that of ShareGPT,
+A message has a role and a content. Two forms are read. OpenAI and transformers write `{"role": "user", "content":
+"..."}`, where the content may be a list of text parts and an assistant's message may call tools; ShareGPT writes
 `{"from": "human", "value": "..."}`.
 """
 
@@ -10,17 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SHAREGPT = {
-    **{"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
-    **{"chatgpt": "assistant", "model": "assistant", "tool": "tool", "observation": "tool"},
-}
-KEPT = ("name", "tool_calls", "tool_call_id")  # what a chat template may show beside role and content
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "chatgpt": "assistant", "model": "assistant", "tool": "tool", "observation": "tool",
+}  # fmt: skip
+KEPT = ("name", "tool_calls", "tool_call_id")  # keys besides role and content that a chat template may show
 Message = dict[str, Any]
 
 
 class Chat(str):
     """A source that is a conversation: its messages as JSON text, so that it can be compared and stored like others.
 
-    `tools`, the tools that the model may call, is part of the text where there are any.
+    If there are `tools` that the model may call, they are part of the text.
     """
 
     __slots__ = ()
@@ -37,7 +37,7 @@ class Chat(str):
 
 
 def as_chat(messages: Iterable[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> Chat:
-    """A conversation given as data: [{"role": "user", "content": "..."}, ...]. Raises ValueError for anything else."""
+    """A conversation from data: [{"role": "user", "content": "..."}, ...]. Raises ValueError for anything else."""
     found = as_messages(messages)
     if not found or found[-1]["role"] == "assistant":
         raise ValueError("a conversation to be answered ends in a message that is not the assistant's")
@@ -45,20 +45,20 @@ def as_chat(messages: Iterable[Mapping[str, Any]], tools: Sequence[Any] | None =
 
 
 def chat_of(messages: Sequence[Message], tools: Sequence[Any] | None = None) -> Chat:
-    """A conversation of messages that are in the one form."""
+    """A conversation of messages that already have the one form."""
     found = {"messages": list(messages), "tools": list(tools)} if tools else list(messages)
     return Chat(json.dumps(found, ensure_ascii=False))
 
 
 def as_messages(messages: Any) -> list[Message]:
-    """Messages in one form. Raises ValueError for what are none, and for parts that are no text."""
+    """The messages in one form. Raises ValueError for anything but messages, and for parts that are not text."""
     if isinstance(messages, (str, Mapping)):
         raise ValueError("a conversation is a list of messages")
     return [_message(message) for message in messages]
 
 
 def holds_messages(value: Any) -> bool:
-    """Whether a cell is meant as a conversation: a list of objects."""
+    """Whether a cell looks like a conversation: a list of objects."""
     return isinstance(value, list) and bool(value) and all(isinstance(message, Mapping) for message in value)
 
 
@@ -85,7 +85,7 @@ def _message(message: Any) -> Message:
 
 
 def _content(content: Any) -> str | None:
-    """A message's text; None where there is none."""
+    """A message's text; None if there is none."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else None
     for part in content:

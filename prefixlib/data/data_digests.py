@@ -1,4 +1,4 @@
-"""Which data a run is trained on: size and hash of each file, kept in its checkpoints, compared when it is resumed.
+"""The data of a run: size and hash of each file, stored in its checkpoints and compared when it is resumed.
 
     entries = digests("webnlg", {"train": Path("train.json"), "valid": Path("dev.json")})
 
@@ -16,7 +16,7 @@ from prefixlib.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-DATA, EARLIER = "data", "earlier_data"  # in a checkpoint: the present data; those before, which it was trained on too
+DATA, EARLIER = "data", "earlier_data"  # in a checkpoint: the present data; the earlier data of the training
 
 
 class Digest(TypedDict):
@@ -27,7 +27,7 @@ class Digest(TypedDict):
     sha256: str  # on the hub, the fingerprint that `datasets` gives
 
 
-Digests = dict[str, list[Digest]]  # what is read for `train`, `valid`, ...
+Digests = dict[str, list[Digest]]  # split (`train`, `valid`, ...) -> its data
 
 
 class EarlierData(TypedDict):
@@ -38,7 +38,7 @@ class EarlierData(TypedDict):
 
 
 def digests(paths: Mapping[str, Path]) -> Digests:
-    """Digests of what is read for each split: a file (with `X.source` also `X.target`), a saved data set, the hub's."""
+    """Digests of each split's data: a file (with `X.source` also `X.target`), a saved data set or one of the hub."""
     return {split: [_digest(part) for part in _parts(path)] for split, path in paths.items()}
 
 
@@ -62,17 +62,17 @@ def _digest(path: Path) -> Digest:
 
 
 def of_run(paths: Mapping[str, Path]) -> dict[str, Any]:
-    """What a new run's checkpoints hold of its data; `paths`: what is read for each split."""
+    """The record of the data in a new run's checkpoints; `paths`: split -> its data."""
     return {DATA: digests(paths)}
 
 
 def of_resumed(
     paths: Mapping[str, Path], saved: Mapping[str, Any], step: int, where: Path, allow_other: bool
 ) -> dict[str, Any]:
-    """What a resumed run's checkpoints hold of its data: DATA, and EARLIER where it had others before.
+    """The record of the data in a resumed run's checkpoints: DATA, and EARLIER if it had other data before.
 
-    saved: what the checkpoint `where`, of `step`, holds; one of an earlier version holds nothing of its data, and
-    nothing is compared. Raises UserError where the data differ, unless `allow_other`.
+    saved: the content of the checkpoint `where`, of `step`; without a record of the data, as in earlier versions,
+    nothing is compared. Raises UserError if the data differ, unless `allow_other`.
     """
     now = digests(paths)
     if DATA not in saved:
@@ -90,7 +90,7 @@ def of_resumed(
 
 
 def difference(before: Digests, now: Digests, paths: Mapping[str, Path]) -> str | None:
-    """The first file that is not what it was, in words with both sizes and digests; None where all are the same."""
+    """The first file that has changed, in words with both sizes and digests; None if all are the same."""
     for split in sorted(before.keys() | now.keys()):
         old, new = before.get(split, []), now.get(split, [])
         for number in range(max(len(old), len(new))):
@@ -114,7 +114,7 @@ def _shown(digest: Digest | None) -> str:
 
 
 def check_steps_left(done: int, planned: int, where: Path) -> None:
-    """Raise UserError where the data leave a run that is to continue no step to make; `planned`: its steps in all."""
+    """Raise UserError if a resumed run has no step left with these data; `planned`: its steps in all."""
     if planned <= done:
         raise UserError(
             f"--resume yes: {where} is at step {done}, and with these data the run has {planned} steps in all, so "

@@ -1,10 +1,10 @@
-"""Rows of the files that people have, whatever the name says (standard library only; datasets where it is needed).
+"""Rows of the files that people have, whatever their names say (standard library only; datasets where needed).
 
     for number, row in rows(Path("train.jsonl")): ...
 
-JSON comes as lines, as a list, as objects one after the other, or as one object that holds columns or the list; tables
-come as in separated.py. Both may be compressed with gzip, and are UTF-8 or UTF-16. `datasets` guesses types: it makes a
-date of the text "2020-01-01" and nothing of NA. So it reads only what has types: .parquet, saved folders, the hub.
+JSON may be lines, a list, objects one after the other, or one object that holds columns or the list; separated.py
+reads tables. Both may be compressed with gzip, and are UTF-8 or UTF-16. `datasets` guesses types: it turns the text
+"2020-01-01" into a date and NA into nothing. So it reads only data with types: .parquet, saved folders, the hub.
 """
 
 import gzip
@@ -29,12 +29,12 @@ UNPACKED_BY = {  # by a file's first bytes
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
 HUB_SPLITS = {"train": "train", "valid": "validation", "test": "test"}
-BETWEEN = re.compile(r"[\s,]*")  # what may be between two values
+BETWEEN = re.compile(r"[\s,]*")  # separators between two values
 Rows = Iterator[tuple[int, dict[str, Any]]]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a key that appears twice, of which json keeps the last without a word."""
+    """A JSON object. Raises ValueError for a key that appears twice: json would silently keep the last one."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -47,7 +47,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 def place(given: str, split: str) -> Path:
-    """What --train_file, --eval_file or --test_file names: an absolute path, or OWNER/NAME:SPLIT on the hub."""
+    """Place that --train_file, --eval_file or --test_file names: an absolute path, or OWNER/NAME:SPLIT of the hub."""
     path = Path(given).expanduser()
     named = path.suffix.lower() in (*SUFFIXES, ".ndjson", ".gz")
     if path.exists() or named or path.is_absolute() or given.startswith((".", "~")) or given.count("/") > 1:
@@ -56,14 +56,14 @@ def place(given: str, split: str) -> Path:
 
 
 def is_hub(path: Path) -> bool:
-    """True for what `place` gives for a name on the hub."""
+    """Whether `path`, a result of `place`, is a name on the hub."""
     return not path.is_absolute() and ":" in path.name and not path.exists()
 
 
 def rows(path: Path, quotes: bool | None = None) -> Rows:
     """Yield (number, row): a .jsonl file's line, else counted from 1. quotes: as in separated.py.
 
-    Raises UserError where the file is absent or cannot be read.
+    Raises UserError if the file is absent or cannot be read.
     """
     if path.is_dir():
         return enumerate(_saved(path), start=1)
@@ -102,7 +102,7 @@ def _decompressed(path: Path, data: bytes) -> bytes:
 
 
 def _decoded(path: Path, data: bytes) -> str:
-    """The text, not with read_text, which would change line ends inside values. UTF-16 is known by its first bytes."""
+    """The file's text, read without read_text, which changes line ends inside values. First bytes tell UTF-16."""
     name = json.detect_encoding(data)
     try:
         return data.decode(name)
@@ -129,7 +129,7 @@ def _holds_rows(text: str) -> bool:
 
 
 def _json(path: Path, text: str, lines: bool) -> Rows:
-    """Rows of JSON. lines: the file is known for JSON lines, so that errors and rows have a line's number."""
+    """Rows of JSON. lines: the name says JSON lines, so errors and rows are counted by line."""
     start = BETWEEN.match(text).end()
     if text[start : start + 1] == "[":
         return _objects(path, _listed(path, text, start))
@@ -168,7 +168,7 @@ def _values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _listed(path: Path, text: str, start: int) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a list; a comma after its last value is let through, a missing end is not."""
+    """(number, value) of a list; a comma after its last value is allowed, a missing end is not."""
     position, number = BETWEEN.match(text, start + 1).end(), 0
     while text[position : position + 1] != "]":
         number += 1
@@ -234,18 +234,18 @@ def _is_list_of_messages(value: Any) -> bool:
     return _is_list_of_rows(value) and any({"role", "from"} & row.keys() for row in value)
 
 
-# ---- what the library datasets reads -----------------------------------------------------------------------------
+# ---- read by the library datasets --------------------------------------------------------------------------------
 
 
 def _parquet(path: Path) -> Iterable[dict[str, Any]]:
     import datasets
 
-    how = {"data_files": str(path), "split": "train", "streaming": True}  # streamed, no copy goes into a cache
+    how = {"data_files": str(path), "split": "train", "streaming": True}  # streamed: no copy is written to a cache
     return _library(path, lambda: list(datasets.load_dataset("parquet", **how)))
 
 
 def _saved(path: Path) -> Iterable[dict[str, Any]]:
-    """A folder of save_to_disk, of one data set; of several (a DatasetDict) its parts are folders of their own."""
+    """Load a folder of save_to_disk with one data set; the parts of a DatasetDict are separate folders."""
     import datasets
 
     found = _library(path, lambda: datasets.load_from_disk(str(path)))
@@ -262,12 +262,12 @@ def _hub(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def hub_fingerprint(path: Path) -> str:
-    """What `datasets` tells a data set of the hub from another one by."""
+    """The fingerprint with which `datasets` identifies a data set of the hub."""
     return _hub(path)._fingerprint
 
 
 def _library(path: Path, load: Any) -> Any:
-    """What `datasets` reads; what goes wrong becomes one line."""
+    """Load with `datasets`; its errors become one line."""
     import datasets
 
     datasets.disable_progress_bars()

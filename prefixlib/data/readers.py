@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prefixlib.system.errors import UserError
 
-SEPARATOR = "<|endoftext|>"  # GPT-2's bos = eos: stands between source and target, and ends the target
+SEPARATOR = "<|endoftext|>"  # GPT-2's bos = eos: it separates source and target, and ends the target
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Record:
     """One (input, text) pair."""
 
     source: str  # linearised input, without the outer template's spaces
-    target: str  # one text as the file has it; "" where the file gives none
+    target: str  # one text as the file has it; "" if it has none
     trainable: bool  # False where training skips it (WebNLG comment != "good"); references keep it
     fields: tuple[str, ...]  # category words, relations or the stripped label, in order
     category: str  # WebNLG category, else ""
-    place: str = field(default="", compare=False)  # where the file has it: "line 3", "entry 3", "row 3"
+    place: str = field(default="", compare=False)  # its place in the file: "line 3", "entry 3", "row 3"
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Group:
     references: tuple[str, ...]
     category: str
     fields: tuple[str, ...]
-    places: tuple[str, ...] = field(default=(), compare=False)  # of the records that it was made of
+    places: tuple[str, ...] = field(default=(), compare=False)  # the places of its records
 
 
 # ---- linearisation -----------------------------------------------------------------------------------------------
 
 
 def linearise_meaning(fields: Mapping[str, str] | Iterable[tuple[str, str]]) -> str:
-    """`"name : The Eagle | Type : pub"`: E2E's slots and values, given as a mapping or as pairs."""
+    """`"name : The Eagle | Type : pub"`: E2E's slots and values, from a mapping or pairs."""
     pairs = fields.items() if isinstance(fields, Mapping) else fields
     return " | ".join(f"{slot} : {value}" for slot, value in pairs)
 
@@ -68,7 +68,7 @@ def slots_of(source: str) -> tuple[str, ...]:
 
 
 def relations_of(source: str) -> tuple[str, ...]:
-    """The relations of linearised triples; what is no triple has none."""
+    """The relations of linearised triples; parts that are not triples have none."""
     triples = (triple.split(" : ") for triple in source.removeprefix(" | ").split(" | "))
     return tuple(parts[1] for parts in triples if len(parts) >= 3)
 
@@ -125,7 +125,7 @@ def is_blank(line: str) -> bool:
 def _pairs(path: Path, bars: str, left: str, right: str, blind: bool = False) -> Iterator[tuple[str, str, str]]:
     """Yield place and halves of every non-blank `left{bars}right` line; UserError file:line for any other line.
 
-    blind: a file without any bars holds the inputs alone, one a line: these come with "".
+    blind: a file without any bars holds the inputs alone, one a line; their right half is "".
     """
     if blind and not any(bars in line for _, line in _lines(path)):
         yield from ((place, line, "") for place, line in _documents(path))
@@ -173,7 +173,7 @@ def labelled(bars: str, classify: bool) -> Callable[..., Iterator[Record]]:
         for place, label, text in _pairs(path, bars, "label", "text", blind):
             if alone and classify:  # the input is the text
                 label, text = text, label
-            if bars == "|||":  # the sentiment files write line breaks so
+            if bars == "|||":  # the sentiment files write line breaks this way
                 text = text.replace("< br / >", "\n")
             source, target = (text, label) if classify else (label, text)
             yield Record(source, target, True, () if classify else (label.strip(),), "", place)
@@ -235,7 +235,7 @@ def _expect(condition: bool, path: Path, place: str, expected: str, found: objec
 
 
 def _text(path: Path, place: str, holder: object, key: str) -> str:
-    """holder[key], which must be a string without the separator."""
+    """The value holder[key], which must be a string without the separator."""
     _expect(isinstance(holder, dict) and isinstance(holder.get(key), str), path, place, f'{{"{key}": text}}', holder)
     _check_text(path, place, holder[key])
     return holder[key]
@@ -254,7 +254,7 @@ def check_whole(path: Path, place: str, text: str) -> None:
 
 
 def _list(path: Path, place: str, holder: object, key: str, blind: bool = False) -> list:
-    """holder[key], which must be a list; blind: it may be missing."""
+    """The value holder[key], which must be a list; blind: it may be missing."""
     if blind and isinstance(holder, dict) and key not in holder:
         return []
     _expect(isinstance(holder, dict) and isinstance(holder.get(key), list), path, place, f'{{"{key}": [...]}}', holder)
@@ -310,6 +310,6 @@ def read_dart(path: Path, blind: bool = False) -> Iterator[Record]:
 
 
 def short(found: object, limit: int = 60) -> str:
-    """What was found, as Python writes it, in at most `limit` characters."""
+    """The value in Python's notation, in at most `limit` characters."""
     shown = repr(found)
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"

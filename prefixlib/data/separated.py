@@ -1,18 +1,18 @@
-"""Rows of comma-, tab- or semicolon-separated text with a head line (standard library only).
+"""Rows of comma-, tab- or semicolon-separated text with a header line (standard library only).
 
     for number, row in read(path, text, "\t", quotes=None): ...
 
-Quotation marks. Quoted as RFC 4180 says, a cell may hold separators and line breaks; other programs write marks as
-text. `quotes` True or False chooses. Without it the text is read both ways, and a reading is consistent if every row
-has as many cells as the head:
+Quotation marks: a cell that is quoted by RFC 4180 may contain separators and line breaks, but other programs write
+marks as text. `quotes` True or False chooses. Without it the text is read both ways, and a reading is consistent if
+every row has as many cells as the header:
 
 * One reading is consistent: it is taken.
-* Both are, with the same number of rows: they differ in the marks around cells alone, and quoting wins. This is the
+* Both are, with the same number of rows: they differ only in the marks around cells, and quoting wins. This is the
   ordinary quoted .csv file.
 * Both are, with different numbers of rows: quoting would merge lines into one row. The file is refused.
 
-Cells such as `"the ""old"" inn"` and column names in marks are written by quoting alone: a text with them is not read
-without it.
+Only quoting writes cells such as `"the ""old"" inn"` and column names in marks: a text with them is not read without
+it.
 """
 
 import csv
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Reading:
-    """The cells of a text, read with quoting or without."""
+    """The cells of a text, read with or without quoting."""
 
     head: list[str] = field(default_factory=list)
     rows: list[tuple[int, int, list[str]]] = field(default_factory=list)  # number, first line, cells
@@ -40,12 +40,12 @@ class Reading:
 
 
 def read(path: Path, text: str, usual: str, quotes: bool | None) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (number, row). usual: the separator that the file's name suggests; the head line may have another one.
+    """Yield (number, row). usual: the separator that the file's name suggests; the header may have another one.
 
     Rows whose cells are all empty are left out and counted. Raises UserError for an ambiguous or ragged text and for a
     column name that appears twice.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is less than a document can have
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 KiB is too small for a document
     if "\n" not in text:
         text = text.replace("\r", "\n")  # old line ends
     lines = [f"{line}\n" for line in text.split("\n")]
@@ -66,14 +66,14 @@ def read(path: Path, text: str, usual: str, quotes: bool | None) -> Iterator[tup
 
 
 def has_table(text: str) -> bool:
-    """Whether a text without a telling name looks like a table: a head of several columns, and rows as wide as it."""
+    """Whether a text, whatever its file's name, looks like a table: a header of several columns, rows equally wide."""
     lines = [f"{line}\n" for line in text.split("\n")]
     reading = _read(lines, _separator(lines, ",", None), True)
     return len(reading.head) > 1 and bool(reading.rows) and reading.fault is None
 
 
 def _separator(lines: Sequence[str], usual: str, quotes: bool | None) -> str:
-    """The separator that cuts the head line into several columns; the usual one where several do, or none."""
+    """The separator that splits the header into several columns; the usual one if several do, or none does."""
     head = next((line for line in lines if line.strip()), "")
     order = sorted(SEPARATORS, key=lambda separator: separator != usual)
     cutting = [separator for separator in order if len(_read([head], separator, quotes is not False).head) > 1]
@@ -84,14 +84,14 @@ def _separator(lines: Sequence[str], usual: str, quotes: bool | None) -> str:
 
 
 def _chosen(path: Path, lines: Sequence[str], separator: str, quotes: bool | None) -> Reading:
-    """The reading to take. Raises UserError where none is consistent, or two are that differ in their rows."""
+    """The reading to use. Raises UserError if none is consistent, or if two are but differ in their rows."""
     if quotes is not None or not any('"' in line for line in lines):
         return _consistent(path, _read(lines, separator, quoting=quotes is not False))
     quoted, plain = (_read(lines, separator, quoting) for quoting in (True, False))
     if plain.fault or _is_quoted(plain):
         return _consistent(path, quoted)
     if quoted.fault:
-        logger.info("%s: every line is read as a row and quotation marks as text: quoting does not fit it", path)
+        logger.info("%s: every line is read as a row and quotation marks as text: it does not fit quoting", path)
         return plain
     if len(quoted.rows) != len(plain.rows):
         number, line, cells = next(row for row in quoted.rows if any("\n" in cell for cell in row[2]))
@@ -122,7 +122,7 @@ def _consistent(path: Path, reading: Reading) -> Reading:
 
 
 def _read(lines: Sequence[str], separator: str, quoting: bool) -> Reading:
-    """All rows up to the first fault. Empty cells beyond the head's are none: some programs end every row in one."""
+    """All rows up to the first fault. Extra empty cells are ignored: some programs end every row with one."""
     found = Reading()
     head = next((line for line in lines if line.strip()), "").split(separator)
     spaced = len(head) > 1 and all(name.startswith(" ") for name in head[1:])  # "source, target"

@@ -1,9 +1,9 @@
-"""Data that a tokenizer does not read as text: special tokens, characters that it loses (standard library only).
+"""Special tokens in data, and characters that a tokenizer loses (standard library only).
 
     check_rows(tokenizer, path, (([record.place], [record.source, record.target]) for record in records))
 
-Texts are searched for the tokens' spellings, not tokenised for it: this costs little, and a conversation's own special
-tokens, which its chat template adds, are not taken for the user's.
+Texts are searched for the tokens' spellings instead of being tokenised: this costs little, and special tokens that a
+chat template adds are not mistaken for the user's.
 """
 
 import logging
@@ -21,10 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_rows(tokenizer: Any, path: Path, rows: Iterable[tuple[Sequence[str], Iterable[str]]]) -> None:
-    """Look at every row, given as (its places, its texts), for the tokenizer's special tokens.
+    """Search every row, (its places, its texts), for the tokenizer's special tokens.
 
-    Raises UserError that names file and row for the token that ends a text. Others are counted in a warning that names
-    the first one.
+    Raises UserError with file and row for the token that ends a text. A warning counts the others and names the first.
     """
     tokens = _special(tokenizer)
     if not tokens:
@@ -53,15 +52,15 @@ def check_rows(tokenizer: Any, path: Path, rows: Iterable[tuple[Sequence[str], I
 
 
 def texts_of(rows: Iterable[Record | Group]) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
-    """Places and texts of rows, as `check_rows` takes them: of groups, which are decoded, the source alone."""
+    """Places and texts of rows, as `check_rows` takes them; groups, which are decoded, give the source alone."""
     for row in rows:
         yield (row.places, [row.source]) if isinstance(row, Group) else ([row.place], [row.source, row.target])
 
 
 def warn_of_lost_characters(tokenizer: Any, texts: Iterable[str]) -> None:
-    """Warn where a tokenizer does not give a text back unchanged: T5's, for example, has no line break.
+    """Warn if a tokenizer does not reproduce a text: T5's, for example, has no line break.
 
-    Looked at are the texts in which a character appears that none before them has, so that many texts take little time.
+    Only texts with a character that no earlier text has are checked, so that many texts take little time.
     """
     known: set[str] = set()
     special = _special(tokenizer)
@@ -70,15 +69,17 @@ def warn_of_lost_characters(tokenizer: Any, texts: Iterable[str]) -> None:
             continue
         known.update(text)
         if any(token in text for token in special):
-            continue  # `check_rows` speaks of those
+            continue  # `check_rows` reports these
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         found = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if found != text:
-            logger.warning("the tokenizer does not keep every character: of %s it makes %s", short(text), short(found))
+            logger.warning(
+                "the tokenizer does not keep every character: it turns %s into %s", short(text), short(found)
+            )
             return
 
 
 def _special(tokenizer: Any) -> set[str]:
-    """The spellings of the tokens that are no text."""
+    """The spellings of the special tokens."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     return {str(token) for token in added if token.special} | set(getattr(tokenizer, "all_special_tokens", ()))

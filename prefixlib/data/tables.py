@@ -3,9 +3,9 @@
     for record in read(Path("train.jsonl"), columns=Columns()): ...
 
 A row has a source, and a target or a list of references; or it is a conversation, whose last answer, if it ends in one,
-is the target. Without flags these columns are read, in capitals too: `source` and `target`; `messages`; `conversations`
+is the target. Without flags these columns are read, in any case: `source` and `target`; `messages`; `conversations`
 (ShareGPT); `prompt` and `completion`, as texts or as messages. For other names the error says which flags to pass.
-formats.py reads the rows, conversations.py the messages, wording.py says what the model reads of a source.
+formats.py reads the rows, conversations.py the messages; wording.py makes the model's prompt from a source.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from prefixlib.system.errors import UserError
 SOURCE, TARGET, REFERENCES = "source", "target", "references"
 CONVERSATIONS = ("messages", "conversations")
 PROMPT, COMPLETION, SYSTEM = "prompt", "completion", "system"
-KNOWN = (  # columns of well-known data sets, for the guess in an error
+KNOWN = (  # columns of well-known data sets, for guesses in errors
     *(("question", "answer"), ("question", "answers"), ("input", "output"), ("instruction", "output")),
     *(("document", "summary"), ("article", "highlights"), ("query", "response"), ("prompt", "response")),
     *(
@@ -46,16 +46,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns are read, and how."""
+    """The columns to read, and how to read them."""
 
-    source: str | None = None  # None: found by its usual names
-    target: str | None = None  # None: `target`, or what belongs to the source that was found
-    template: str = ""  # with names of columns in braces it makes the source
+    source: str | None = None  # None: one of the usual names
+    target: str | None = None  # None: `target`, or the usual partner of the source's name
+    template: str = ""  # with names of columns in braces: the source is made from it
     quotes: bool | None = None  # quotation marks of .csv and .tsv, as in separated.py
 
     @classmethod
     def of(cls, task: Mapping[str, Any], source: str | None, target: str | None, quotes: bool | None = None) -> Self:
-        """Those that are given, else those that a checkpoint was trained on."""
+        """The columns in these settings, else those that a checkpoint was trained on."""
         return cls(
             source or task.get("source_column") or None,
             target or task.get("target_column") or None,
@@ -68,14 +68,14 @@ USUAL = Columns()
 
 
 class BadRow(ValueError):
-    """A row that cannot be used: says which column, what was expected and what was found."""
+    """Raised for a row that cannot be used, with the column, the expected and the actual value."""
 
 
 def read(path: Path, blind: bool = False, columns: Columns = USUAL) -> Iterator[Record]:
-    """The records of every row, in order: one for each target or reference, one without a text where there is none.
+    """The records of every row, in order: one for each target or reference, or one without a text.
 
-    That is for decoding (`blind`); for training every row must have a text.
-    Raises UserError that names the file, the row (a .jsonl's line, else counted from 1), the column and what was found.
+    Rows without a text are for decoding (`blind`); for training every row must have one. Raises UserError that names
+    the file, the row (a .jsonl's line, else counted from 1), the column and the value.
     """
     kinds: set[bool] = set()
     for number, row in rows(path, columns.quotes):
@@ -104,7 +104,7 @@ def _records(
     extra = [text for text in dict.fromkeys(references) if text not in filled]
     for text in filled or extra or [""]:
         yield Record(source, text, True, (), "", place)
-    for text in extra if filled else ():  # they count in scores; trained on is the target
+    for text in extra if filled else ():  # references count in scores; the target is trained on
         yield Record(source, text, False, (), "", place)
 
 
@@ -130,7 +130,7 @@ def _nothing_to_train_on(row: Mapping[str, Any], source: str, target: str, empty
 
 
 def _source(row: Mapping[str, Any], columns: Columns) -> tuple[str, str | None]:
-    """The row's source, and the answer that a conversation ends in."""
+    """The row's source, and the answer at the end of a conversation."""
     if columns.template:
         try:
             filled = fill(columns.template, row, _filled_source(row, columns))
@@ -161,7 +161,7 @@ def _source(row: Mapping[str, Any], columns: Columns) -> tuple[str, str | None]:
 
 
 def _filled_source(row: Mapping[str, Any], columns: Columns) -> str | None:
-    """The text that {source} stands for in a template with other columns, if there is one."""
+    """The text for {source} in a template with other columns, if there is one."""
     value = _cell(row, columns.source or _like(row, SOURCE) or SOURCE)
     return value if isinstance(value, str) else None
 
@@ -226,7 +226,7 @@ def _target(row: Mapping[str, Any], columns: Columns) -> str:
 
 
 def _like(row: Mapping[str, Any], name: str) -> str | None:
-    """The column of a usual name: the name itself, or the one column that differs in its case alone."""
+    """The column with a usual name: the name itself, or the only column that differs from it in case alone."""
     if name in row:
         return name
     found = [column for column in row if column.lower() == name]
@@ -242,7 +242,7 @@ def _has(row: Mapping[str, Any], name: str) -> bool:
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column, None where it is absent; `a.b` as in `_has`."""
+    """The value of a column, None if it is absent; `a.b` as in `_has`."""
     if name in row or not _has(row, name):
         return row.get(name)
     first, _, rest = name.partition(".")
@@ -254,7 +254,7 @@ def _names(row: Mapping[str, Any]) -> str:
 
 
 def _guess(row: Mapping[str, Any], columns: Columns) -> str:
-    """Which flags would read this row."""
+    """A hint: the flags that would read this row."""
     if columns.source:
         near = [name for name in row if name.strip().lower() == columns.source.strip().lower()]
         return f"did you mean --source_column {near[0]}?" if near else "--source_column names another one"
@@ -292,12 +292,16 @@ def _text(name: str, value: Any) -> str:
         return _whole(name, value)
     kind = {bool: "true or false", int: "a number", float: "a number", type(None): "nothing"}.get(type(value))
     shown = "" if value is None else f" {short(value)}"
+    of_lists = f'; several texts go into the column "{REFERENCES}"' if name != REFERENCES else ""
+    if name.lower() == COMPLETION:
+        of_lists = "; messages need a prompt that is messages too"
     remedy = {
-        **{bool: "; put it in quotation marks", int: "; put it in quotation marks", type(None): LEAVE_OUT},
-        **{float: LEAVE_OUT if value != value else "; put it in quotation marks"},
-        **{list: f'; several texts go into the column "{REFERENCES}"' if name != REFERENCES else ""},
-        **({list: "; messages need a prompt that is messages too"} if name.lower() == COMPLETION else {}),
-        **{dict: f"; one of its parts is --source_column {name}.PART, as a target --target_column {name}.PART"},
+        bool: "; put it in quotation marks",
+        int: "; put it in quotation marks",
+        float: LEAVE_OUT if value != value else "; put it in quotation marks",
+        type(None): LEAVE_OUT,
+        list: of_lists,
+        dict: f"; one of its parts is --source_column {name}.PART, as a target --target_column {name}.PART",
     }.get(type(value), "")
     raise BadRow(f'column "{name}": expected a text, found{f" {kind}" * bool(kind)}{shown}{remedy}')
 
@@ -311,14 +315,14 @@ def _whole(name: str, text: str) -> str:
 
 
 def write(path: Path, groups: Sequence[Group], outputs: Sequence[str], scores: Sequence[float]) -> None:
-    """One object a line: source, output, references, score. What `read` gave stands there as it was."""
+    """Write one object a line: source, output, references, score. Values from `read` are unchanged."""
     lines = []
     for group, output, score in zip(groups, outputs, scores, strict=True):
         source = group.source.messages if isinstance(group.source, Chat) else group.source
         tools = {"tools": group.source.tools} if isinstance(group.source, Chat) and group.source.tools else {}
         row = {SOURCE: source, **tools, "output": output, REFERENCES: list(group.references), "score": score}
         text = json.dumps(row, ensure_ascii=False)
-        for end in "\x85\u2028\u2029":  # some readers end a line there
+        for end in "\x85\u2028\u2029":  # some readers end a line at these
             text = text.replace(end, f"\\u{ord(end):04x}")
         lines.append(f"{text}\n")
     files.write_text(path, "".join(lines))

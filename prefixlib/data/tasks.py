@@ -24,25 +24,25 @@ SMALL_ADAPTERS = "adaptertune, 0.1 %"  # a second recipe of that tuning mode
 # Both lists are from PPLM (Dathathri et al. 2020, Plug and Play Language Models, appendix): its 20 openings for
 # topics, and eight of its fifteen for sentiment. The original used eight as well; which eight is not on record.
 SENTIMENT_OPENINGS = (
-    *("The book", "The chicken", "The city", "The country"),
-    *("The horse", "The lake", "The last time", "The movie"),
-)
+    "The book", "The chicken", "The city", "The country",
+    "The horse", "The lake", "The last time", "The movie",
+)  # fmt: skip
 TOPIC_OPENINGS = (
-    *("In summary", "This essay discusses", "Views on", "The connection", "Foundational to this is", "To review,"),
-    *("In brief,", "An illustration of", "Furthermore,", "The central theme", "To conclude,", "The key aspect"),
-    *("Prior to this", "Emphasised are", "To summarise", "The relationship", "More importantly,"),
-    *("It has been shown", "The issue focused on", "In this essay"),
-)
+    "In summary", "This essay discusses", "Views on", "The connection", "Foundational to this is", "To review,",
+    "In brief,", "An illustration of", "Furthermore,", "The central theme", "To conclude,", "The key aspect",
+    "Prior to this", "Emphasised are", "To summarise", "The relationship", "More importantly,",
+    "It has been shown", "The issue focused on", "In this essay",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class InGPT2:
     """A task in gpt2/."""
 
-    folder: str  # of its runs, the original's
+    folder: str  # of its runs, named as in the original
     strategy: str = "beam"  # how it is decoded: beam, greedy or nucleus
-    samples: int = 1  # outputs per input, where the strategy draws them
-    openings: tuple[str, ...] = ()  # words that its outputs are made to begin with
+    samples: int = 1  # outputs per input, if the strategy is sampling
+    openings: tuple[str, ...] = ()  # forced first words of its outputs
     lengths: Mapping[str, int] = field(default_factory=dict)  # most tokens of a part, by flag; else the model decides
     max_new_tokens: int = 100
     num_beams: int = 5
@@ -56,7 +56,7 @@ class InSeq2Seq:
     """A task in seq2seq/. Lengths of outputs are in tokens, the decoder's start token included."""
 
     name: str
-    folder: str  # of its runs, the original's
+    folder: str  # of its runs, named as in the original
     lengths: Mapping[str, int]  # most tokens of a part, by flag
     num_beams: int
     min_length: int
@@ -65,7 +65,7 @@ class InSeq2Seq:
     early_stopping: bool = True
     length_penalty: float = 1.0
     strategy: str = "beam"
-    val_metric: str = "rouge2"  # what the best checkpoint is best in: the original's score, or "loss"
+    val_metric: str = "rouge2"  # chooses the best checkpoint: the original's score, or "loss"
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,20 @@ class Task:
     read: Callable[..., Iterator[Record]]  # (path, blind); blind: files of inputs alone, all that decoding needs
     files: Mapping[str, str]  # split -> path under data/, the original's file names
     metrics: str = ""  # its row in prefixlib/metrics/tasks.py; empty: no reference-based metric
-    prepare: str = ""  # the data set's name for scripts/prepare_data.py, "" where it has none
-    linearise: Callable[[Any], str] | None = None  # data -> source, where an input can be given as data
+    prepare: str = ""  # the data set's name for scripts/prepare_data.py, "" if it has none
+    linearise: Callable[[Any], str] | None = None  # data -> source, if an input can be data
     fields_of: Callable[[str], tuple[str, ...]] = lambda source: ()  # source -> its category words
     source_spaces: tuple[str, str] = (" ", " ")
     target_spaces: tuple[str, str] = (" ", " ")
-    grouped: bool = True  # False: equal inputs stay apart, each with its own reference (classification)
+    grouped: bool = True  # False: equal inputs are not merged, each has its own reference (classification)
     is_table: bool = False  # the input is data, not a text
-    verbatim: bool = False  # texts stay as they are: line breaks may be generated, nothing is stripped or cleaned
-    example: str = "The text to read."  # an input, for the example that an export brings
+    verbatim: bool = False  # texts are not changed: line breaks may be generated, nothing is stripped or cleaned
+    example: str = "The text to read."  # an input, for the example in an export
     gpt2: InGPT2 | None = None
     seq2seq: InSeq2Seq | None = None
     # tree -> what is tuned -> flags: the paper's (its Tables 6 and 8) and those that suit the bundled models
     paper: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    demo_epoch: int | None = None  # --demo yes: small sets are read more often, whatever is tuned
+    demo_epoch: int | None = None  # --demo yes: small sets need more epochs, in every tuning mode
 
 
 def _files(pattern: str, train: str = "train", valid: str = "valid", test: str = "test") -> dict[str, str]:
@@ -125,12 +125,12 @@ def _gpt2_recipes(prefix, finetune, top, adapter, small_adapter) -> dict[str, An
 
 
 def _xsum(name: str, folder: str, source: int = 512) -> InSeq2Seq:
-    """XSum or a part of it. The original decoded every data set with these lengths."""
+    """XSum, or a part of it. The original decoded every data set with these lengths."""
     return InSeq2Seq(name, folder, _lengths(source, 60, 60, 100), num_beams=6, min_length=11, max_length=62)
 
 
 def _table(name: str, folder: str) -> InSeq2Seq:
-    """Tables repeat names, and the paper's GPT-2 runs use 5 beams, no n-gram rule, no early stopping."""
+    """A table: tables repeat names, and the paper's GPT-2 runs use 5 beams, no n-gram rule, no early stopping."""
     return InSeq2Seq(
         name,
         folder,
@@ -292,7 +292,7 @@ ROWS = (
         gpt2=InGPT2("wp_models", "nucleus"),
         demo_epoch=30,
     ),
-    # the label's own trailing space, if any, is the only one beside the separator
+    # the label's own trailing space, if any, is the only space next to the separator
     Task(
         "sentiment",
         readers.labelled("|||", classify=False),
@@ -358,7 +358,7 @@ ROWS = (
     ),
 )
 
-# What --demo yes sets unless the command line does: a few settings tried by hand, no search. tree -> what is tuned
+# Values of --demo yes unless the command line sets others: a few settings tried by hand, no search. tree -> tuning
 _DEMO_PREFIX = {"preseqlen": 10, "mid_dim": 256, "bsz": 16}
 DEMO: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "gpt2": {
@@ -417,14 +417,14 @@ def training_text(mode: str, source: str, target: str, separator: str) -> tuple[
 
 
 def without(separator: str, text: str) -> str:
-    """The text. Raises UserError where it holds the separator."""
+    """The text. Raises UserError if it contains the separator."""
     if separator in text:
         start = text[:60] + ("…" if len(text) > 60 else "")
-        raise UserError(f"{separator!r} separates source and target and cannot stand inside a text: {start!r}")
+        raise UserError(f"{separator!r} separates source and target and must not occur in a text: {start!r}")
     return text
 
 
-# today's tokenizers leave these as they are; the published scores were taken after the cleaning
+# today's tokenizers do not clean these; the published scores were computed after the cleaning
 CLEAN_UP = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'")),
     *((" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
@@ -432,7 +432,7 @@ CLEAN_UP = (
 
 
 def clean_up(text: str) -> str:
-    """A decoded text as transformers 3.2 gave it, on one line.
+    """A decoded text as transformers 3.2 returned it, on one line.
 
     Spaces before punctuation and contractions are removed, newlines turned into spaces, both ends stripped.
     """
@@ -442,7 +442,7 @@ def clean_up(text: str) -> str:
 
 
 def as_group(mode: str, source: Any) -> Group:
-    """An input without references, given as its linearised text or as data that the task linearises.
+    """An input without references, from its linearised text or from data that the task linearises.
 
     WebNLG and DART: (subject, relation, object) triples; E2E: a mapping or pairs of slot and value. Raises UserError
     for data where the task's inputs are texts, or of another shape.
@@ -454,7 +454,7 @@ def as_group(mode: str, source: Any) -> Group:
         try:
             source = task.linearise(source)
         except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"an input of mode {mode} cannot be made of {source!r} ({error})") from error
+            raise UserError(f"an input of mode {mode} cannot be made from {source!r} ({error})") from error
     if not source.strip():
         raise UserError("an input is empty")
     if half := tables.HALF.search(source):
@@ -479,19 +479,19 @@ def data_file(mode: str, split: str, data_dir: str | Path | None = None) -> Path
 
 
 def given_file(mode: str, given: str, split: str) -> Path:
-    """What a flag names: a file, or for user data also a saved data set or one of the hub."""
+    """The place that a flag names: a file, or for user data also a saved data set or one of the hub."""
     return formats.place(given, split) if find_task(mode).verbatim else Path(given).expanduser().resolve()
 
 
 def is_there(mode: str, path: Path) -> bool:
-    """Whether `path` can be read, as far as that shows before it is."""
+    """Whether `path` can probably be read, without reading it."""
     return path.is_file() or (find_task(mode).verbatim and (path.is_dir() or formats.is_hub(path)))
 
 
 def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> Iterator[Record]:
     """Yield the file's records in file order (text formats one line at a time, JSON read whole).
 
-    blind: for decoding, which needs the inputs alone. columns: which are read, where the task's file is a table.
+    blind: for decoding, which needs the inputs alone. columns: those to read, if the task's file is a table.
 
     Raises UserError for a missing or empty file, text not in UTF-8, a malformed line or entry, a separator in a text.
     """
@@ -510,7 +510,7 @@ def iter_records(mode: str, path: str | Path, blind: bool = False, columns: Colu
 
 
 def where_to_get(mode: str) -> str:
-    """What to do where a task's file is missing."""
+    """A remedy for a task's missing file."""
     name = find_task(mode).prepare
     where = "" if places.CHECKOUT else " in a clone of the repository"
     prepared = f"run `python scripts/prepare_data.py {name}`{where}, or " if name else ""
@@ -523,21 +523,21 @@ def read_records(mode: str, path: str | Path, blind: bool = False, columns: Colu
 
 
 def categories_of(rows: Iterable[Any]) -> list[str]:
-    """The categories of records, groups or examples, sorted; [] where they have none."""
+    """The categories of records, groups or examples, sorted; [] if they have none."""
     return sorted({row.category for row in rows} - {""})
 
 
 def training_categories(mode: str, data_dir: str | Path | None = None) -> list[str]:
-    """The categories of the task's training file; [] where it has none or is not there."""
+    """The categories of the task's training file; [] if it has none or does not exist."""
     path = data_file(mode, "train", data_dir)
     return categories_of(iter_records(mode, path)) if is_there(mode, path) else []
 
 
 def read_groups(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Group]:
-    """The inputs of a file with their references, as they are decoded and scored; raises as iter_records.
+    """The inputs of a file with their references, for decoding and scoring; raises as iter_records.
 
-    Distinct inputs, save where every line counts for itself: classification, whose accuracy is over the lines, and
-    inputs that come without references (`blind`), each of which gets its line of output.
+    Inputs are distinct, except where every line counts by itself: in classification, whose accuracy is over lines, and
+    for inputs without references (`blind`), each of which gets its line of output.
     """
     task, records = find_task(mode), read_records(mode, path, blind, columns)
     if task.grouped and not (blind and not any(record.target.strip() for record in records)):

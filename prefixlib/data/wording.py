@@ -1,7 +1,7 @@
-"""What the model reads of a source: the source, a template around it, or the text that its chat template makes of it.
+"""From a source to the model's prompt: the source itself, in a prompt template, or in the model's chat template.
 
-A conversation that is too long loses its earliest turns, never the last one. A turn begins at a user's message; the
-system's message before the first turn stays as long as the last turn fits beside it.
+A conversation that is too long loses its earliest turns, never the last one. A turn begins at a user's message. The
+system's message before the first turn stays as long as the last turn fits with it.
 """
 
 import logging
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 class Filled(str):
-    """A source that a template with several columns has been filled with: no template goes around it again."""
+    """A source made from a template with several columns: no template is applied to it again."""
 
     __slots__ = ()
 
 
 def fill(template: str, row: Mapping[str, Any], source: str | None = None) -> Filled | None:
-    """The template with a row's texts in the place of their columns' names, `source` in that of {source}.
+    """Fill a row's texts into a template with columns' names, and `source` into {source}.
 
-    None for a template of {source} and no column: it goes around the source, other braces stay as they are. Raises
-    ValueError for a name that is no column where there is no {source}, and for a value that is no text.
+    Returns None for a template of {source} without columns, whose other braces are text. Raises ValueError for an
+    unknown column if there is no {source}, and for a value that is not a text.
     """
     names = SLOTS.findall(template)
     columns = {name for name in names if name in row and f"{{{name}}}" != SLOT}
@@ -75,18 +75,18 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Wording:
-    """What the model reads of a source."""
+    """Turns sources into the model's prompts."""
 
     template: str = ""
     chat: bool = False
 
     @classmethod
     def of(cls, task: Mapping[str, Any]) -> "Wording":
-        """As the training of a checkpoint had it."""
+        """The wording of a checkpoint's training."""
         return cls(task.get("source_template") or "", task.get("chat", False))
 
     def source(self, given: Any) -> Any:
-        """A source as `generate` takes it; a mapping of columns is filled into the template. Raises UserError."""
+        """A source from an argument of `generate`; a mapping of columns fills the template. Raises UserError."""
         if not isinstance(given, Mapping) or not self.template:
             return given
         try:
@@ -95,7 +95,7 @@ class Wording:
             raise UserError(f"{short(given)} does not fit the template {self.template!r}: {error}") from error
 
     def text(self, source: str, tokenizer: Any) -> str:
-        """The text of a source. Raises UserError where a conversation is given and none is expected."""
+        """The text of a source. Raises UserError for an unexpected conversation."""
         if self.chat:
             return _rendered(messages_of(source), tokenizer, _tools(source))
         if isinstance(source, Chat):
@@ -104,9 +104,9 @@ class Wording:
         return self.template.replace(SLOT, source) if around else source
 
     def ending(self, source: str, tokenizer: Any) -> str:
-        """What follows the last message's words in a conversation's text; "" for other sources.
+        """The text that follows the last message's words in a conversation's text; "" for other sources.
 
-        It is the end that the text has in common with the text of another last message.
+        It is the common end of the texts with two different last messages.
         """
         if not self.chat:
             return ""
@@ -121,9 +121,9 @@ class Wording:
     def encode(
         self, sources: Sequence[str], tokenizer: Any, rooms: Sequence[int], limit: int | None = None, **how: Any
     ) -> list[Encoded]:
-        """Conversations as token ids, each in at most its room, and in `limit` tokens beside the closing ones.
+        """Conversations as token ids, each in at most its room, and in `limit` tokens besides the closing ones.
 
-        Turns are left out from the beginning. Where the last turn alone is too long, the end of its last message is
+        Turns are left out from the beginning. If the last turn alone is too long, the end of its last message is
         cut, but not what follows that in the template. how: for the tokenizer.
         """
         found = []
@@ -139,7 +139,7 @@ class Wording:
         return found
 
     def _encoded(self, sources: Sequence[str], tokenizer: Any, how: Mapping[str, Any]) -> list[Encoded]:
-        """Whole conversations. The texts are tokenised a second time without their endings, to count these."""
+        """Whole conversations. Texts are tokenised a second time without their endings, to count the closing tokens."""
         texts = [self.text(source, tokenizer) for source in sources]
         endings = [self.ending(source, tokenizer) for source in sources]
         starts = [text[: len(text) - len(ending)] for text, ending in zip(texts, endings, strict=True)]
@@ -151,7 +151,7 @@ PLAIN = Wording()
 
 
 def cut_end(ids: list[int], room: int, closing: int = 1) -> list[int]:
-    """Cut to `room` tokens so that the last `closing` ones stay. Raises UserError where these alone do not fit."""
+    """Cut to `room` tokens and keep the last `closing` ones. Raises UserError if these alone do not fit."""
     if len(ids) <= room:
         return ids
     if room < closing:
@@ -169,7 +169,7 @@ def _tools(source: str) -> list[Any] | None:
 
 
 def _shortened(messages: Sequence[Message]) -> Iterable[list[Message]]:
-    """The conversation with fewer and fewer of its earliest turns, at last without the system's message, too."""
+    """Yield the conversation with fewer and fewer of its earliest turns, at last also without the system's message."""
     turns = [n for n, message in enumerate(messages) if message["role"] == "user"]
     system = list(takewhile(lambda message: message["role"] in ("system", "developer"), messages))
     yield from ([*system, *messages[start:]] for start in turns if start > len(system))
@@ -178,7 +178,7 @@ def _shortened(messages: Sequence[Message]) -> Iterable[list[Message]]:
 
 
 def _rendered(messages: list[Message], tokenizer: Any, tools: Any) -> str:
-    """The chat template's text. Raises UserError where there is none, it refuses, or it leaves out tools."""
+    """The chat template's text. Raises UserError if there is no template, it refuses, or it leaves out tools."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError("the base model has no chat template, which `messages` need: give a column of texts instead")
     how = {"tokenize": False, "add_generation_prompt": True, **({"tools": tools} if tools else {})}
@@ -196,7 +196,7 @@ def _rendered(messages: list[Message], tokenizer: Any, tools: Any) -> str:
         if bare != message and render([*messages[:n], bare, *messages[n + 1 :]]) == text:
             raise UserError(
                 f"the base model's chat template leaves out tools: {short(message)}; write what they say as text, or "
-                "take a base model whose template shows them"
+                "use a base model whose template shows them"
             )
     if tools and render(messages, tools=None) == text:
         raise UserError(f"the base model's chat template leaves out the column tools: {short(tools)}; take it out")
@@ -204,5 +204,5 @@ def _rendered(messages: list[Message], tokenizer: Any, tools: Any) -> str:
 
 
 def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many items two sequences begin with in common."""
+    """The length of the common beginning of two sequences."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from prefixlib.decoding.search import DecodingRule, Hypothesis, StepwiseModel, beam_search, sample
 from prefixlib.settings.search import STRATEGIES
 
-# The stepwise model over the inputs of the given numbers, and the tokens that each output follows.
+# Indices of inputs -> the stepwise model over these inputs, and for each the tokens that its output follows.
 Start = Callable[[Sequence[int]], tuple[StepwiseModel, Sequence[Sequence[int]]]]
 
 
@@ -24,10 +24,10 @@ def decode(
     seed: int = 42,
     progress: bool = False,
 ) -> list[list[Hypothesis]]:
-    """The `count` best hypotheses of every input, or as many samples, in the order of the inputs.
+    """Decode every input; returns its `count` best hypotheses or `count` samples, in the order of the inputs.
 
-    start: gives the stepwise model of a batch. lengths: tokens of each input; a batch holds inputs of similar length,
-    and results do not depend on `batch_size`. Sample k of input n is drawn from the seed `seed + n * count + k`.
+    start: makes the stepwise model of a batch. lengths: tokens of each input; a batch holds inputs of similar length,
+    and results do not depend on `batch_size`. The seed of sample k of input n is `seed + n * count + k`.
     """
     repeats = count if STRATEGIES[strategy].repeats else 1
     jobs = [(n, repeat) for n in range(len(lengths)) for repeat in range(repeats)]
@@ -48,7 +48,7 @@ def decode(
 def decode_batch(
     steps: StepwiseModel, prompts: Sequence[Sequence[int]], rule: DecodingRule, strategy: str, seeds: Sequence[int]
 ) -> list[list[Hypothesis]]:
-    """The hypotheses of every prompt, best first: K of a beam search, else one. seeds: one per prompt."""
+    """The hypotheses of every prompt, best first: K from beam search, else one. seeds: one per prompt."""
     if strategy == "beam":
         return beam_search(steps, prompts, rule)
     return [[one] for one in sample(steps, prompts, rule, seeds if STRATEGIES[strategy].repeats else None)]

@@ -1,4 +1,4 @@
-"""Beam search as an executable specification: one text, no cache, every beam read anew. Tests compare with it."""
+"""Beam search as an executable specification: one text, no cache, every beam computed anew. Tests compare with it."""
 
 from collections.abc import Callable, Sequence
 

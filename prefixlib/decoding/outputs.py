@@ -37,16 +37,16 @@ class Outputs:
 
     mode: str
     inputs: Sequence[Input]
-    texts: Sequence[Sequence[str]]  # of each input: its best text alone, or its samples
+    texts: Sequence[Sequence[str]]  # per input: the best text alone, or the samples
     values: Sequence[Sequence[float]]  # the search's score of every text
     seconds: float
 
     def flat(self) -> list[str]:
-        """All texts, the samples of an input one after the other."""
+        """All texts in one list; the samples of an input are adjacent."""
         return [text for texts in self.texts for text in texts]
 
     def write(self, path: Path, table: Path) -> None:
-        """Write one text a line to `path`; for the user's own data also the rows of `tables.write` to `table`."""
+        """Write one text a line to `path`, and for the user's own data also the rows of `tables.write` to `table`."""
         texts = self.flat()
         files.write_text(path, as_lines(texts))
         if find_task(self.mode).verbatim:
@@ -60,7 +60,7 @@ class Outputs:
         return score(self.mode, [texts[0] for texts in self.texts], self.inputs, seen)
 
     def entry(self, data_file: Path, scores: Scores, *, cut: int, strategy: str, step: int | None, **how: Any) -> dict:
-        """What results.json holds of the split. cut: sources that lost tokens; step: of the weights, where known."""
+        """The split's entry in results.json. cut: sources that lost tokens; step: the step of the weights, if known."""
         return {
             "data_file": str(data_file),
             "strategy": strategy,
@@ -73,13 +73,13 @@ class Outputs:
         }
 
     def log(self, path: Path, step: int | None) -> None:
-        """Say how many texts were written where, and the step of the weights that wrote them."""
+        """Log how many texts were written where, and the step of the weights."""
         count, weights = len(self.flat()), "" if step is None else f", weights of step {step}"
         logger.info("%d texts in %.1f s (%.2f/s) -> %s%s", count, self.seconds, count / self.seconds, path, weights)
 
 
 def as_lines(texts: Iterable[str]) -> str:
-    """The texts, one a line: line breaks inside a text become spaces."""
+    """The texts as one string, a text a line: line breaks inside a text become spaces."""
     return "".join(text.replace("\n", " ") + "\n" for text in texts)
 
 
@@ -111,9 +111,9 @@ def with_references(texts: Sequence[str], inputs: Sequence[Input]) -> list[tuple
 def seen_categories(
     task: Mapping[str, Any], inputs: Sequence[Input], mode: str, data_dir: str | Path | None
 ) -> Collection[str] | None:
-    """The categories that training saw: those that the checkpoint's `task` names, else those of the training file.
+    """The categories that training saw, from the checkpoint's `task`, else from the training file.
 
-    None where the inputs have no categories, and where neither the checkpoint nor a file of the task says more.
+    None if the inputs have no categories, or if neither the checkpoint nor a training file names any.
     """
     if task.get("categories"):
         return task["categories"]

@@ -35,7 +35,7 @@ class StepwiseModel(Protocol):
 
 @dataclass(frozen=True)
 class DecodingRule:
-    """How to decode. Lengths are in tokens; `min_length` counts the prompt, as in the original."""
+    """The settings of one decoding. Lengths are in tokens; `min_length` counts the prompt, as in the original."""
 
     eos_token_id: int
     max_new_tokens: int
@@ -61,9 +61,9 @@ class DecodingRule:
 
 
 def rule_of(search: Search, usual: InGPT2 | InSeq2Seq, **more: Any) -> DecodingRule:
-    """The rule of a search, with the values of the task's row `usual` where the search has none; `more` as it is.
+    """The rule of a search; the task's row `usual` gives the values that the search leaves open, `more` is passed on.
 
-    Raises UserError for values that no search can have.
+    Raises UserError for values that are out of range.
     """
     names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "early_stopping")
     values = {name: getattr(search, name) for name in names}
@@ -137,7 +137,7 @@ def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: De
         states = [(sentences[n].prompt, beam) for n in alive for beam in sentences[n].beams]
         allowed = allowed_tokens(logits, states, rule, generated)
         beams_now, wide = len(sentences[alive[0]].beams), min(2 * width, allowed.shape[1])
-        # the best 2K of a sentence are among the best 2K of each of its beams, so no (R, V) sum is ever made
+        # the best 2K of a sentence are among the best 2K of each of its beams, so no (R, V) sum is computed
         values, token_ids = allowed.topk(wide, dim=1)  # (R, 2K)
         totals = values.view(len(alive), beams_now, wide)
         totals = (totals + log_probabilities.to(totals.device).unsqueeze(-1)).flatten(1)  # (sentences, K * 2K)
@@ -159,7 +159,7 @@ def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: De
         if not alive or generated + 1 == rule.max_new_tokens:
             break
         logits = model.advance(torch.tensor(rows), torch.tensor(tokens))
-    for index, n in enumerate(alive):  # out of length: the running beams compete as they are
+    for index, n in enumerate(alive):  # the length limit is reached: the running beams compete as they are
         for beam, log_probability in zip(sentences[n].beams, log_probabilities[index].tolist(), strict=True):
             sentences[n].keep(rule, beam, log_probability, finished=False)
     return [sorted(sentence.hypotheses, key=lambda h: -h.score) for sentence in sentences]
@@ -168,14 +168,14 @@ def beam_search(model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: De
 def _choose(
     sentence: _Sentence, scores: list[float], beams: list[int], tokens: list[int], rule: DecodingRule, generated: int
 ) -> list[tuple[int, int, float]] | None:
-    """The next K (beam, token, log-probability) of one sentence, or None when it is done. Stores what ended in eos."""
+    """The next K (beam, token, log-probability) of one sentence, None when it is done; stores hypotheses with eos."""
     chosen = []
     for rank, (log_probability, beam, token) in enumerate(zip(scores, beams, tokens, strict=True)):
         ended, ends = sentence.beams[beam], token == rule.eos_token_id
         if rule.stop and not ends:
             ended = [*ended, token]
             ends = rule.stop(ended)
-        if ends:  # dropped where it is outside the K best, or another token was forced in its place
+        if ends:  # dropped if it is outside the K best, or if another token was forced in its place
             if rank < rule.num_beams and log_probability > float("-inf"):
                 sentence.keep(rule, ended, log_probability, finished=True)
         else:
@@ -199,8 +199,8 @@ def sampling(
 ) -> Iterator[None]:
     """Extend the N `results` in place, one token each per iteration, until all of them have ended.
 
-    Tokens are drawn by nucleus sampling (Holtzman et al. 2020), each prompt from its own seed, so that a sample does
-    not depend on its neighbours; greedily if `seeds` is None. Scores are sums of log-probabilities, not normalised.
+    Tokens are chosen by nucleus sampling (Holtzman et al. 2020), with a seed per prompt, so that a sample does not
+    depend on its neighbours, or greedily if `seeds` is None. Scores are sums of log-probabilities, not normalised.
     """
     generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
     alive = list(range(len(prompts)))
@@ -231,7 +231,7 @@ def sampling(
 def sample(
     model: StepwiseModel, prompts: Sequence[Sequence[int]], rule: DecodingRule, seeds: Sequence[int] | None = None
 ) -> list[Hypothesis]:
-    """Decode N prompts by `sampling` to their ends: from `seeds`, one per prompt, or greedily if there are none."""
+    """Decode N prompts to their ends by `sampling`, with one of `seeds` per prompt, or greedily without seeds."""
     results = [Hypothesis(0.0, [], False) for _ in prompts]
     for _ in sampling(model, prompts, rule, seeds, results):
         pass
@@ -248,12 +248,14 @@ def stream(model: StepwiseModel, prompt: Sequence[int], rule: DecodingRule, seed
 
 
 def _pick(allowed: Tensor, rule: DecodingRule, generators: Sequence[torch.Generator] | None) -> Tensor:
-    """A token for each row (R,): the likeliest, or drawn from the nucleus by the row's own generator."""
+    """A token for each row (R,): the likeliest, or a sample from the nucleus with the row's own generator."""
     if generators is None:
         return allowed.argmax(dim=-1)
     nucleus = _nucleus(allowed, rule).cpu()
-    drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in zip(nucleus, generators, strict=True)]
-    return torch.cat(drawn).to(allowed.device)
+    chosen = [
+        torch.multinomial(row, 1, generator=generator) for row, generator in zip(nucleus, generators, strict=True)
+    ]
+    return torch.cat(chosen).to(allowed.device)
 
 
 def _nucleus(allowed: Tensor, rule: DecodingRule) -> Tensor:
@@ -268,7 +270,7 @@ def _nucleus(allowed: Tensor, rule: DecodingRule) -> Tensor:
 
 
 def allowed_tokens(logits: Tensor, states: list, rule: DecodingRule, generated: int) -> Tensor:
-    """Log-probabilities (R, V) in float32 with what the rule forbids at -inf, which does not raise the others'.
+    """Log-probabilities (R, V) in float32; forbidden tokens get -inf, which does not raise the other values.
 
     `states` holds (prompt, generated tokens) per row.
     """
@@ -277,7 +279,7 @@ def allowed_tokens(logits: Tensor, states: list, rule: DecodingRule, generated: 
         forced = rule.forced_first_token_id
     if generated == rule.max_new_tokens - 1 and rule.forced_last_token_id is not None:
         forced = rule.forced_last_token_id
-    if forced is not None:  # costs nothing, and stands above the other rules
+    if forced is not None:  # costs nothing, and overrides the other rules
         allowed = torch.full_like(logits, float("-inf"), dtype=torch.float32)
         allowed[:, forced] = 0.0
         return allowed
@@ -291,7 +293,7 @@ def allowed_tokens(logits: Tensor, states: list, rule: DecodingRule, generated: 
         if rule.no_repeat_ngram_size:
             repeats = _repeated_ngram_tokens([*prompt, *tokens], rule.no_repeat_ngram_size)
             forbidden += [(row, token) for token in repeats]
-    if forbidden:  # at once: on a GPU every assignment would wait for all work before it
+    if forbidden:  # one assignment: on a GPU each one would wait for all earlier work
         rows, tokens = torch.tensor(forbidden).to(allowed.device).T
         allowed[rows, tokens] = float("-inf")
     return allowed

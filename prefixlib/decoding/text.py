@@ -9,7 +9,7 @@ from prefixlib.decoding.search import Hypothesis
 def as_texts(
     found: Iterable[Sequence[Hypothesis]], to_text: Callable[[list[int]], str], *, several: bool, scores: bool
 ) -> list[Any]:
-    """The texts of each prompt's hypotheses: the first one's, or with `several` a list; (text, score) with `scores`."""
+    """Each prompt's first text, or with `several` a list of all; with `scores` pairs (text, score)."""
     results = []
     for hypotheses in found:
         texts: list[Any] = [to_text(hypothesis.tokens) for hypothesis in hypotheses]
@@ -20,7 +20,7 @@ def as_texts(
 
 
 def stop_rule(stop: Sequence[str], to_text: Callable[[Sequence[int]], str]) -> Callable[[Sequence[int]], bool] | None:
-    """A test whether generated tokens end with one of the strings `stop`; None without strings."""
+    """A function that tells whether generated tokens end with one of the strings `stop`; None without strings."""
     if not stop:
         return None
     longest = max(len(text.encode()) for text in stop) + 8  # a token is at least a byte; some decode only with others
@@ -37,8 +37,8 @@ def text_pieces(
 ) -> Iterator[str]:
     """The text of a stream of tokens, a piece at a time; the pieces joined are `to_text` of all tokens.
 
-    The last word is held back until the next one begins, for cleaning may still change it ("do n't" -> "don't"); of
-    `verbatim` texts, half a character is. So is what may be the beginning of one of the strings `stop`.
+    The last word is held back until the next one begins, as cleaning may still change it ("do n't" -> "don't"). In
+    `verbatim` texts only half a character is held back. In both, so is a possible beginning of a string in `stop`.
     """
     seen: list[int] = []
     given = text = ""

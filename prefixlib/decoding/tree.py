@@ -1,8 +1,8 @@
-"""The beams of a sentence on one row of the cache: laid along the query axis, each sees the tokens it descends from.
+"""The beams of a sentence on one row of the cache: they share the query axis, and each sees its ancestor tokens alone.
 
 Prefix, prompt and encoder states are the same for all beams of a sentence, and so are the first tokens they share. A
-row of the cache therefore holds them once, with every token that any beam of the sentence was given behind them, and a
-mask says which of these are a beam's own. To go on from other beams is to choose rows of the mask; no key is copied.
+row of the cache therefore holds them once, followed by every token of any beam of the sentence, and a mask says which
+of these belong to a beam. Continuing other beams means choosing other rows of the mask; no key is copied.
 
 Legend: N sentences in the batch, K beams, S cached positions of prefix and prompt, W cached positions now, H heads,
 D head size.
@@ -21,9 +21,9 @@ class BeamTree:
         self.visible = visible.bool().unsqueeze(1)  # (N, K, W); a prompt is one beam
 
     def advance(self, rows: Tensor) -> Tensor | None:
-        """Go on from the beams `rows` (N'*K',) of N*K; K' tokens are about to be appended to each sentence's row.
+        """Continue the beams `rows` (N'*K',) of N*K, before K' tokens are appended to each sentence's row.
 
-        `rows` stands as `beam_search` gives it: the beams of a sentence side by side, equally many for all. Returns the
+        `rows` has the order of `beam_search`: the beams of a sentence are adjacent, equally many for all. Returns the
         sentences (N',) that stay, or None if all do. `visible` is then (N', K', W+K'): what each new token sees.
         Raises ValueError for rows of another order.
         """
@@ -32,7 +32,7 @@ class BeamTree:
         staying = torch.unique_consecutive(owner)
         beams = len(rows) // len(staying)
         if not torch.equal(owner, staying.repeat_interleave(beams)) or (staying.diff() <= 0).any():
-            raise ValueError("the rows of a sentence must lie side by side, equally many for every sentence")
+            raise ValueError("the rows of a sentence must be adjacent, equally many for every sentence")
         chosen = self.visible.flatten(0, 1)[rows.to(self.visible.device)].unflatten(0, (len(staying), beams))
         itself = torch.eye(beams, dtype=torch.bool, device=chosen.device).expand(len(staying), -1, -1)
         all_stay = len(staying) == len(self.visible)
@@ -41,7 +41,7 @@ class BeamTree:
 
 
 class GrowingLayer(DynamicLayer):
-    """A cache layer with free columns behind the tokens: a new token is written there, without copying the others."""
+    """A cache layer with free columns after the tokens: a new token is written there, without copying the others."""
 
     SPARE = 256  # columns of a buffer that has grown
 
@@ -64,7 +64,7 @@ class GrowingLayer(DynamicLayer):
     def keep(self, rows: Tensor) -> None:
         """Drop all rows (sentences) but `rows` (N',), which are in ascending order.
 
-        They move up inside the buffers: no memory is asked for, and free columns are not copied.
+        They move up inside the buffers: no memory is allocated, and free columns are not copied.
         """
         used = self.get_seq_length()
         for n, buffer in enumerate(self.buffers):

@@ -1,1 +1,1 @@
-"""What can be trained: one row per --tuning_mode in table.py, a module for each that works inside the base model."""
+"""The ways to train: one row per --tuning_mode in table.py, and a module for each that changes the base model."""

@@ -21,15 +21,15 @@ from transformers import PreTrainedConfig
 from prefixlib.methods.layers import find_stacks, is_attention
 from prefixlib.system.errors import UserError
 
-NAME = "adapter_block"  # the original trains, and names, exactly the parameters that have this in their name
+NAME = "adapter_block"  # part of the parameters' names; the original trains exactly the parameters with this name
 DESIGN, BOTTLENECK = "adapter_design", "adapter_bottleneck"  # in the model's config
-INITIAL_STD = 0.02  # the original's, which is transformers' own: not the near-identity of later adapters
+INITIAL_STD = 0.02  # the original's value, transformers' default: not the near-identity of later adapters
 EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps")  # of the model's own norms; BART's is torch's 1e-5
-FEED_FORWARD = ("mlp", "feed_forward", "ffn", "fc2")  # fc2: BART's and OPT's second linear layer, where no module is
+FEED_FORWARD = ("mlp", "feed_forward", "ffn", "fc2")  # fc2: BART's and OPT's last layer of it
 
 
 class Adapter(nn.Module):
-    """(..., E) -> (..., E): x + Up(ReLU(Down(x))), with a LayerNorm in front of Down in design 1."""
+    """(..., E) -> (..., E): x + Up(ReLU(Down(x))), with a LayerNorm before Down in design 1."""
 
     def __init__(self, width: int, bottleneck: int, *, norm_eps: float | None = None, **factory: Any):
         super().__init__()
@@ -53,7 +53,7 @@ def apply(model: nn.Module, adapter_design: int, adapter_bottleneck: int) -> Non
 def insert(model: nn.Module, design: int, bottleneck: int) -> None:
     """Put new adapters into every layer of a transformers model and note them in its config; freezes nothing.
 
-    Raises UserError if the model has adapters already, or is built so that they find no place.
+    Raises UserError if the model has adapters already, or has no place for them.
     """
     if any(NAME in name for name, _ in model.named_parameters()):
         raise UserError("--tuning_mode adaptertune: the base model has adapters already; take one without")
@@ -86,21 +86,21 @@ def _places(layer: nn.Module, design: int) -> list[nn.Module]:
         return [layer]
     attentions = [child for child in layer.children() if is_attention(child)]
     feed_forward = next((getattr(layer, name) for name in FEED_FORWARD if hasattr(layer, name)), None)
-    # BLOOM's modules add the residual themselves: behind them is too late
-    found = [*attentions, feed_forward]
-    if not attentions or feed_forward is None or any("residual" in signature(m.forward).parameters for m in found):
+    # BLOOM's modules add the residual themselves, so their output is too late
+    places = [*attentions, feed_forward]
+    if not attentions or feed_forward is None or any("residual" in signature(m.forward).parameters for m in places):
         raise UserError(f"--adapter_design 2: {type(layer).__name__} has no place for it; take --adapter_design 1")
-    return found
+    return places
 
 
 def _adapt(module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
-    """Forward hook: the module's output, or the first of its outputs, through the module's own adapter."""
+    """Forward hook: pass the module's output, or the first of its outputs, through the module's adapter."""
     adapter = getattr(module, NAME)
     return (adapter(output[0]), *output[1:]) if isinstance(output, tuple) else adapter(output)
 
 
 def train_only_adapters(model: nn.Module) -> list[str]:
-    """Freeze everything but the adapters; returns the names of what is trained."""
+    """Freeze everything but the adapters; returns the names of the trained parameters."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(NAME in name)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -112,7 +112,7 @@ def has_adapters(config: PreTrainedConfig) -> bool:
 
 
 def model_class(config: PreTrainedConfig) -> type:
-    """The model's own class, made to put its adapters in as it is built: from_pretrained then loads theirs too."""
+    """A subclass of the model's class that inserts adapters when built, so that from_pretrained loads their weights."""
     plain = getattr(transformers, config.architectures[0])
 
     def build(self, config, *args, **kwargs):

@@ -8,16 +8,16 @@ from prefixlib.system.errors import UserError
 def find_stacks(model: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:
     """Each stack of layers with the module that holds it: [decoder], or [encoder, decoder] of an encoder-decoder.
 
-    Raises UserError for a model that is not built of attention layers in a list.
+    Raises UserError for a model without a list of attention layers.
     """
     if model.config.is_encoder_decoder:
         return [_find_stack(model.get_encoder()), _find_stack(model.get_decoder())]
-    # of a multimodal model (Gemma 3), the language model
+    # a multimodal model (Gemma 3): take its language model
     return [_find_stack(model.get_decoder() if model.config.sub_configs else model.base_model)]
 
 
 def _find_stack(body: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    for holder in body.modules():  # from the outside in, so that no list within a layer comes first
+    for holder in body.modules():  # outermost first: a layer may contain lists, too
         for child in holder.children():
             if isinstance(child, nn.ModuleList) and len(child) and all(map(_attends, child)):
                 return holder, child

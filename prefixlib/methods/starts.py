@@ -1,6 +1,6 @@
 """Starts of a prefix that both families share (paper section 7.4): random, another prefix's weights, a regression.
 
-A start is a function of the prefix and of what it may be made of; each family has a table of them by name.
+A start is a function of the prefix and its sources; each family has a table of starts by name.
 """
 
 import logging
@@ -18,7 +18,7 @@ STEPS, LEARNING_RATE = 500, 1e-4  # the original's regression onto the activatio
 
 @dataclass
 class Given:
-    """What a start may be made of."""
+    """The sources of a start."""
 
     base: nn.Module
     ids: Sequence[int] = ()  # the tokens of a text
@@ -39,7 +39,7 @@ def regress(
 ) -> list[float]:
     """The original's regression: Adam on the networks, not on their P input vectors; returns the losses.
 
-    loss_of: mean squared error between what the prefix gives now, dropout on, and what it shall give.
+    loss_of: mean squared error between the prefix as it is now, with dropout, and its target.
     """
     optimizer = torch.optim.Adam(networks, lr=LEARNING_RATE)
     losses, last_line = [], time.perf_counter()

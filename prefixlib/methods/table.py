@@ -1,4 +1,4 @@
-"""One row per --tuning_mode: what it trains and stores, and the flags that it alone reads (standard library only)."""
+"""One row per --tuning_mode: what it trains and stores, and the flags only it reads (standard library only)."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -12,8 +12,8 @@ class Method:
 
     prefix: bool = False  # trains a prefix, stored as prefix_model and prefix_flat.safetensors
     tunes_base: bool = True  # trains weights inside the base model, stored as a model folder of transformers
-    module: str = ""  # prefixlib.methods.MODULE.apply(base, **settings) inserts and marks what is trained
-    settings: tuple[str, ...] = ()  # flags that it alone reads; checkpoints record them, a resumed run repeats them
+    module: str = ""  # prefixlib.methods.MODULE, whose `apply(base, **settings)` prepares the base model for training
+    settings: tuple[str, ...] = ()  # flags of this method alone; checkpoints record them, a resumed run repeats them
     refusal: str = ""  # why the other methods refuse these flags
     notes: Callable[[Mapping[str, Any]], str] | None = None  # what the original added to the name of a run's folder
 
@@ -23,7 +23,7 @@ class Method:
         return self.prefix and self.tunes_base
 
     def apply(self, base: Any, values: Mapping[str, Any]) -> None:
-        """Insert into the base model what is trained there, and mark it; `values` holds the row's `settings`."""
+        """Insert the method's parameters into the base model and unfreeze them; `values`: the row's `settings`."""
         if self.module:
             module = importlib.import_module(f"prefixlib.methods.{self.module}")
             module.apply(base, **{name: values[name] for name in self.settings})
@@ -46,7 +46,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "bothtune": Method(prefix=True),
 }
-# What a checkpoint names as its base model if that was tuned together with the prefix: a folder inside it.
+# The base model's name in a checkpoint if it was tuned together with the prefix: a folder inside the checkpoint.
 OWN_MODEL = "./model"
 TASK = "task_config.json"  # in the folder of a tuned model: what it was trained for
 WITH_PREFIX = tuple(name for name, method in METHODS.items() if method.prefix)
@@ -54,5 +54,5 @@ FROZEN_BASE = tuple(name for name, method in METHODS.items() if not method.tunes
 
 
 def method_of(task: Mapping[str, Any]) -> Method:
-    """The row of what a checkpoint records of its training; those that record no mode hold a prefix alone."""
+    """The method of a checkpoint's `task` record; one without a mode holds a prefix alone."""
     return METHODS.get(task.get("tuning_mode") or "prefixtune", METHODS["prefixtune"])

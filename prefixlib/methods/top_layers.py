@@ -12,10 +12,10 @@ def apply(model: nn.Module, top_layers: int, top_embeddings: bool) -> None:
 
 
 def train_top(model: nn.Module, count: int, embeddings: bool) -> list[str]:
-    """Freeze everything but the last `count` layers of the decoder, its final norm and, if asked, the word embeddings.
+    """Freeze all but the decoder's last `count` layers, its final norm and, with `embeddings`, the word embeddings.
 
-    The embeddings are those of the input and of the head, which are one matrix in most models. Returns the names of
-    what is trained. Raises UserError if there are fewer layers, or nothing is left to train.
+    Word embeddings are the input's and the head's, one matrix in most models. Returns the names of the trained
+    parameters. Raises UserError if there are fewer layers, or nothing is left to train.
     """
     holder, layers = find_stacks(model)[-1]
     if count > len(layers):
@@ -36,8 +36,8 @@ def train_top(model: nn.Module, count: int, embeddings: bool) -> list[str]:
 
 
 def _final_norms(holder: nn.Module) -> list[nn.Module]:
-    """The norm behind the last layer, called ln_f, norm, final_layer_norm, ...; BART has none.
+    """The norm after the last layer, called ln_f, norm, final_layer_norm, ...; BART has none.
 
-    Norms of the embeddings (BART's layernorm_embedding, BLOOM's word_embeddings_layernorm) stand beside it.
+    The same module may hold norms of embeddings (BART's layernorm_embedding, BLOOM's word_embeddings_layernorm).
     """
     return [m for name, m in holder.named_children() if type(m).__name__.endswith("Norm") and "embedding" not in name]

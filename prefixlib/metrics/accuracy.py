@@ -1,4 +1,4 @@
-"""Accuracy of generated labels: a label counts where it is, to the letter, one of its references."""
+"""Accuracy of generated labels: a label is right if it equals one of its references exactly."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from prefixlib.metrics.base import Metric, mean
 
 
 def statistics(hypotheses: list[str], references: list[list[str]]):
-    """(N, 2): 1 where the label is right, else 0; and 1 for every label. White space around it does not count."""
+    """(N, 2) array: 1 for a right label, else 0; and 1 for every label. White space around it is ignored."""
     import numpy as np
 
     right = [

@@ -1,4 +1,4 @@
-"""What every metric is made of: statistics per segment, and a rule that turns their sum into the score."""
+"""The parts of a metric: statistics per segment, and a rule that turns their sum into the score."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ SECONDS_BEFORE_BAR = 2.0
 
 
 class Unavailable(Exception):
-    """The metric cannot be computed on this machine; the message says what to install."""
+    """Raised if the metric cannot be computed on this machine; the message says what to install."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Metric:
     name: str
     statistics: Callable[[list[str], list[list[str]]], Any]  # N hypotheses, their references -> (N, S) float array
     combine: Callable[[Any], Any]  # sums over segments (..., S) -> scores (...)
-    scale: float = 1.0  # what the combined value is multiplied with to stand on the scale of the papers
-    span: str = "0-1"  # that scale, in words
+    scale: float = 1.0  # factor from the combined value to the papers' scale
+    span: str = "0-1"  # the papers' scale, in words
 
 
 def mean(sums):
@@ -47,7 +47,7 @@ def mteval_tokens(text: str) -> list[str]:
 
 
 def apart(text: str) -> str:
-    """The text with spaces around every letter of a script that is written without them."""
+    """The text with spaces around every letter of a script that is written without spaces."""
     return _WITHOUT_SPACES.sub(r" \g<0> ", text)
 
 
@@ -58,12 +58,12 @@ _WITHOUT_SPACES = re.compile(
 
 
 def words_13a(text: str) -> list[str]:
-    """The words that sacrebleu compares by default, in their own case."""
+    """The words that sacrebleu compares by default, with their case."""
     return _tokenizer_13a()(text.rstrip()).split()
 
 
 def ascii_lower(text: str) -> str:
-    """The text with A-Z as a-z and nothing else changed."""
+    """The text with A-Z changed to a-z, and nothing else."""
     return text.translate(_LOWER)
 
 

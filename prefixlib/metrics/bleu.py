@@ -4,9 +4,9 @@
 without spaces (Chinese, Japanese, Thai, ...) letters are counted.
 `MTEVAL`: mteval-v13a as the E2E scorer adapted it (its tokenisation, A-Z lower-cased). An order without a match counts
 as half a match, the next such order as a quarter, and so on.
-`MULTI`: multi-bleu.perl -lc, the WebNLG and DART scorers' (split at spaces, lower-cased). An order without a match
-makes the score 0. An empty line in a reference file is a reference of length 0, and a short output can be nearest to
-it: keep the "" in the references to get the official brevity penalty.
+`MULTI`: multi-bleu.perl -lc of the WebNLG and DART scorers (split at spaces, lower-cased). An order without a match
+makes the score 0. An empty line in a reference file is a reference of length 0, which can be the nearest one to a
+short output: keep the "" in the references to get the official brevity penalty.
 
 Both take the reference length nearest to the hypothesis's, the shorter of two equally near ones.
 """
@@ -58,9 +58,9 @@ def combine(sums):
 
 
 def combine_smoothed(sums):
-    """The same with mteval's smoothing; an order that no hypothesis is long enough for has precision 1.
+    """BLEU with mteval's smoothing; an order that no hypothesis is long enough for has precision 1.
 
-    0 where the hypotheses or the references have no word at all.
+    The score is 0 if the hypotheses or the references have no word at all.
     """
     import numpy as np
 
@@ -73,7 +73,7 @@ def combine_smoothed(sums):
 
 
 def combine_sacrebleu(sums):
-    """The same as sacrebleu gives it: 0 where nothing matches, and where no hypothesis has ORDER words."""
+    """BLEU as sacrebleu computes it: 0 if nothing matches, or if no hypothesis has ORDER words."""
     import numpy as np
 
     _, matches, total = _split(sums)
@@ -81,7 +81,7 @@ def combine_sacrebleu(sums):
 
 
 def words_of_any_script(text: str) -> list[str]:
-    """sacrebleu's default words; in scripts that are written without spaces every letter is one."""
+    """sacrebleu's default words; in scripts without spaces every letter is a word."""
     return words_13a(apart(text))
 
 

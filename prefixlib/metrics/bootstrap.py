@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals (Koehn 2004) and a paired randomisation test (Riezler & Maxwell 2005).
+"""The certainty of a score: bootstrap intervals (Koehn 2004), a paired randomisation test (Riezler & Maxwell 2005).
 
 Both resample segments' statistics, never text, so a thousand resamples of a corpus are one matrix product.
 """
@@ -6,7 +6,7 @@ Both resample segments' statistics, never text, so a thousand resamples of a cor
 from prefixlib.metrics.tasks import Measured
 
 LEVEL = 0.95
-ROWS_AT_ONCE = 64  # resamples drawn together: bounds the memory for large corpora
+ROWS_AT_ONCE = 64  # resamples computed together: bounds the memory for large corpora
 
 
 def _sums(draw, rows, samples: int):
@@ -18,7 +18,7 @@ def _sums(draw, rows, samples: int):
 
 
 def _resampled(rows, samples: int, seed: int):
-    """Sums over `samples` corpora of N segments drawn with replacement; the same draws for equal N and seed."""
+    """Sums over `samples` corpora of N segments sampled with replacement; equal N and seed give equal samples."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
@@ -32,7 +32,7 @@ def _resampled(rows, samples: int, seed: int):
 
 
 def interval(figure: Measured, samples: int, seed: int = 0) -> tuple[float, float] | None:
-    """Bounds of the figure's 95 % bootstrap interval (percentiles); None where the metric is not available."""
+    """Bounds of the figure's 95 % bootstrap interval (percentiles); None if the metric is not available."""
     import numpy as np
 
     if figure.rows is None:
@@ -43,7 +43,7 @@ def interval(figure: Measured, samples: int, seed: int = 0) -> tuple[float, floa
 
 
 def paired(a: Measured, b: Measured, samples: int, seed: int = 0) -> dict[str, float] | None:
-    """Compare two systems on the same segments; None where the metric is not available.
+    """Compare two systems on the same segments; None if the metric is not available.
 
     Returns `difference` (b - a), its 95 % bootstrap interval `low`, `high`, and `p`: how often a difference at least as
     large arises when each segment's two outputs are swapped by coin toss (two-sided, with the usual + 1).

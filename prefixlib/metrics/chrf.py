@@ -11,7 +11,7 @@ ORDER, BETA = 6, 2
 
 
 def counts(hypothesis: str, reference: str) -> list[int]:
-    """n-grams of the hypothesis, of the reference, matches: of each length, one after the other (3 * ORDER)."""
+    """Numbers of n-grams of the hypothesis, of the reference, and in common, for each length in turn (3 * ORDER)."""
     found = []
     texts = ["".join(text.split()) for text in (hypothesis, reference)]
     for size in range(1, ORDER + 1):

@@ -1,4 +1,4 @@
-"""CIDEr (Vedantam et al. 2015) as the COCO caption scorer, and so the E2E scorer, computes it (its "CIDEr-D").
+"""CIDEr (Vedantam et al. 2015) as in the COCO caption scorer, which the E2E scorer uses (its "CIDEr-D").
 
 Cosine of tf-idf vectors of n-grams, n = 1..4, with clipped counts and a Gaussian penalty on the length difference;
 mean over n, references and segments, times 10. A segment's references are one document of the idf.
@@ -11,7 +11,7 @@ from prefixlib.metrics.base import Metric, mean, progress
 from prefixlib.metrics.ptb import tokens
 
 ORDER = 4
-SIGMA = 6.0  # of the length penalty, in bigrams
+SIGMA = 6.0  # width of the length penalty, in bigrams
 
 
 def ngrams(words: tuple[str, ...]) -> Counter:
@@ -31,7 +31,7 @@ class TfIdf:
         self.unseen = most  # an n-gram in no reference counts as if it were in one document
 
     def vector(self, counts: Counter):
-        """Weight of each n-gram, norm of the vector of each order, and the length in bigrams (as COCO measures it)."""
+        """The weight of each n-gram, the norm of each order's vector, and the length in bigrams (COCO's measure)."""
         weights = {gram: count * self.idf.get(gram, self.unseen) for gram, count in counts.items()}
         squares = [0.0] * ORDER
         for gram, weight in weights.items():

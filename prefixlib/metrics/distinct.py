@@ -1,4 +1,4 @@
-"""Distinct-n (Li et al. 2016): how varied a set of texts is. It says nothing about whether they are good."""
+"""Distinct-n (Li et al. 2016): the variety of a set of texts. It says nothing about their quality."""
 
 from collections.abc import Sequence
 

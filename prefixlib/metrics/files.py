@@ -32,7 +32,7 @@ def read_lines(path: str | Path, flag: str) -> list[str]:
 
 
 def blank_end(lines: Sequence[str]) -> str:
-    """What a message on the number of lines says of blank ones at the end, which are easily taken for nothing."""
+    """The note on blank lines at the end, which are easily overlooked, for a message on the number of lines."""
     count = next((n for n, line in enumerate(reversed(lines)) if line), len(lines))
     if not count:
         return ""
@@ -54,8 +54,8 @@ def _grouped(lines: list[str]) -> list[list[str]]:
 def read_references(paths: list[str | Path], hypotheses: int) -> list[list[str]]:
     """The references of each hypothesis.
 
-    One file: a reference per line where it has as many lines as there are hypotheses, else groups of lines, each ended
-    by a blank line. Several files: line i of each belongs to hypothesis i, empty where there is no such reference.
+    One file: a reference per line if it has as many lines as there are hypotheses, else groups of lines, each ended by
+    a blank line. Several files: line i of each belongs to hypothesis i, and is empty if there is no such reference.
     Raises UserError as read_lines, and for parallel files of different lengths (naming both).
     """
     files = [read_lines(path, "--references") for path in paths]

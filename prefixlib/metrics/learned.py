@@ -1,4 +1,4 @@
-"""BERTScore, MoverScore and BLEURT through their own libraries, where they are installed (DART's table has them)."""
+"""BERTScore, MoverScore and BLEURT through their own libraries, if installed (DART's table has them)."""
 
 import os
 
@@ -31,7 +31,7 @@ def bertscore(hypotheses: list[str], references: list[list[str]]):
         raise Unavailable("pip install bert-score") from error
     try:
         _, _, f1 = score(hypotheses, _filled(references), lang="en")
-    except OSError as error:  # its model is on the hub
+    except OSError as error:  # the model is on the hub
         raise Unavailable("bert-score could not load its model (is the hub reachable?)") from error
     return _rows(f1)
 

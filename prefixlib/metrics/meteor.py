@@ -1,6 +1,6 @@
 """METEOR 1.5 (Denkowski & Lavie 2014) for English, with the official jar's tables (`-l en -norm`).
 
-The tables come with the PyPI package pycocoevalcap (`pip install -e .[meteor]`): the jar and its paraphrases. `METRIC`
+The PyPI package pycocoevalcap (`pip install -e .[meteor]`) contains the tables: the jar and its paraphrases. `METRIC`
 aligns in Python and needs no Java. `JAR` runs the official jar once per file instead (`-ssOut`: it prints sufficient
 statistics per segment); both give the same statistics, and the corpus score is computed from their sum as the jar does.
 """
@@ -22,7 +22,7 @@ INSTALL_JAVA = f"{INSTALL} and a Java runtime"
 
 
 def find_jar() -> Path:
-    """The jar in the pycocoevalcap package (found, not imported). Raises Unavailable."""
+    """The path of the jar in the pycocoevalcap package, which is not imported. Raises Unavailable."""
     package = importlib.util.find_spec("pycocoevalcap")
     for folder in package.submodule_search_locations or () if package else ():
         jar = Path(folder) / "meteor" / "meteor-1.5.jar"
@@ -58,9 +58,9 @@ def statistics(hypotheses: list[str], references: list[list[str]]):
 
 
 def jar_statistics(hypotheses: list[str], references: list[list[str]]):
-    """(N, 23) array, from the jar. Raises Unavailable without Java or the package.
+    """(N, 23) array from the jar. Raises Unavailable without Java or the package.
 
-    A segment with fewer references than the most is filled up with empty ones, which never win.
+    Segments are filled up with empty references, which never win, to the same number of references.
     """
     import numpy as np
 
@@ -85,7 +85,7 @@ def jar_statistics(hypotheses: list[str], references: list[list[str]]):
 
 
 def without_perfect_chunks(rows):
-    """A hypothesis that is its reference word for word is not fragmented: its one chunk does not count (N, 23)."""
+    """Statistics (N, 23) in which the one chunk of a hypothesis that equals its reference is not a fragment."""
     perfect = (rows[:, 20] == 1) & (rows[:, 21] == rows[:, 0]) & (rows[:, 22] == rows[:, 1])
     rows[perfect, 20] = 0
     return rows

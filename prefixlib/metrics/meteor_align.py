@@ -1,7 +1,7 @@
 """METEOR 1.5's aligner: all matches of words and phrases, then a beam search for the best set of them.
 
-Most (weighted) words first, then fewest chunks, then the shortest way between the matched places. The search's
-peculiarities change scores and are kept: half words are cut off as they are added up, and a branch inherits the
+The best set has the most (weighted) words, then the fewest chunks, then the shortest distance between matched places.
+The search's peculiarities change scores and are kept: sums of half words are truncated, and a branch inherits the
 distances of the branches tried before it.
 """
 
@@ -48,7 +48,7 @@ def find_matches(hypothesis: list[str], reference: list[str], tables: Tables) ->
 
 
 def _paraphrases(words: list[str], others: list[str], tables: Tables):
-    """(start, length, start, length) of each phrase of `words` one of whose paraphrases stands in `others`."""
+    """(start, length, start, length) of each phrase of `words` with a paraphrase that occurs in `others`."""
     first = {}
     for i, word in enumerate(others):
         first.setdefault(word, []).append(i)
@@ -66,7 +66,7 @@ def _paraphrases(words: list[str], others: list[str], tables: Tables):
 #   distance
 #   words        weighted words of the reference
 #   test_words   weighted words of the hypothesis
-#   following    the first reference word behind the last match, or behind the last skipped word
+#   following    the first reference word after the last match, or after the last skipped word
 #   end          where the current chunk ends in the hypothesis, -1 outside of one
 #   taken        which words of the reference are used, as bits
 #   test_taken   and of the hypothesis
@@ -79,14 +79,14 @@ def _bits(start: int, length: int) -> int:
 
 
 def _step(match: Match) -> tuple:
-    """What a match adds to a path: words and test words, the places behind it, its distance and where it begins."""
+    """A match's contribution to a path: words and test words, the places after it, its distance and its start."""
     weight = WEIGHTS[match.module]
     behind = match.start + match.length, match.test + match.test_length
     return match.length * weight, match.test_length * weight, *behind, abs(match.start - match.test), match.test
 
 
 def _certain(matches: list[list[Match]]) -> dict[int, Match]:
-    """Matches that nothing else competes with, by their first reference word."""
+    """Matches without competitors, by their first reference word."""
     covered, covered_test = Counter(), Counter()
     for match in (match for each in matches for match in each):
         covered.update(range(match.start, match.start + match.length))
@@ -132,7 +132,7 @@ def best_alignment(matches: list[list[Match]]) -> list[Match]:
                 ranked = -now - test_now, cut, distance
                 bits = taken | used, test_taken | test_used
                 longer.append((*ranked, now, test_now, behind, test_behind, *bits, (match, chosen)))
-                distance += way  # of the next branch and of the path that skips the word
+                distance += way  # for the next branch and the path that skips the word
             chunks += end != -1
             rest = words, test_words, following + 1, -1, taken, test_taken, chosen
             longer.append((minus_words, chunks, distance, *rest))

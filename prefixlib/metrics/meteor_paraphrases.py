@@ -1,8 +1,8 @@
-"""METEOR's paraphrase table as a memory-mapped index: built once from the package's file, then opened in no time.
+"""METEOR's paraphrase table as a memory-mapped index: built once from the package's file, then opened at once.
 
 The table holds five million pairs of phrases in a gzip file that can only be read from its beginning to its end, which
-takes longer than scoring. The index lies in $XDG_CACHE_HOME/prefix-tuning (default ~/.cache/prefix-tuning) and takes
-about twice the table's space. Where that folder cannot be written, the index stays in memory.
+takes longer than scoring. The index is stored in $XDG_CACHE_HOME/prefix-tuning (default ~/.cache/prefix-tuning) and
+needs about twice the table's space. If that folder cannot be written, the index stays in memory.
 """
 
 import gzip
@@ -19,13 +19,13 @@ from prefixlib.system import cache
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the index: another number is another folder
+FORMAT = 1  # of the index: each format has its own folder
 PAIRS_PER_UPDATE = 50_000  # of the progress bar
 ARRAYS = ("hashes", "spans", "text")
 
 
 def index_folder(table: Path) -> Path:
-    """Where the index of this table is kept; named after the size and checksum that a gzip file ends with."""
+    """The folder of this table's index, named after the size and checksum at the end of the gzip file."""
     with open(table, "rb") as file:
         file.seek(-8, os.SEEK_END)
         checksum = file.read().hex()
@@ -38,7 +38,7 @@ class Paraphrases:
     """Phrases and their paraphrases, looked up by hash.
 
     hashes: (G,) uint64, sorted, one for each group of pairs that share their first phrase.
-    spans: (G, 2) int64, where the group's lines begin and end in `text`.
+    spans: (G, 2) int64, beginning and end of the group's lines in `text`.
     text: (bytes,) uint8, per group its phrase and the paraphrases, a line each.
     """
 
@@ -47,7 +47,7 @@ class Paraphrases:
     text: Any
 
     def among(self, phrases: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], list[tuple[str, ...]]]:
-        """Which of these phrases are paraphrases of which others of them, in the table's order."""
+        """The pairs of these phrases that are paraphrases of each other, in the table's order."""
         import numpy as np
 
         by_key = {" ".join(phrase).encode(): phrase for phrase in phrases}
@@ -59,7 +59,7 @@ class Paraphrases:
             for begin, end in self.spans[first[n] : last[n]].tolist():
                 phrase, *others = self.text[begin:end].tobytes().split(b"\n")[:-1]
                 others = [by_key[other] for other in others if other in by_key]
-                if others and phrase == keys[n]:  # else another phrase with the same hash
+                if others and phrase == keys[n]:  # else another phrase has the same hash
                     found.setdefault(by_key[phrase], []).extend(others)
         return found
 
@@ -69,7 +69,7 @@ def _hash(phrase: bytes) -> int:
 
 
 def open_paraphrases(table: Path) -> Paraphrases:
-    """The index of the table (a .gz file of three lines a pair: probability, phrase, paraphrase), built if need be."""
+    """The index of the table (a .gz file of three lines a pair: probability, phrase, paraphrase), built if needed."""
     folder = index_folder(table)
     wrong = cache.damage(folder)
     if wrong:
@@ -103,7 +103,7 @@ def _build(table: Path) -> dict[str, Any]:
     from tqdm import tqdm
 
     hashes, starts, text = [], [], bytearray()
-    previous = None  # pairs that share their first phrase stand together
+    previous = None  # pairs with the same first phrase are adjacent
     bar = tqdm(
         total=table.stat().st_size, desc="METEOR's tables (kept for the next time)", unit="B", unit_scale=True,
         leave=False, delay=SECONDS_BEFORE_BAR, dynamic_ncols=True,

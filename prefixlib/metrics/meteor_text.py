@@ -1,4 +1,4 @@
-"""The words METEOR 1.5 compares: its English normaliser, and its tables of stems, synonyms and paraphrases.
+"""The words that METEOR 1.5 compares: its English normaliser, and its tables of stems, synonyms and paraphrases.
 
 It follows METEOR's own normaliser and matchers; the tables are those in the official jar (WordNet 3.0's synsets and
 exceptions, function words, Moses's nonbreaking prefixes) and the paraphrase table beside it.
@@ -14,7 +14,7 @@ from prefixlib.metrics.meteor_paraphrases import open_paraphrases
 
 # Letters as the normaliser knows them: Western European and Cyrillic
 _ALPHA = "A-Za-zŠŽšžŸÀ-ÖØ-öø-žЀ-ӿԀ-ԧꙀ-ꙮ꙾-ꚗᴀ-ᵿ"
-_DOT = "\ue000"  # stands for a dot of "..." while single dots are looked at
+_DOT = "\ue000"  # replaces the dots of "..." while single dots are processed
 _STEPS = [
     (re.compile(rf"([^0-9{_ALPHA}\s.'`,\-‘’])", re.ASCII), r" \1 "),
     (re.compile(r"\.{2,}"), lambda dots: f" {_DOT * len(dots[0])} "),
@@ -33,7 +33,7 @@ _STEPS = [
 ]
 _HAS_LETTER = re.compile(f"[{_ALPHA}]")
 
-# WordNet's morphology, in its order: (ending, what stands there in the base form)
+# WordNet's morphology, in its order: (ending, the base form's ending)
 _ENDINGS = (
     ("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man"), ("ies", "y"),
     ("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e"), ("ing", ""),
@@ -43,7 +43,7 @@ LONGEST_PHRASE = 7  # words, of the paraphrase table
 
 
 class Tables:
-    """The jar's word lists, and of the paraphrase table the phrases that stand in the texts at hand."""
+    """The jar's word lists, and those phrases of the paraphrase table that occur in the texts."""
 
     def __init__(self, jar: Path):
         self._index = open_paraphrases(jar.parent / "data" / "paraphrase-en.gz")
@@ -66,7 +66,7 @@ class Tables:
         self.paraphrases, self.longest_phrase = {}, 0
 
     def normalise(self, text: str) -> list[str]:
-        """Lower-cased words: punctuation apart, dots of abbreviations kept or dropped as METEOR does."""
+        """Lower-cased words: punctuation is separated, dots of abbreviations are kept or dropped as in METEOR."""
         text = f" {text} "
         for pattern, replacement in _STEPS:
             text = pattern.sub(replacement, text)
@@ -111,7 +111,7 @@ class Tables:
         return self._stems[word]
 
     def load_paraphrases(self, texts: Iterable[list[str]]) -> None:
-        """Look up the pairs both sides of which stand somewhere in these texts (lists of words)."""
+        """Look up the pairs of which both sides occur in these texts (lists of words)."""
         lengths = range(1, LONGEST_PHRASE + 1)
         self.paraphrases = self._index.among(
             {tuple(words[i : i + n]) for words in texts for n in lengths for i in range(len(words) - n + 1)}

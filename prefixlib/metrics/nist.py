@@ -4,9 +4,9 @@
     penalty(ratio) = 1 where ratio >= 1, else exp(-BETA * ln(ratio)^2)
     ratio = H * (R / N) / L
 
-H tokens of all hypotheses, L tokens of all references, R references that are not empty, N segments. R / N is what the
-E2E scorer, whose inputs have unequal numbers of references, puts in place of mteval's fixed number of references.
-Inputs with many references thus weigh more in L / (R / N), the length that H is held against: no mean per segment.
+H tokens of all hypotheses, L tokens of all references, R references that are not empty, N segments. The E2E scorer,
+whose inputs have unequal numbers of references, uses R / N instead of mteval's fixed number of references. H is
+compared with L / (R / N), which is not a mean per segment: inputs with many references weigh more.
 """
 
 import math
@@ -16,7 +16,7 @@ from prefixlib.metrics.base import Metric, mteval_tokens, progress
 
 ORDER = 5
 COUNTS = 4  # columns of the statistics before those per n
-# The length penalty is 0.5 where the hypotheses have 2/3 of the references' words (mteval-v13a's beta)
+# The length penalty is 0.5 if the hypotheses have 2/3 of the references' words (mteval-v13a's beta)
 BETA = -math.log(0.5) / math.log(1.5) ** 2
 
 
@@ -26,7 +26,7 @@ def ngrams(words: list[str]) -> Counter:
 
 
 def information(references: list[list[list[str]]]) -> dict[tuple[str, ...], float]:
-    """Bits each n-gram of the references carries: log2 of (count of it without its last word / its count)."""
+    """Information of each n-gram of the references in bits: log2(count of it without its last word / its count)."""
     counts = Counter()
     for texts in references:
         for words in texts:
@@ -36,7 +36,7 @@ def information(references: list[list[list[str]]]) -> dict[tuple[str, ...], floa
 
 
 def _history(gram: tuple[str, ...]) -> tuple[str, ...]:
-    """The n-gram without its last word. mteval is Perl, where the text "0" is false: a lone 0 is no history to it."""
+    """The n-gram without its last word. mteval is Perl, where the text "0" is false: it ignores a lone 0 as history."""
     return () if gram[:-1] == ("0",) else gram[:-1]
 
 

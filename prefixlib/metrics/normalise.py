@@ -1,8 +1,8 @@
-"""Text as the WebNLG 2017, DART and E2E evaluations hand it to their scorers.
+"""Text normalised as in the WebNLG 2017, DART and E2E evaluations.
 
-WebNLG and DART: tokenised, lower-cased, WebNLG's in ASCII too.
+WebNLG and DART: tokenised and lower-cased; WebNLG's also in ASCII.
 
-Every character that is neither letter, digit nor underscore becomes a token of its own. WebNLG's official script makes
+Every character that is neither letter, digit nor underscore becomes a separate token. WebNLG's official script makes
 hypotheses ASCII before it splits them, references after: a reference's "½" stays one token, "1/2".
 """
 
@@ -26,9 +26,9 @@ _ASCII = {
 
 
 def to_ascii(text: str) -> str:
-    """The text in ASCII, as Unidecode writes Latin script, punctuation and currency signs.
+    """The text in ASCII, with Unidecode's spelling of Latin script, punctuation and currency signs.
 
-    A letter of another script goes through Unidecode where that package is installed and stays as it is elsewhere:
+    Unidecode spells letters of other scripts if that package is installed; otherwise they are kept:
     hypotheses and references are treated alike, so equal words stay equal.
     """
     if text.isascii():
@@ -54,12 +54,12 @@ def _split(text: str) -> str:
 
 
 def webnlg_hypothesis(text: str) -> str:
-    """A system's output as WebNLG's scorers see it."""
+    """A system's output in the form that WebNLG's scorers compare."""
     return _split(to_ascii(to_ascii(text.strip()).lower()))
 
 
 def webnlg_reference(text: str) -> str:
-    """A reference as WebNLG's scorers see it; they lower-case it a second time themselves (-lc, -norm)."""
+    """A reference in the form that WebNLG's scorers compare; they lower-case it again (-lc, -norm)."""
     return to_ascii(_split(text).lower())
 
 
@@ -82,5 +82,5 @@ def dart(hypotheses: list[str], references: list[list[str]]) -> tuple[list[str],
 
 
 def e2e(hypotheses: list[str], references: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The texts as they are, without empty references: the E2E scorer's references are those that exist."""
+    """The unchanged texts without empty references, as in the E2E scorer."""
     return hypotheses, [[text for text in texts if text.strip()] for texts in references]

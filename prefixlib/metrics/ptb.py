@@ -1,4 +1,4 @@
-"""Penn Treebank tokenisation as the COCO caption scorer does it: lower-cased, punctuation dropped.
+"""Penn Treebank tokenisation as in the COCO caption scorer: lower-cased, punctuation dropped.
 
 The E2E scorer measures ROUGE-L, CIDEr and METEOR on text that Stanford's PTBTokenizer (3.4.1, options -preserveLines
 -lowerCase) has tokenised and COCO's wrapper has cleared of punctuation. This file gives the same tokens for English
@@ -20,7 +20,7 @@ SPELLED = {
 _LETTER = r"[^\W\d_]"
 _WORD = r"[\w\u00ad\u0300-\u036f]+"
 _APOSTROPHE = r"['’]"
-# Shortened words keep their full stop, and so does a single letter, unless the next word begins a sentence
+# Abbreviations keep their full stop, and so does a single letter, unless the next word begins a sentence
 _SHORTENED = (
     "jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|mon|tue|tues|wed|thu|thurs|fri|mr|mrs|ms|dr|drs|profs?|rev|gen"
     "|sens?|reps?|gov|lt|sgt|col|capt|cmdr|adm|maj|cpl|pvt|hon|pres|insp|supt|messrs|st|ste|mt|ft|jr|sr|bros|esq|ph"

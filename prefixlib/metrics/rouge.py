@@ -1,6 +1,6 @@
 """ROUGE-1, ROUGE-2 and ROUGE-L F1 of summaries, with stemming, by the rouge-score package (Lin 2004).
 
-The values are rouge-score's own. The paper's were given by ROUGE-1.5.5 (Perl), which reads 0.02-0.43 points higher.
+The values are rouge-score's own. The paper used ROUGE-1.5.5 (Perl), whose values are 0.02-0.43 points higher.
 With several references the best F1 counts, per metric. rouge-score's own words are the letters A to Z and digits alone:
 texts whose references are in another script are compared by the words of `_Words`, and so are all of `ANY_LANGUAGE`.
 """
@@ -29,7 +29,7 @@ def _statistics(kind: str, any_language: bool = False):
 
 
 def in_another_script(references: Sequence[str]) -> bool:
-    """Whether most letters of the references are none of rouge-score's, A to Z."""
+    """Whether most letters of the references are not among rouge-score's, A to Z."""
     letters = [letter for text in references for letter in text if letter.isalpha()]
     return 2 * sum(map(str.isascii, letters)) < len(letters)
 
@@ -49,7 +49,7 @@ def _scorer(kinds: tuple[str, ...], any_language: bool):
 
 
 class _Words:
-    """Runs of letters and digits of any script, lower-cased: on English what rouge-score compares without stemming.
+    """Runs of letters and digits of any script, lower-cased: for English, rouge-score's words without stemming.
 
     In scripts that are written without spaces every letter is a word.
     """
@@ -75,7 +75,7 @@ def sentence_scores(hypothesis: str, references: Sequence[str], any_language: bo
 
 
 def rouge_lsum(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Corpus mean of summary-level ROUGE-L F1 x 100: texts are split into sentences by nltk's Punkt."""
+    """Corpus mean of summary-level ROUGE-L F1 x 100: nltk's Punkt splits texts into sentences."""
     split = _sentence_splitter()
     total = 0.0
     for hypothesis, texts in zip(hypotheses, references, strict=True):
@@ -85,7 +85,7 @@ def rouge_lsum(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -
 
 
 def _sentence_splitter():
-    """nltk's English Punkt model where it is installed, else Punkt without a model (which knows no abbreviations)."""
+    """nltk's English Punkt model if it is installed, else Punkt without a model (which knows no abbreviations)."""
     from nltk.tokenize import PunktSentenceTokenizer, sent_tokenize
 
     try:
@@ -97,7 +97,7 @@ def _sentence_splitter():
 
 def original_way(hypotheses: Sequence[str], cut_references: Sequence[str], batch_size: int) -> dict[str, float]:
     """The number the original printed: the mean over batches of each batch's mean F1 x 100, a short last batch counting
-    as much as a full one, against references cut to the length that the model may see.
+    as much as a full one, against references cut to the model's length limit.
 
     The original took the median of 1000 bootstrap samples as a batch's mean, which is random; this is the mean itself.
     """

@@ -1,4 +1,4 @@
-"""ROUGE-L (Lin 2004) as the COCO caption scorer, and so the E2E scorer, computes it: a mean over segments.
+"""ROUGE-L (Lin 2004) as in the COCO caption scorer, which the E2E scorer uses: a mean over segments.
 
 Best recall and best precision over the references (not necessarily of the same one), F with beta 1.2.
 """

@@ -1,4 +1,4 @@
-"""Which metrics a task is reported with, on which text, and their computation over whole files."""
+"""The metrics of each task, the text they compare, and their computation over whole files."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -24,15 +24,15 @@ class Task:
     """The metrics a task's papers print, in their order."""
 
     metrics: tuple[Metric, ...]
-    mode: str  # the name prefixlib.data.readers gives the data
-    prepare: Callable | None = None  # (hypotheses, references) -> the same, as the official scripts prepare them
-    on_request: tuple[Metric, ...] = ()  # computed only where asked for by name
+    mode: str  # the name of the data in prefixlib.data.readers
+    prepare: Callable | None = None  # (hypotheses, references) -> both, prepared as in the official scripts
+    on_request: tuple[Metric, ...] = ()  # computed only if asked for by name
     by_category: bool = False  # seen / unseen / all
-    note: str = ""  # to print under the table
+    note: str = ""  # printed under the table
 
 
 def _on_coco_tokens(metric: Metric) -> Metric:
-    """METEOR as the E2E scorer calls it: on the text that it tokenises for ROUGE-L and CIDEr, in percent."""
+    """METEOR as in the E2E scorer: on the text tokenised for ROUGE-L and CIDEr, in percent."""
 
     def statistics(hypotheses, references):
         tokenised = [[" ".join(ptb.tokens(text)) for text in texts] for texts in references]
@@ -76,11 +76,11 @@ class Measured:
 
     name: str
     metric: Metric
-    rows: Any  # (segments, S) statistics, None where the metric is not available
+    rows: Any  # (segments, S) statistics, None if the metric is not available
     unavailable: str = ""  # what to install
 
     def score(self, sums=None):
-        """The value on the papers' scale; of `sums` (..., S) where given: (...) values. None where not available."""
+        """The value on the papers' scale, or for `sums` (..., S) the values (...); None if it is not available."""
         if self.rows is None:
             return None
         if sums is not None:
@@ -89,7 +89,7 @@ class Measured:
 
 
 def choose_metrics(task: Task, wanted: Collection[str] | None) -> list[Metric]:
-    """The task's metrics, or those of them that are asked for; raises UserError for any other name."""
+    """The task's metrics, or only the wanted ones; raises UserError for any other name."""
     if wanted is None:
         return list(task.metrics)
     metrics = (*task.metrics, *task.on_request)
@@ -101,7 +101,7 @@ def choose_metrics(task: Task, wanted: Collection[str] | None) -> list[Metric]:
 
 
 def segment_groups(task: Task, count: int, categories, seen_categories) -> list[tuple[str, Any]]:
-    """(suffix of the metric's name, index of the segments) of each figure the task prints per metric."""
+    """(suffix of the metric's name, index of the segments) of each figure that the task prints per metric."""
     import numpy as np
 
     everything = np.arange(count)
@@ -123,7 +123,7 @@ def measure(
     seen_categories: Collection[str] | None = None,
     metrics: Collection[str] | None = None,
 ) -> list[Measured]:
-    """Statistics of every figure the task prints, in the order of the table. Raises UserError as score_task."""
+    """Statistics of every figure that the task prints, in the table's order. Raises UserError as score_task."""
     task = find_task(name)
     if len(hypotheses) != len(references):
         raise UserError(

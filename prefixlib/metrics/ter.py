@@ -1,9 +1,9 @@
 """TER: translation edit rate with tercom 7.25's greedy shift search (Snover et al. 2006), case-insensitive.
 
 Edits (insert, delete, substitute, shift of a block of words: 1 each) against the nearest reference, divided by the mean
-length of the references. tercom's search is greedy and its beam prunes, so a figure that agrees with it needs its order
-of search, its tie-breaking and its limits; all of them are kept here. What differs is that many segments are searched
-side by side, and all their candidate shifts go through one edit-distance table in numpy.
+length of the references. tercom's search is greedy and its beam prunes, so its order of search, its tie-breaking and
+its limits are kept here to get the same figures. Unlike in tercom many segments are searched in parallel, and all their
+candidate shifts share one edit-distance table in numpy.
 
 Legend: R reference length, H hypothesis length (tokens), N segments, C rows of a batch (hypothesis, reference).
 """
@@ -24,11 +24,11 @@ UNREACHABLE, PADDING, NO_LIMIT = 15_000, 10_000, 30_000  # costs of int16 cells;
 
 
 def edit_distances(rows: Sequence[tuple[Words, Words]], keep_steps: bool = False):
-    """Edit distance of each (hypothesis, reference) under tercom's beam: (C,) ints, and the steps where asked for.
+    """Edit distance of each (hypothesis, reference) under tercom's beam: (C,) ints, and the steps if asked for.
 
     The beam: while words remain, a cell that costs over 20 more than the cheapest one entered diagonally in its column
     is not extended. On equal cost the diagonal wins over an insertion, an insertion over a deletion.
-    Steps are (H, C, R + 1) bytes: how cell (h, r) was entered, rows in order of falling hypothesis length.
+    Steps are (H, C, R + 1) bytes: how cell (h, r) was entered, rows sorted by falling hypothesis length.
     """
     import numpy as np
 
@@ -69,7 +69,7 @@ def edit_distances(rows: Sequence[tuple[Words, Words]], keep_steps: bool = False
 
 
 def block_positions(hypothesis: Words, reference: Words) -> dict[Words, list[int]]:
-    """Where each block of reference words that all occur in the hypothesis starts in the reference."""
+    """The start in the reference of each block of reference words that all occur in the hypothesis."""
     in_hypothesis = set(hypothesis)
     positions = {}
     for start in range(len(reference)):
@@ -81,11 +81,11 @@ def block_positions(hypothesis: Words, reference: Words) -> dict[Words, list[int
 
 
 def shifted(words: Words, start: int, end: int, place: int) -> Words:
-    """`words` with the block start..end moved behind `place`, a position in the unshifted words (-1: in front)."""
+    """`words` with the block start..end moved after `place`, a position in the unshifted words (-1: to the start)."""
     block = words[start : end + 1]
     if place < start:
         return words[: place + 1] + block + words[place + 1 : start] + words[end + 1 :]
-    if place <= end:  # inside the block itself: tercom lets that many of the following words pass
+    if place <= end:  # inside the block itself: tercom moves it past that many of the following words
         place = end + place - start
     return words[:start] + words[end + 1 : place + 1] + block + words[place + 1 :]
 
@@ -100,7 +100,7 @@ class ShiftSearch:
         self.edits = 0  # without the shifts
 
     def read_steps(self, edits: int, steps: list[list[int]]):
-        """Take over an alignment: which words are wrong, and which hypothesis word each reference word lies at."""
+        """Store an alignment: which words are wrong, and the hypothesis word at each reference word."""
         self.edits = edits
         self.wrong = [True] * len(self.words)
         self.reference_wrong = [True] * len(self.reference)
@@ -119,7 +119,7 @@ class ShiftSearch:
                     self.wrong[h] = self.reference_wrong[r] = False
 
     def blocks(self) -> Iterable[tuple[int, int, int]]:
-        """Blocks worth moving: (start, end) in the hypothesis and where the same words stand in the reference.
+        """Blocks worth moving: (start, end) in the hypothesis and the places of the same words in the reference.
 
         A word of the block must be wrong on either side, and the block must not be aligned there already.
         """
@@ -157,7 +157,7 @@ class ShiftSearch:
         return found
 
     def choose(self, candidates: list[list[Words]], distances: dict[Words, int]) -> bool:
-        """Make the shift tercom would; False where none pays.
+        """Make the shift that tercom would make; returns False if none pays.
 
         Long blocks come first; the search stops when more has been gained than shorter blocks could gain. A shift costs
         1, and the first one found may break even.
@@ -179,7 +179,7 @@ class ShiftSearch:
 
 
 def run_searches(searches: Iterable[ShiftSearch]) -> None:
-    """Run all searches to their end, side by side."""
+    """Run all searches to their end, in parallel."""
     active = list(searches)
     while active:
         edits, steps = edit_distances([(search.words, search.reference) for search in active], keep_steps=True)

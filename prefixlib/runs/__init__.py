@@ -1,1 +1,1 @@
-"""Starting a run, and what it records of itself."""
+"""Starting a run, and its records."""

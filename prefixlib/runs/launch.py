@@ -1,7 +1,6 @@
 """What the launchers share: the demo's and the paper's settings, folder names, running the child (standard library)."""
 
 import dataclasses
-import hashlib
 import itertools
 import os
 import shlex
@@ -14,8 +13,8 @@ from typing import Any
 
 from prefixlib.data.tasks import DEMO, find_task
 from prefixlib.settings.config_file import expand
-from prefixlib.settings.flags import RARE, RECORDS, USAGE, Flags, Parser, explicit_flags, flag, refuse_together, spelled
-from prefixlib.settings.training import LENGTH, Training
+from prefixlib.settings.flags import RARE, USAGE, Flags, Parser, explicit_flags, flag, refuse_together
+from prefixlib.settings.training import Training
 from prefixlib.system import files, places
 from prefixlib.system.errors import UserError
 from prefixlib.system.places import DEMO_DATA
@@ -81,7 +80,8 @@ def parse(parser: Parser, argv: Sequence[str], settings: type[Training], tree: s
                 refuse_together("--demo yes", f"--{name}", "the demo brings its own model and data")
         if places.missing_demo():
             raise UserError(f"--demo yes: {places.missing_demo()}")
-        filled = _demo_settings(found, tree)
+        trains = getattr(found, "do_train", True)
+        filled = demo_settings(tree, found.mode, found.tuning_mode if trains else None)
     elif launch.recipe:
         recipes = find_task(found.mode).paper.get(tree, {})
         if found.tuning_mode not in recipes:
@@ -97,49 +97,28 @@ def parse(parser: Parser, argv: Sequence[str], settings: type[Training], tree: s
     return Parsed(dataclasses.replace(found, **filled), launch, frozenset(given | filled.keys()), args.dry_run)
 
 
-def _demo_settings(found: Training, tree: str) -> dict[str, Any]:
-    """Settings for the bundled model and data; decoding a checkpoint needs none of those for training."""
+def demo_settings(tree: str, mode: str, tuning_mode: str | None) -> dict[str, Any]:
+    """Settings for the bundled model and data, and for training there; None: a checkpoint is decoded."""
     folders = {
         "data_dir": str(DEMO_DATA),
         "model_name_or_path": str(DEMO_DATA / ("gpt2" if tree == "gpt2" else "bart")),
     }
-    if not getattr(found, "do_train", True):
+    if tuning_mode is None:
         return folders
-    epoch = find_task(found.mode).demo_epoch if tree == "gpt2" else None
-    return {**DEMO[tree][found.tuning_mode], **({"epoch": epoch} if epoch else {}), **folders}
+    epoch = find_task(mode).demo_epoch if tree == "gpt2" else None
+    return {**DEMO[tree][tuning_mode], **({"epoch": epoch} if epoch else {}), **folders}
 
 
-def check_launch(settings: Training, launch: Launch) -> None:
-    """Raise UserError for what the processes cannot share, batch or model, or a name that would be several folders."""
-    if launch.num_processes > 0 and settings.bsz % launch.num_processes:
-        raise UserError(
-            f"--bsz {settings.bsz} cannot be shared by --num_processes {launch.num_processes}: not a multiple"
-        )
-    if getattr(settings, "do_train", True):
-        settings.check_processes(launch.num_processes)
+def check_launch(launch: Launch, bsz: int) -> None:
+    """Raise UserError for a batch that the processes cannot share, or a name that would be several folders."""
+    if launch.num_processes > 0 and bsz % launch.num_processes:
+        raise UserError(f"--bsz {bsz} cannot be shared by --num_processes {launch.num_processes}: not a multiple")
     for name in ("notes", "dir_name"):
         value = getattr(launch, name)
         if value and ("/" in value or "\0" in value):
             raise UserError(f"--{name} {value!r}: becomes part of a folder's name, so it takes no '/'")
     if launch.dir_name in ("", ".", ".."):
         raise UserError(f"--dir_name {launch.dir_name!r}: names no new folder; choose a name")
-
-
-def short_name(settings: Training, notes: str | None) -> str:
-    """A run's folder: task, what is tuned, notes, seed, and a digest of the settings that differ from the defaults.
-
-    Of files and folders the digest takes the name alone, so that it is the same on every machine. What only says how
-    long the run is, what it writes and where does not count: a run goes on in its folder with more epochs.
-    """
-    apart = {field.name for field in dataclasses.fields(settings) if field.metadata["group"] == RECORDS}
-    apart |= {"data_dir", "cache_dir", "num_workers", "skip_decode", *LENGTH}
-    chosen = [
-        (name, Path(value).name if isinstance(value, str) else value)
-        for name, value in sorted(settings.as_flags().items())
-        if name not in apart and value != spelled(settings.default(name))
-    ]
-    digest = hashlib.sha256(repr(chosen).encode()).hexdigest()[:6]
-    return "-".join(filter(None, (settings.mode, settings.tuning_mode, notes, f"s{settings.seed}", digest)))
 
 
 def as_words(values: Mapping[str, object]) -> list[str]:

@@ -27,7 +27,6 @@ import numpy
 import torch
 from transformers import logging as transformers_logging
 
-from prefixlib.settings.training import Training
 from prefixlib.system import files, places, processes, schema
 from prefixlib.system.errors import UserError, first_line
 
@@ -44,9 +43,9 @@ def seed_everything(seed: int) -> None:
 
 
 def check_machine(fp16: bool = False, bf16: bool = False) -> None:
-    """Raise UserError where the run lacks what it is to use.
+    """Raise UserError if the machine lacks what the flags ask for.
 
-    That is a GPU for float16, and one for each process. Warns where bfloat16 would be computed number by number.
+    float16 needs a GPU, and each process its own GPU. Warns if bfloat16 would be computed without its instructions.
     """
     gpus, local = torch.cuda.device_count(), processes.local_world_size()
     if fp16 and not gpus:
@@ -61,13 +60,13 @@ def check_machine(fp16: bool = False, bf16: bool = False) -> None:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether bfloat16 is fast here: on a GPU, and where oneDNN multiplies it, which asks for AVX-512 on x86."""
+    """Whether bfloat16 is fast here: on a GPU, or where oneDNN multiplies it, which needs AVX-512 on x86."""
     on_cpu = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.cuda.is_available() or on_cpu
 
 
 def set_up_logging(verbose: bool = True) -> None:
-    """Log lines with the time on stderr, as entry points want them; libraries' chatter below WARNING is dropped."""
+    """Log with the time on stderr, for entry points; libraries' messages below WARNING are dropped."""
     logging.basicConfig(
         format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, level=logging.WARNING
     )
@@ -78,14 +77,14 @@ def set_up_logging(verbose: bool = True) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of the packages that shape the numbers, and of this code."""
+    """Versions of Python, of the packages that affect the results, and of this code."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if not places.CHECKOUT:  # a repository around an installed package is another one
+    if not places.CHECKOUT:  # a repository around an installed package is not this code's
         return found
     describe = ["git", "-C", str(places.REPOSITORY), "describe", "--always", "--dirty"]
     try:
@@ -124,7 +123,7 @@ def peak_memory_bytes() -> dict[str, int]:
 def set_up_reporting(report_to: str) -> None:
     """Get --report_to's service ready before the work begins, with a project for the runs of this package.
 
-    Raises UserError where its package is not installed, or where it does not answer.
+    Raises UserError if its package is not installed, or it does not answer.
     """
     if report_to not in ("wandb", "mlflow"):
         return
@@ -146,15 +145,15 @@ def set_up_reporting(report_to: str) -> None:
 
 @contextlib.contextmanager
 def noting(what: str) -> Iterator[None]:
-    """Around a step that only records a run: where it fails, a warning says so and the run goes on."""
+    """While open, turn a failure into a warning: what only records a run must not end it."""
     try:
         yield
     except Exception as error:  # TensorBoard, matplotlib and the services have exceptions of their own
-        logger.warning("%s could not be written (%s): the run goes on without", what, first_line(error))
+        logger.warning("%s could not be written (%s): the run continues without", what, first_line(error))
 
 
 def guarded(kind: type, methods: Sequence[str]) -> type:
-    """A subclass of a recorder, be it a callback or a logger, whose first failure is a warning and ends it alone."""
+    """A subclass of a recorder (a callback or a logger) that stops recording, with a warning, at its first failure."""
 
     def wrap(work: Callable) -> Callable:
         @functools.wraps(work)
@@ -166,7 +165,7 @@ def guarded(kind: type, methods: Sequence[str]) -> type:
             except Exception as error:  # each service has exceptions of its own
                 self.has_failed = True
                 said = first_line(error.__cause__ or error)  # Lightning's own words are about a wrong value
-                logger.warning("the curves (--report_to) end here (%s): the run goes on", said)
+                logger.warning("the curves (--report_to) end here (%s): the run continues", said)
                 return None
 
         return call
@@ -188,12 +187,12 @@ def quiet_event_writers() -> None:
     threading.excepthook = call
 
 
-def write_settings(directory: Path, settings: Training) -> None:
-    """Write directory/settings.json, which --config takes. The first process of a run does it."""
+def write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
+    """Write `settings` into directory/settings.json, which --config takes. The first process of a run does it."""
     if not processes.is_first():
         return
     with noting("settings.json"):
-        files.write_json(directory / "settings.json", settings.of_the_run())
+        files.write_json(directory / "settings.json", settings)
 
 
 def log_start(
@@ -207,14 +206,14 @@ def log_start(
     batch: int,
     output: Path,
 ) -> None:
-    """Say what is about to be trained. parameters: as in `training_results`; size: numbers of the base model."""
+    """Log what will be trained. parameters: as in `training_results`; size: number of the base model's parameters."""
     trained, stored = parameters["trainable"], parameters["stored"]
     _log_block(
         "training",
         {
-            "model": f"{base}, {size:,} numbers",
-            "trained": f"{tuning_mode}: {trained:,} numbers, as many as {trained / size:.2%} of the model's",
-            "stored": f"{stored:,} numbers, for decoding",
+            "model": f"{base}, {size:,} parameters",
+            "trained": f"{tuning_mode}: {trained:,} parameters ({100 * trained / size:.2f} % of the base model)",
+            "stored": f"{stored:,} parameters, for decoding",
             "texts": ", ".join(f"{len(found):,} {split}" for split, found in texts.items()),
             "steps": f"{steps:,}, each of {batch} texts",
             "device": device_name(),
@@ -224,7 +223,7 @@ def log_start(
 
 
 def log_end(training: Mapping[str, Any], output: Path, decode: str = "") -> None:
-    """Say what was trained: the `training` entry of results.json, the folder, and the command that decodes, if any."""
+    """Log what was trained: the `training` entry of results.json, the folder, and the command that decodes, if any."""
     dev = training["curves"]["dev"]
     step, lowest = min(dev, key=lambda point: point[1]) if dev else (None, None)
     loss = f", dev loss {dev[-1][1]:.4g} (lowest: {lowest:.4g}, step {step})" if dev else ""
@@ -252,8 +251,8 @@ def training_results(
 ) -> dict[str, Any]:
     """The `training` entry of results.json.
 
-    curves: "train" and "dev" -> (step, loss). parameters: "trainable"; "base", of the model behind a prefix, or None;
-    "stored", what decoding needs of the checkpoint.
+    curves: "train" and "dev" -> (step, loss). parameters: numbers of parameters: "trainable"; "base", the base model of
+    a prefix, or None; "stored", those of the checkpoint that decoding needs.
     """
     train, dev = curves["train"], curves["dev"]
     return {
@@ -271,7 +270,7 @@ def training_results(
 
 
 class Training(TypedDict, total=False):
-    """What is read back of results.json's `training`."""
+    """The values that are read back from the `training` entry of results.json."""
 
     curves: dict[str, list[list[Any]]]
     last: dict[str, Any]
@@ -279,7 +278,7 @@ class Training(TypedDict, total=False):
 
 
 class Results(TypedDict, total=False):
-    """results.json, as far as it is merged into or read back; `settings` and what follows: earlier versions'."""
+    """The parts of results.json that are merged or read back; `settings` and later keys are earlier versions'."""
 
     run: dict[str, Any]
     training: Training
@@ -291,16 +290,16 @@ class Results(TypedDict, total=False):
 
 
 def read_results(directory: Path | str) -> dict[str, Any]:
-    """What directory/results.json holds, {} where there is none; what earlier versions wrote is given today's names.
+    """The content of directory/results.json, {} if there is none; earlier versions' keys get today's names.
 
-    Raises UserError for one that is damaged or of another shape.
+    Raises UserError for a file that is damaged or of another shape.
     """
     path = Path(directory) / "results.json"
     return files.todays_results(schema.read(path, Results, "move it away")) if path.exists() else {}
 
 
 def set_aside_damaged(directory: Path | str) -> None:
-    """Rename a results.json that nothing can be merged into, with a warning: before the work, not after it."""
+    """Rename a results.json that cannot be merged into, with a warning: before the work, not after it."""
     if not processes.is_first():
         return
     try:
@@ -325,7 +324,7 @@ def update_results(directory: Path | str, entries: Mapping[str, Any]) -> Path:
 def plot_curves(
     path: Path | str, curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str, title: str
 ) -> None:
-    """Draw one line per curve, each a sequence of (x, y), into a PNG. A warning says where that fails."""
+    """Draw one line per curve, each a sequence of (x, y), into a PNG. If that fails, warn."""
     with noting(Path(path).name):
         _plot(path, curves, xlabel, ylabel, title)
 
@@ -333,7 +332,7 @@ def plot_curves(
 def _plot(
     path: Path | str, curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, title: str
 ) -> None:
-    import matplotlib  # here, not at the top: a run without a plot need not pay for it
+    import matplotlib  # here, not at the top: a run without a plot starts faster
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

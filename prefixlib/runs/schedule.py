@@ -1,4 +1,4 @@
-"""The learning-rate schedule of a run that goes on, and what is recorded of a finished run that is prolonged."""
+"""The learning-rate schedule of a resumed run, and the record of a finished run that is prolonged."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from prefixlib.settings.training import LENGTH
 
 logger = logging.getLogger(__name__)
 
-EARLIER = "earlier_schedules"  # in a checkpoint: one entry per schedule that was followed to its end, oldest first
+EARLIER = "earlier_schedules"  # in a checkpoint: one entry per completed schedule, oldest first
 
 
 def prolong(
     where: Any, earlier: Sequence[Mapping[str, Any]], old: Mapping[str, Any], new: Mapping[str, Any], step: int
 ) -> list[dict[str, Any]]:
-    """Say that the finished run in `where` goes on from `step`; returns what EARLIER holds from now on.
+    """Log that the finished run in `where` resumes from `step`; returns the new value of EARLIER.
 
-    old, new: the settings of LENGTH as they were and are.
+    old, new: the settings of LENGTH before and now.
     """
     was, now = (" ".join(f"--{name} {values.get(name)}" for name in LENGTH) for values in (old, new))
     logger.info(
@@ -30,7 +30,7 @@ def prolong(
 
 
 def set_rates(optimizer: Optimizer, schedule: LambdaLR) -> None:
-    """Give the optimizer the rates that the schedule has now: a checkpoint of another schedule brings its own."""
+    """Set the optimizer's rates to the schedule's: a checkpoint of another schedule has loaded its own."""
     both = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
     rates = [base * factor(schedule.last_epoch) for base, factor in both]
     schedule.load_state_dict({**schedule.state_dict(), "_last_lr": rates})

@@ -1,4 +1,4 @@
-"""--config FILE: flags out of a file, which those of the command line win over (standard library; PyYAML for YAML).
+"""--config FILE: flags from a file; those of the command line override them (standard library; PyYAML for YAML).
 
 FILE.yaml or .json     flag names and values: `learning_rate: 1e-4`, `bf16: yes`
 results.json           of an earlier run: its settings
@@ -19,9 +19,9 @@ FLAG = "--config"
 
 
 def expand(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
-    """`argv` with the flags of its --config file, which it does not give itself, in front.
+    """`argv`, preceded by those flags of its --config file that it does not contain itself.
 
-    Raises UserError for a file that cannot be read, and for a name that is no flag of the parser.
+    Raises UserError for a file that cannot be read, and for a name that is not a flag of the parser.
     """
     words, path = _take(list(argv))
     if path is None:
@@ -32,7 +32,7 @@ def expand(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
     for name, value in _read(Path(path).expanduser(), known).items():
         if f"--{name}" not in known:
             guess = difflib.get_close_matches(f"--{name}", known, 1)
-            raise UserError(f"{path}: --{name} is no flag here{f'; did you mean {guess[0]}?' if guess else ''}")
+            raise UserError(f"{path}: --{name} is not a flag here{f'; did you mean {guess[0]}?' if guess else ''}")
         if known[f"--{name}"].dest in given:
             continue
         for one in value if isinstance(value, list) else [value]:
@@ -44,7 +44,7 @@ def expand(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _take(words: list[str]) -> tuple[list[str], str | None]:
-    """The words without --config, and its value."""
+    """Split the words into those without --config, and its value."""
     for n, word in enumerate(words):
         if word.startswith(f"{FLAG}="):
             return words[:n] + words[n + 1 :], word.removeprefix(f"{FLAG}=")
@@ -54,7 +54,7 @@ def _take(words: list[str]) -> tuple[list[str], str | None]:
 
 
 def _read(path: Path, known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Flag names and values."""
+    """The flag names and values in the file."""
     if not path.is_file():
         raise UserError(f"{FLAG} {path}: no such file")
     if path.suffix == ".txt":
@@ -63,7 +63,7 @@ def _read(path: Path, known: Mapping[str, Any]) -> Mapping[str, Any]:
         found = schema.read(path, dict[str, Any], "give a file of flag names and values")
         if not isinstance(found.get("run"), dict):
             return found
-        # beside the settings, results.json says on what the run was made
+        # results.json also records the machine of the run
         settings = {name: value for name, value in found["run"].items() if f"--{name}" in known}
         return {name: value for name, value in settings.items() if value not in ("", [])}
     import yaml
@@ -78,7 +78,7 @@ def _read(path: Path, known: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _of_command(path: Path) -> dict[str, Any]:
-    """The flags of a command line as command.txt has it."""
+    """The flags of the command line in a command.txt."""
     try:
         words = shlex.split(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -5,7 +5,8 @@
         objective_mode: int = flag(1, "a prefix's loss ...", OBJECTIVE, choices=range(5))
 
 A field's annotation is the flag's type; bool is spelled yes / no on the command line. `Training` holds the flags that
-both trees have; each tree's flags.py adds its own and gives other defaults by declaring a field again.
+both trees have. Each tree's flags.py adds its own; HELP there has the help of flags that mean the same and are worded
+for the tree, and a field is declared again for another default, type or choice only.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from prefixlib.settings import config_file
 from prefixlib.system.errors import UserError
@@ -40,7 +41,7 @@ START = "initialisation of the prefix (default: random; section 7.4)"
 TRAINING = "training"
 RECORDS = "evaluation, checkpoints, what happens afterwards"
 DECODING = "decoding"
-RARE = "rarely needed"  # stands last in --help
+RARE = "rarely needed"  # last in --help
 USAGE = "%(prog)s [--FLAG VALUE ...]"
 REPORTS = ("tensorboard", "wandb", "mlflow", "none")
 
@@ -59,23 +60,23 @@ def flag(
 ) -> Any:
     """A dataclass field that is a flag.
 
-    low, above, below: the bounds of a number, the first included; every number must be finite. names: other spellings.
-    escapes: the command line may write \\n and \\t for a line break and a tab, as it may for tuples.
-    The flag of a tuple of texts may be given several times.
+    low (included), above, below: the bounds of a number; every number must be finite. names: other spellings.
+    escapes: the command line may write \\n and \\t for a line break and a tab, as always for a tuple of
+    texts, whose flag may be given several times.
     """
     metadata = {"help": help, "group": group, "choices": choices and tuple(choices), "names": names, "escapes": escapes}
     return dataclasses.field(default=default, metadata={**metadata, "low": low, "above": above, "below": below})
 
 
 def _guesses(word: str, known: Sequence[str]) -> list[str]:
-    """The flag that an unknown one may stand for: one it begins, one of its initials, or one spelled nearly so."""
+    """A guess for an unknown flag: one that begins with it, has its initials, or is spelled nearly alike."""
     begun = [flag for flag in known if flag.startswith(f"{word}_")]
     initials = [flag for flag in known if "--" + "".join(part[0] for part in flag[2:].split("_") if part) == word]
     return (begun or initials or difflib.get_close_matches(word, known, 1))[:1]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """The description as it is written; help that ends with the default, unless the text says it or there is none."""
+    """Keeps the description's lines, and ends each help with the default unless the text says it or there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         said = "(default" in action.help or action.default in (None, (), argparse.SUPPRESS) or action.nargs == 0
@@ -83,18 +84,18 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser whose mistakes are one line with exit code 2, and which accepts no shortened flags."""
+    """ArgumentParser that reports mistakes in one line with exit code 2 and accepts no shortened flags."""
 
     def __init__(self, **kwargs):
         super().__init__(**{"allow_abbrev": False, "formatter_class": _Help, **kwargs})
 
     def format_help(self) -> str:
-        """As argparse does it, the flags that are rarely needed last."""
+        """As in argparse, but with the rarely needed flags last."""
         self._action_groups.sort(key=lambda group: group.title == RARE)
         return super().format_help()
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse does it, the flags of a --config file put in front."""
+        """As in argparse, after the flags of a --config file were put before the others."""
         words = list(sys.argv[1:] if args is None else args)
         takes_file = config_file.FLAG in self._option_string_actions
         return super().parse_known_args(config_file.expand(words, self) if takes_file else words, namespace)
@@ -114,7 +115,14 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Flags:
-    """What every set of flags can do."""
+    """Base class of all sets of flags."""
+
+    HELP: ClassVar[Mapping[str, str]] = {}  # name -> help that replaces the one of the inherited field
+
+    @classmethod
+    def help_of(cls, field: dataclasses.Field) -> str:
+        """The help of a field in this class."""
+        return cls.HELP.get(field.name, field.metadata["help"])
 
     @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
@@ -123,8 +131,8 @@ class Flags:
             parser.add_argument(
                 config_file.FLAG,
                 metavar="FILE",
-                help="flags out of a file: FILE.yaml, or a run's settings.json, results.json or command.txt; the "
-                "command line wins",
+                help="flags from a file: FILE.yaml, or a run's settings.json, results.json or command.txt; the "
+                "command line overrides them",
             )
         groups = {group.title: group for group in parser._action_groups}
         for field in fields(cls):
@@ -132,7 +140,8 @@ class Flags:
             if about["group"] not in groups:
                 groups[about["group"]] = parser.add_argument_group(about["group"])
             kind = _kind(field)
-            options = {"type": kind, "choices": about["choices"], "default": field.default, "help": about["help"]}
+            options = {"type": kind, "choices": about["choices"], "default": field.default}
+            options["help"] = cls.help_of(field)
             if kind is bool:
                 choices = about["choices"] or (True, False)
                 options |= {"type": str, "choices": tuple(map(spelled, choices)), "default": spelled(field.default)}
@@ -153,11 +162,11 @@ class Flags:
 
     @classmethod
     def default(cls, name: str) -> Any:
-        """What a setting is unless it is given."""
+        """The default of a setting."""
         return next(field.default for field in fields(cls) if field.name == name)
 
     def as_flags(self) -> dict[str, Any]:
-        """The settings under their flags' names and in their spelling; those that are None are left out."""
+        """The settings by flag name, spelled as on the command line; those that are None are left out."""
         values = {field.name: spelled(getattr(self, field.name)) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -185,9 +194,9 @@ class Flags:
                 raise UserError(f"{shown}: one of {', '.join(str(spelled(choice)) for choice in about['choices'])}")
 
     def check_only_with(self, rules: Iterable["Only"]) -> None:
-        """Refuse a flag that differs from its default where another one leaves it without effect.
+        """Refuse a flag that differs from its default if another flag leaves it without effect.
 
-        --preseqlen and --optim_prefix stand in published commands for every tuning mode, so no rule names them.
+        Published commands contain --preseqlen and --optim_prefix in every tuning mode, so no rule names them.
         """
         for rule in rules:
             other = getattr(self, rule.other)
@@ -198,7 +207,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Only:
-    """A flag that has an effect only together with certain values of another one."""
+    """A flag that has an effect only with certain values of another one."""
 
     flag: str
     other: str
@@ -207,7 +216,7 @@ class Only:
 
 
 def _kind(field: dataclasses.Field) -> type:
-    """The type of a flag's value, without the None of one that may be left out."""
+    """The type of a flag's value, without the None of an optional one."""
     if isinstance(field.type, types.UnionType):
         return next(kind for kind in field.type.__args__ if kind is not types.NoneType)
     return tuple if isinstance(field.type, types.GenericAlias) else field.type
@@ -222,14 +231,14 @@ class _Collect(argparse.Action):
 
 
 def unescaped(text: str) -> str:
-    r"""A text in which \n and \t stand for a line break and a tab."""
+    r"""The text with \n and \t replaced by a line break and a tab."""
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def out_of_bounds(
     value: float, low: float | None = None, above: float | None = None, below: float | None = None
 ) -> str | None:
-    """What a number must be, where it is not: finite, at least `low`, above and below; None where it is all of that.
+    """The rule that a number breaks, in words: finite, at least `low`, `above`, `below`; None if it breaks none.
 
     Whole numbers have 31 bits unless `below` says otherwise.
     """
@@ -246,7 +255,7 @@ def out_of_bounds(
 def add_number(group: Any, flag: str, kind: type = int, *, help: str, **about: Any) -> None:
     """Add a number to a parser that is not made from settings, with its bounds: low, above, below.
 
-    Parsing raises UserError that names flag and value. `about` may hold what add_argument takes, too.
+    Parsing raises UserError that names flag and value. `about` may also contain arguments of add_argument.
     """
     bounds = {name: about.pop(name) for name in ("low", "above", "below") if name in about}
 
@@ -270,7 +279,7 @@ def add_yes_no(group: Any, flag: str, default: str | None, help: str) -> None:
 
 
 def spelled(value: Any) -> Any:
-    """A value as the command line writes it."""
+    """A value in the command line's spelling."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
@@ -280,7 +289,7 @@ def refuse_together(first: str, second: str, why: str) -> None:
 
 
 def text_or_file(flag: str, value: str) -> str:
-    """The text that a flag gives, or for @FILE what the file holds without its last newline.
+    """The text of a flag, or for @FILE the file's content without its last newline.
 
     Raises UserError if the file can't be read.
     """
@@ -295,7 +304,7 @@ def text_or_file(flag: str, value: str) -> str:
 
 
 def explicit_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
-    """The names of the flags that argv itself gives, as opposed to those left at their defaults."""
+    """The names of the flags in argv, as opposed to those left at their defaults."""
     unset = object()
     blank = argparse.Namespace(**{action.dest: unset for action in parser._actions})
     parsed = parser.parse_args(argv, namespace=blank)

@@ -1,4 +1,4 @@
-"""How outputs are searched for: one frozen `Search`, its flags and bounds, and the table of strategies.
+"""The settings of decoding: one frozen `Search`, its flags and bounds, and the table of strategies.
 
 Standard library only. prefixlib/decoding/ runs the search.
 """
@@ -14,11 +14,11 @@ from prefixlib.system.errors import UserError
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to choose tokens."""
+    """A way to choose tokens."""
 
-    settings: tuple[str, ...]  # the fields of Search that it alone reads
+    settings: tuple[str, ...]  # the fields of Search that no other strategy reads
     most_outputs: Callable[[int], int | None]  # beams -> outputs that a source can have; None: any number
-    repeats: bool = False  # several outputs are found one by one, each from its own seed
+    repeats: bool = False  # several outputs are decoded one by one, each with its own seed
 
 
 STRATEGIES = {
@@ -32,7 +32,7 @@ STREAMED = tuple(name for name in STRATEGIES if name != "beam")  # a beam's toke
 
 @dataclass(frozen=True)
 class SearchFlags(Flags):
-    """The flags of a search that have one name in both trees. None: the task's value."""
+    """The flags of a search with the same name in both trees. None: the task's value."""
 
     strategy: str | None = flag(
         None,
@@ -54,13 +54,13 @@ class SearchFlags(Flags):
     top_p: float = flag(0.8, "probability mass kept, at most 1 (strategy nucleus)", DECODING, **SEARCH_BOUNDS["top_p"])
     top_k: int = flag(0, "only the N likeliest tokens (strategy nucleus; 0: all)", DECODING, low=0)
     temperature: float = flag(
-        1.0, "softens (above 1) or sharpens nucleus sampling; 0 is greedy", DECODING, low=0, below=1001
+        1.0, "softens (above 1) or sharpens (below 1) nucleus sampling; 0 is greedy", DECODING, low=0, below=1001
     )
 
 
 @dataclass(frozen=True)
 class Search(SearchFlags):
-    """Everything that decides which outputs are found. None: the task's value."""
+    """All settings that decide which outputs are chosen. None: the task's value."""
 
     max_new_tokens: int | None = flag(None, "most tokens to generate", DECODING, above=0)
     min_length: int | None = flag(None, "fewest tokens, the start token included", DECODING, low=0)
@@ -81,14 +81,14 @@ class Search(SearchFlags):
 
     @classmethod
     def of(cls, settings: Flags, **more: Any) -> Self:
-        """The search that a command's settings describe; `more` holds what has another name there."""
+        """The search of a command's settings; `more` holds the values that have other names there."""
         known = {field.name: getattr(settings, field.name) for field in fields(cls) if hasattr(settings, field.name)}
         return cls(**known | more)
 
     def chosen_strategy(self, mode: str, usual: str) -> str:
-        """The strategy that is set, else the task's `usual` one; temperature 0 is greedy.
+        """The strategy in the settings, else the task's `usual` one; temperature 0 is greedy.
 
-        Outputs for user data are sampled if a setting of sampling differs from its default. Raises UserError for values
+        User data are decoded by sampling if a setting of sampling differs from its default. Raises UserError for values
         out of range, and for a setting that the strategy does not read.
         """
         self.check_values()
@@ -111,12 +111,12 @@ class Search(SearchFlags):
 
 
 def check_count(count: int, strategy: str, num_beams: int) -> None:
-    """Raise UserError unless a search finds `count` outputs per source: as many as beams, one greedily, any sampled."""
+    """Raise UserError unless a search gives `count` outputs per source: at most its beams, one greedy, any sampled."""
     most = STRATEGIES[strategy].most_outputs(num_beams) or max(count, 1)
     if not 1 <= count <= most:
         raise UserError(f"num_return_sequences {count}: must be 1 to {most} ({strategy})")
 
 
 def as_stop(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """One text or several as a tuple, which is how settings have them."""
+    """One text or several, as a tuple."""
     return (stop,) if isinstance(stop, str) else tuple(stop)

@@ -1,14 +1,16 @@
 """The settings of a training run that both trees have, and which of them go together (standard library only)."""
 
-import shlex
-from dataclasses import dataclass
+import hashlib
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from prefixlib.data.tables import Columns
-from prefixlib.data.tasks import OWN_DATA
+from prefixlib.data.tasks import OWN_DATA, data_file, given_file, is_there
 from prefixlib.data.wording import check_template
 from prefixlib.methods.table import FROZEN_BASE, METHODS, WITH_PREFIX
+from prefixlib.settings.commands import decode_command
 from prefixlib.settings.flags import (
     DECODE,
     METHOD,
@@ -27,35 +29,7 @@ from prefixlib.settings.flags import (
     spelled,
     text_or_file,
 )
-from prefixlib.system import places
 from prefixlib.system.errors import UserError
-
-
-def decode_command(
-    family: str,
-    mode: str,
-    directory: Path | str,
-    *,
-    tuned: bool = False,
-    data_dir: str | None = None,
-    test_file: str | None = None,
-) -> str:
-    """The command, as a line for a shell, that decodes the task's test file, or `test_file`, with a checkpoint.
-
-    tuned: a model without a prefix. data_dir: where the task's files are, if not in the default folder.
-    """
-    if family == "decoder-only":
-        program, words, flag = "gpt2/gen.py", [mode, "yes", "test", str(directory), "no"], "data_file"
-    else:
-        model = "finetune_model_path" if tuned else "prefix_model_path"
-        program, flag = "seq2seq/train_bart.py", "test_file"
-        words = ["--mode", mode, "--do_train", "no", f"--{model}", str(directory)]
-    if test_file:
-        words += [f"--{flag}", test_file]
-    elif data_dir:
-        words += ["--data_dir", data_dir]
-    return f"{places.program(program)} {shlex.join(words)}"
-
 
 LENGTH = ("epoch", "max_steps")  # the settings that a prolonged run may change
 OF_THE_FOLDER = ("output_dir", "resume", "allow_other_data", "overwrite_output_dir")
@@ -206,6 +180,66 @@ class Training(Flags):
     def columns(self) -> Columns:
         """Which columns of a table are read (mode text)."""
         return Columns(self.source_column, self.target_column, self.source_template or "", self.quotes)
+
+    def file(self, split: str) -> Path:
+        """The file of split train, valid or test: the flag's, else the task's under --data_dir."""
+        given = {"train": self.train_file, "valid": self.eval_file, "test": self.test_file}[split]
+        return given_file(self.mode, given, split) if given else data_file(self.mode, split, self.data_dir)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test file. The standard one does not belong to the user's own training file."""
+        return bool(self.test_file) or (not self.train_file and is_there(self.mode, self.file("test")))
+
+    def output_folder(self) -> Path:
+        """The folder of the run. Raises UserError without --output_dir."""
+        if not self.output_dir:
+            raise UserError("--output_dir is missing: where checkpoints, logs, curves and results go")
+        return Path(self.output_dir).expanduser().resolve()
+
+    def steps(self, examples: int) -> int:
+        """Optimiser steps of the run on so many examples, as the loop counts them."""
+        batches = math.ceil(examples / self.bsz)
+        steps = math.ceil(self.epoch * math.ceil(batches / self.gradient_accumulation_steps))
+        return min(steps, self.max_steps) if self.max_steps > 0 else steps
+
+    def run_length(self) -> dict[str, Any]:
+        """The settings that a prolonged run may change."""
+        return {name: getattr(self, name) for name in LENGTH}
+
+    @property
+    def texts_per_step(self) -> int:
+        """Texts in one optimiser step."""
+        return self.bsz * self.gradient_accumulation_steps
+
+    @property
+    def title(self) -> str:
+        """The title of the run's plots."""
+        return f"{self.mode}, {self.tuning_mode}"
+
+    def name_start(self) -> str:
+        """The start of the folder name that the original made of the settings."""
+        return (
+            f"{self.mode}{self.tuning_mode}_{spelled(self.optim_prefix)[0]}_{self.preseqlen}_{self.prefix_mode[:3]}"
+            f"_{self.format_mode[:3]}_b={self.texts_per_step}"
+        )
+
+    def short_name(self, notes: str | None) -> str:
+        """A run's folder: task, what is tuned, notes, seed, and a digest of the settings that differ from the defaults.
+
+        Of files and folders the digest takes the name alone, so that it is the same on every machine. Settings that
+        only say how long the run is, or what it writes and where, do not count: a run is resumed in its folder with
+        more epochs.
+        """
+        apart = {field.name for field in fields(self) if field.metadata["group"] == RECORDS}
+        apart |= {"data_dir", "cache_dir", "num_workers", "skip_decode", *LENGTH}
+        chosen = [
+            (name, Path(value).name if isinstance(value, str) else value)
+            for name, value in sorted(self.as_flags().items())
+            if name not in apart and value != spelled(self.default(name))
+        ]
+        digest = hashlib.sha256(repr(chosen).encode()).hexdigest()[:6]
+        return "-".join(filter(None, (self.mode, self.tuning_mode, notes, f"s{self.seed}", digest)))
 
     def splits_to_decode(self, has_test: bool, usual: tuple[str, ...]) -> tuple[str, ...]:
         """The files that are decoded after training: those of --decode, else the task's: `usual` for the paper's.

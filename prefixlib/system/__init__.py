@@ -1,1 +1,1 @@
-"""What every part uses: errors, files, processes, places. Standard library only."""
+"""Shared by all parts: errors, files, processes, places. Standard library only."""

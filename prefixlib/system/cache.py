@@ -1,10 +1,10 @@
-"""Folders that are made once and kept in the user's cache: written aside, synced, and checked before they are used.
+"""Folders that are made once and kept in the user's cache: written elsewhere, synced, checked before use.
 
     if damage(folder):
         keep(folder, fill)
 
-A power cut can leave pages of zeros in files that were renamed before their content was on the disk. The digest of a
-file costs about 0.15 s per GB: it is the hash of the sums of its blocks, not of its content.
+A power cut can leave pages of zeros in files that were renamed before their content reached the disk. A digest takes
+about 0.15 s per GB, as it is the hash of the sums of a file's blocks, not of its content.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from prefixlib.system import files, schema
 from prefixlib.system.errors import UserError
 
 DIGESTS = "digests.json"  # in a kept folder: file -> digest
-BLOCK = 4096  # bytes: what disks and memory are divided into
+BLOCK = 4096  # bytes: the unit of disks and memory
 SCRATCH, HELD = ".scratch", "in_use.lock"  # ending of a folder that is being filled; in it, locked by its process
 
 
 def keep(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a new folder, then put it in the place of `folder`, with the digests of its files.
 
-    Where another process was quicker, its folder stays. Raises OSError if the disk does not take the files.
+    If another process was faster, its folder stays. Raises OSError if the files cannot be written.
     """
     with _scratch(folder) as side:
         made = side / folder.name
@@ -39,26 +39,26 @@ def keep(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a kept folder; None if its files are those that were written."""
+    """The fault of a kept folder, in words; None if its files are as they were written."""
     if not folder.is_dir():
-        return "it is not there"
+        return "it does not exist"
     try:
         digests = schema.read(folder / DIGESTS, dict[str, str], "it is made again")
     except FileNotFoundError:
-        return f"it has no {DIGESTS}"
+        return f"{DIGESTS} is missing"
     except UserError:
         return f"{DIGESTS} is damaged"
     for name, wanted in digests.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if digest(folder / name) != wanted:
-            return f"{name} is not what was written"
+            return f"{name} has changed since it was written"
     return None
 
 
 def digest(path: Path) -> str:
     """The SHA-256 of a file's size, of the sum of each of its whole blocks as 64-bit words, and of the rest."""
-    import numpy as np  # here: launchers do without
+    import numpy as np  # here: launchers do not need it
 
     size = path.stat().st_size
     blocks, found = size // BLOCK, hashlib.sha256(str(size).encode())
@@ -73,13 +73,13 @@ def digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, removed at the end; those of killed processes are removed first."""
+    """Make a new folder beside `target`, removed at the end; those of killed processes are removed first."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".*{SCRATCH}"):
         if (left / HELD).is_file() and not _is_held(left / HELD):
             shutil.rmtree(left, ignore_errors=True)
     side = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=SCRATCH, dir=target.parent))
-    side.chmod(0o755)  # mkdtemp's folder is its owner's alone
+    side.chmod(0o755)  # mkdtemp's folder is readable by its owner alone
     with open(side / HELD, "w", encoding="utf-8") as held:
         _lock(held)
         try:
@@ -89,13 +89,13 @@ def _scratch(target: Path) -> Iterator[Path]:
 
 
 def _is_held(path: Path) -> bool:
-    """Whether the process that locked the file is still there; unknown counts as yes."""
+    """Whether the process that locked the file still runs; unknown counts as yes."""
     with open(path, "r+", encoding="utf-8") as file:
         return not _lock(file)
 
 
 def _lock(file: Any) -> bool:
-    """Lock an open file for this process, as long as it lives; False where another one holds it, or nothing can."""
+    """Lock an open file for this process's lifetime; False if another one holds it, or locks are not possible."""
     if os.name != "posix":
         return False
     import fcntl  # here: it is not on every system

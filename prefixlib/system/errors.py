@@ -18,14 +18,14 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, as one line; its kind where it says nothing."""
+    """The message of a library's error as one line, or its type if it has none."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")  # torch prints in bold
     said = lines[0] if not lines[0].endswith(":") else " ".join(line.strip() for line in lines)
     return (said if len(said) <= 200 else f"{said[:199]}…") or type(error).__name__
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: the loops say where a run can be resumed, locks are given back."""
+    """SIGTERM, handled like Ctrl-C: the loops say where a run can be resumed, locks are released."""
 
 
 def _terminate(*_):
@@ -36,8 +36,8 @@ def _terminate(*_):
 def one_line_errors():
     """Turn errors the user can fix into one line on stderr and a non-zero exit; anything else keeps its traceback.
 
-    Exit code: 2 wrong input, 1 operating-system error (disk full, no permission), 130 Ctrl-C, 143 SIGTERM. Where the
-    reader of stdout or stderr has gone, the work is finished and ended by SIGPIPE.
+    Exit code: 2 wrong input, 1 operating-system error (disk full, no permission), 130 Ctrl-C, 143 SIGTERM. If the
+    reader of stdout or stderr has gone, the work is finished, and the process then ends by SIGPIPE.
     """
     streams.prepare()
     startup.end()
@@ -76,17 +76,17 @@ def _words_of(error: OSError) -> str:
 
 
 def refused_by_system(error: Exception) -> str | None:
-    """The operating system's words where a library wraps them in an error of its own, else None."""
+    """The operating system's message if a library wraps it in its own error, else None."""
     said = str(error)
     if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
-        return f"there is not enough memory ({first_line(error)}): a smaller --bsz or --batch_size takes less"
+        return f"there is not enough memory ({first_line(error)}): use a smaller --bsz or --batch_size"
     number = system_number(error)
     if number:
         return os.strerror(number)
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
         return str(error)
     if isinstance(error, ValueError) and "embedded null byte" in str(error):
-        return "a path with a NUL character in it cannot be opened"
+        return "a path that contains a NUL character cannot be opened"
     if isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)):  # gloo, NCCL
         return "another process of this training has ended"
     if is_failed_save(error):
@@ -106,12 +106,12 @@ def is_failed_save(error: BaseException) -> bool:
 
 
 def system_number(error: BaseException) -> int | None:
-    """The operating system's number of an error, also where a library written in Rust or C++ wraps it, else None."""
+    """The operating system's error number, also if a library written in Rust or C++ wraps the error, else None."""
     if isinstance(error, OSError):
         return error.errno
-    if is_failed_save(error) and error.__context__ is not None:  # of a file that Python opened: its error came first
+    if is_failed_save(error) and error.__context__ is not None:  # Python opened the file: its error came first
         return system_number(error.__context__)
     said = str(error)
-    # safetensors and tokenizers, written in Rust; torch, whose file names may stand between
+    # first safetensors and tokenizers, written in Rust; then torch, whose messages contain file names
     found = re.search(r"\(os error (\d+)\)", said) or re.search(r"unable to open file <.*> .*\((\d+)\)", said)
     return int(found[1]) if found else None

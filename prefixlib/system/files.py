@@ -1,4 +1,4 @@
-"""Writing files so that a killed run or a full disk leaves the old content; one run at a time in a folder.
+"""Writing files so that a killed run or a full disk leaves the old content, and locking a folder for one run.
 
 Links are replaced, never followed, and what this code did not make is neither changed nor removed.
 """
@@ -49,7 +49,7 @@ def sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """Let the error of a writer that names no file, or one of its own, name `path`."""
+    """Let a writer's error name `path` if it names no file, or a temporary one."""
     try:
         yield
     except Exception as error:
@@ -62,17 +62,17 @@ def writing(path: Path | str) -> Iterator[None]:
 
 
 def _is_full(path: Path) -> bool:
-    """Whether no file of a megabyte fits where `path` is to go."""
+    """Whether the disk of `path` has no room for a megabyte."""
     return shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free < 2**20
 
 
 @contextlib.contextmanager
 def replacing(path: Path | str, partial_name: str | None = None) -> Iterator[Path]:
-    """Give the name of a file to write; at the end of the block it is synced and renamed to `path`."""
+    """Yield a temporary name to write to; at the end of the block the file is synced and renamed to `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(partial_name or _partial_name(path.name))
-    partial.unlink(missing_ok=True)  # another one's link, or of a killed process with this number
+    partial.unlink(missing_ok=True)  # somebody's link, or the file of a killed process with this id
     try:
         with writing(path):
             yield partial
@@ -102,14 +102,14 @@ def add_line(path: Path, line: str) -> None:
 
 
 def check_name(directory: Path, flag: str, *names: str) -> None:
-    """Raise UserError for a folder whose name, or a file in it with one of these `names`, the system does not take."""
+    """Raise UserError if the system does not accept the folder's name, or that of a file in it with one of `names`."""
     parent = next(folder for folder in directory.parents if _exists(folder))
     most = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     longest = max((directory.name, *map(_partial_name, names)), key=lambda name: len(os.fsencode(name)))
     length = len(os.fsencode(longest))
     if length > most:
         raise UserError(
-            f"{flag} {directory}: its name is too long by {length - most} bytes, as files are named after it: choose "
+            f"{flag} {directory}: its name is too long by {length - most} bytes, as file names contain it: choose "
             "a shorter one (--output_dir, --dir_name or --notes)"
         )
 
@@ -122,24 +122,24 @@ def _exists(path: Path) -> bool:
 
 
 def check_can_write(path: Path | str, flag: str) -> None:
-    """Raise UserError, naming the flag, for a file that could not be written once the work is done."""
+    """Raise UserError, naming the flag, for a file that could not be written after the work."""
     path = Path(path).expanduser().absolute()
     check_name(path, flag, path.name)
     parent = next(folder for folder in path.parents if folder.exists())
     if path.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        where = "is a folder" if path.is_dir() else f"{parent} is no folder that can be written to"
+        where = "is a folder" if path.is_dir() else f"{parent} is not a writable folder"
         raise UserError(f"{flag} {path}: {where}; name a file")
 
 
 def matching(directory: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files and folders in `directory` whose names match one of the patterns, in the order of these."""
+    """The files and folders in `directory` whose names match one of the patterns, in the patterns' order."""
     return list(dict.fromkeys(path for pattern in patterns for path in sorted(directory.glob(pattern))))
 
 
 def clear_run(directory: Path, patterns: Sequence[str]) -> None:
-    """Remove what an earlier run left in `directory`: the files whose names match, in folders that match too.
+    """Remove an earlier run's files from `directory`: those whose names match, also in folders that match.
 
-    Other files in those folders stay, and the folders with them.
+    Other files in these folders stay, and the folders with them.
     """
     for path in matching(directory, patterns):
         if path.is_dir() and not path.is_symlink():
@@ -156,9 +156,9 @@ def write_json(path: Path | str, value: object) -> None:
 
 
 def move_whole(source: Path, target: Path) -> None:
-    """Sync every file of the directory `source`, then put it in the place of `target`.
+    """Sync every file of the directory `source`, then let it replace `target`.
 
-    What `target` holds beside files of the same names is kept. Killed at any moment, `remove_partials` ends the move.
+    Files of `target` with other names are kept. If killed at any moment, `remove_partials` completes the move.
     """
     for path in source.rglob("*"):
         if path.is_file():
@@ -172,7 +172,7 @@ def move_whole(source: Path, target: Path) -> None:
 
 
 def _end_move(source: Path, target: Path, old: Path) -> None:
-    """Move what only `old` holds to the new `source`, and that to `target`, which is not there."""
+    """Move the files that only `old` holds to the new `source`, and this to `target`, which does not exist."""
     if old.is_dir():
         new = {path.name for path in source.iterdir()}
         for path in old.iterdir():
@@ -184,9 +184,9 @@ def _end_move(source: Path, target: Path, old: Path) -> None:
 
 
 def remove_partials(directory: Path) -> None:
-    """Remove what a killed run had half written into `directory`; a folder that it was about to replace comes back.
+    """Remove a killed run's half-written files in `directory`; a folder that it was about to replace is restored.
 
-    Only names that this code gives are touched.
+    Only files with this code's own names are touched.
     """
     names = sorted(path.name for path in directory.glob(".*.partial") if not path.is_symlink())
     for name in names:
@@ -210,7 +210,7 @@ def remove_partials(directory: Path) -> None:
 
 
 def clear_checkpoints(side: Path) -> None:
-    """Remove the half written checkpoint-N in the folder where Trainer writes them, and the folder if it is empty."""
+    """Remove half-written checkpoint-N from the folder where Trainer writes them, and the folder if it is empty."""
     if not side.is_dir() or side.is_symlink():
         return
     for path in side.iterdir():
@@ -222,10 +222,10 @@ def clear_checkpoints(side: Path) -> None:
 
 @contextlib.contextmanager
 def lock(directory: Path) -> Iterator[None]:
-    """Hold `directory`, made if absent, for this process alone; leftovers of a killed run are removed first.
+    """Lock `directory`, made if absent, for this process alone; leftovers of a killed run are removed first.
 
-    The system gives the lock up when its holder ends, however that comes, so none is ever stale. In a run of several
-    processes the first one holds it. Raises UserError where another process does.
+    The system releases the lock whenever its holder ends, so no lock is ever stale. In a run of several processes
+    the first one holds it. Raises UserError if another process holds it.
     """
     if os.name != "posix" or not processes.is_first():
         yield
@@ -251,14 +251,14 @@ def _locked_file(path: Path) -> Any:
     while True:
         file = _open_lock(path)
         try:
-            # of the process, not of the open file: a worker process that outlives this one does not keep it
+            # a lock of the process, not of the open file: a worker that outlives this process does not keep it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
             raise UserError(
-                f"{path.parent} is in use by {holder}: wait until it has ended, or take another --output_dir"
+                f"{path.parent} is in use by {holder}: wait until it has ended, or choose another --output_dir"
             ) from None
         except OSError:  # a file system without locks
             return file
@@ -272,7 +272,7 @@ def _locked_file(path: Path) -> Any:
 
 
 def _open_lock(path: Path) -> Any:
-    """The lock file, made if absent; another file of that name is refused, be it a link, a folder or with a text."""
+    """Open the lock file, made if absent. A link, a folder or a file with other content of that name is refused."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         handle = os.open(path, flags, 0o666)
@@ -290,13 +290,11 @@ def _open_lock(path: Path) -> Any:
             file.close()
         else:
             os.close(handle)
-    raise UserError(
-        f"{path} is no lock of a run but a link or another file: move it away, or take another --output_dir"
-    )
+    raise UserError(f"{path} is not a lock but a link or another file: move it away, or choose another --output_dir")
 
 
 def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a new directory beside `target`, then put it in `target`'s place: see `move_whole`."""
+    """Let `write` fill a new directory beside `target`, then let it replace `target`: see `move_whole`."""
     side = target.with_name(f".{target.name}.partial")
     if PARTIAL_FOLDER.fullmatch(side.name) and not side.is_symlink():
         shutil.rmtree(side, ignore_errors=True)
@@ -312,7 +310,7 @@ def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def todays_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a results.json holds under today's names: in earlier versions seq2seq/ had a schema of its own."""
+    """A results.json with today's names: in earlier versions seq2seq/ had its own schema."""
     renamed = dict(results)
     if "settings" in results:
         run = {**renamed.pop("settings"), **renamed.pop("versions", {}), "device": renamed.pop("device", None)}

@@ -1,6 +1,6 @@
-"""Where data, runs and commands are: in a checkout of the repository, or beside an installed package.
+"""The places of data, runs and commands, in a checkout of the repository or with an installed package.
 
-Standard library only. A wheel holds the packages alone: no data, no scripts.
+Standard library only. A wheel contains the packages alone: no data, no scripts.
 """
 
 from pathlib import Path
@@ -16,20 +16,20 @@ def data_folder() -> Path:
 
 
 def runs_folder(tree: Path, folder: str) -> Path:
-    """Where the runs of a tree go: its own `folder` in a checkout, else `runs` in the current folder."""
+    """The folder of a tree's runs: its own `folder` in a checkout, else `runs` in the current folder."""
     return tree / folder if CHECKOUT else Path.cwd() / "runs" / tree.name
 
 
 def program(path: str) -> str:
-    """The words that start a program of this repository, "gpt2/gen.py", here: by its path or as a module."""
+    """The command that starts a program of this repository such as "gpt2/gen.py": by its path, or as a module."""
     return f"python {path}" if CHECKOUT else f"python -m {path.removesuffix('.py').replace('/', '.')}"
 
 
 def missing_demo() -> str | None:
-    """Where the demo's data are, in one line, if they are not here; else None."""
+    """A line that says where to get the demo's data if they are missing; else None."""
     if DEMO_DATA.is_dir():
         return None
     return (
-        "the demo's model and data are no part of the installed package: they are in the folder data/demo of the "
+        "the demo's model and data are not part of the installed package: they are in the folder data/demo of the "
         "repository; run it in a clone, or pass --model_name_or_path and --data_dir"
     )

@@ -1,4 +1,4 @@
-"""Several processes: torchrun with one line where it prints tracebacks, and workers that end with it.
+"""Several processes: torchrun with one line instead of its tracebacks, and workers that end with it.
 
 python -m prefixlib.system.processes --standalone --nproc_per_node 2 gpt2/run_language_modeling.py --mode webnlg ...
 """
@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator
 
 PARENT = "PREFIX_TUNING_LAUNCHER"  # the pid of the process below, in its workers' environment
-RESUME = "--resume yes goes on from the newest checkpoint, if one was written"
+RESUME = "--resume yes continues from the newest checkpoint, if one was written"
 
 
 # ---- the processes of a run --------------------------------------------------------------------------------------
 
-# What torchrun and clusters set, read nowhere else.
+# Variables that torchrun and clusters set; they are read nowhere else.
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = 3  # seconds of waiting for other processes until a line says so
 
@@ -49,20 +49,20 @@ def rank() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one of its run that writes files."""
+    """Whether this process writes the run's files."""
     return rank() == 0
 
 
 def forget_others() -> None:
-    """Before work in one process: what a cluster or a shell left in the environment does not count."""
+    """Before work in one process: forget the variables that a cluster or a shell left in the environment."""
     for name in (*VARIABLES, "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
 
 
 def connect() -> None:
-    """Before a training: connect the processes of the run; a run of one forgets what others left in its environment.
+    """Before a training: connect the processes of the run; a run of one forgets variables that others left.
 
-    Raises UserError where the environment names several processes and does not say where they meet, or wrongly.
+    Raises UserError if the environment names several processes but not, or wrongly, the address where they meet.
     """
     from prefixlib.system.errors import UserError, first_line  # here: as above
 
@@ -78,7 +78,7 @@ def connect() -> None:
             f"WORLD_SIZE={world} is set in the environment, {what}: unset WORLD_SIZE and RANK to train in one "
             "process, or start several with --num_processes or torchrun"
         )
-    from torch import cuda, distributed  # here: the launchers, which import this file, do without
+    from torch import cuda, distributed  # here: the launchers, which import this file, do not need it
 
     if not distributed.is_available() or distributed.is_initialized():
         return
@@ -97,7 +97,7 @@ def connect() -> None:
 
 @contextlib.contextmanager
 def _waiting(line: str) -> Iterator[None]:
-    """While other processes are waited for, in C++: say so after PATIENCE seconds, and let Ctrl-C and SIGTERM end it.
+    """While torch's C++ waits for other processes: say so after PATIENCE seconds; let Ctrl-C and SIGTERM end it.
 
     Python calls its signal handlers between its own lines alone; a thread hears of signals at once. They are kept from
     this one, whose C++ would print how it was interrupted.
@@ -147,7 +147,7 @@ def end_with_parent() -> None:
         return
     parent = int(os.environ.get(PARENT, os.getppid()))
     if sys.platform == "linux":
-        import ctypes  # here: the launchers, which import this file, do without
+        import ctypes  # here: the launchers, which import this file, do not need it
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     else:
@@ -157,7 +157,7 @@ def end_with_parent() -> None:
 
 
 def ignore_signals(worker: int = 0) -> None:
-    """In a DataLoader's worker: leave Ctrl-C and SIGTERM, which a group of processes gets, to the training process."""
+    """In a DataLoader's worker: leave Ctrl-C and SIGTERM, sent to the whole group, to the training process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -165,8 +165,8 @@ def ignore_signals(worker: int = 0) -> None:
 def workers_that_fit(wanted: int) -> int:
     """The DataLoader workers that the limit of open files allows: `wanted`, or none, with a warning.
 
-    A batch of a worker takes a file for each of its arrays; where none is left, worker and training wait for each
-    other without end.
+    A worker's batch needs an open file for each of its arrays; if none is left, worker and training wait for each
+    other forever.
     """
     if not wanted or sys.platform == "win32":
         return wanted
@@ -217,7 +217,7 @@ def report(line: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run torchrun; returns the exit code: 130 after Ctrl-C, 143 after SIGTERM, else that of the worker that failed."""
+    """Run torchrun; returns the exit code: 130 after Ctrl-C, 143 after SIGTERM, else the failed worker's."""
     import logging
 
     _on_signals(lambda number, frame: os._exit(_stopped(number, "nothing was started")))
@@ -253,7 +253,7 @@ def _on_signals(handler) -> None:
 
 
 def _stopped(number: int, what: str) -> int:
-    """Say which signal came and what it stopped; returns the exit code."""
+    """Print which signal came and what it stopped; returns the exit code."""
     print(f"{'interrupted' if number == signal.SIGINT else 'terminated'}: {what}", file=sys.stderr, flush=True)
     return 128 + number
 

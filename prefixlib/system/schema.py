@@ -1,4 +1,4 @@
-"""JSON files that are read back, checked against a shape that is written as types (standard library only).
+"""Reading JSON files back, checked against a shape that is written as types (standard library only).
 
     class Base(TypedDict, total=False):
         name: str | None
@@ -6,8 +6,8 @@
 
     base = schema.read(path, Base, "use another checkpoint")
 
-A shape is str, int, float, bool, None, a union of these, list[X], dict[str, X], Any, a TypedDict (other keys are let
-through) or a dataclass (other keys are refused).
+A shape is str, int, float, bool, None, a union of these, list[X], dict[str, X], Any, a TypedDict (other keys are
+allowed) or a dataclass (other keys are refused).
 """
 
 import dataclasses
@@ -20,15 +20,20 @@ from typing import Any
 from prefixlib.system.errors import UserError
 
 WORDS = {
-    **{str: "a text", int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"},
-    **{list: "a list", dict: "an object in braces"},
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    types.NoneType: "null",
+    list: "a list",
+    dict: "an object in braces",
 }
 
 
 def read(path: Path | str, shape: Any, remedy: str) -> Any:
-    """The JSON that `path` holds. Raises OSError where it cannot be read.
+    """The JSON in the file `path`. Raises OSError if it cannot be read.
 
-    Raises UserError, which ends in what to do (`remedy`), where it is damaged or of another shape.
+    Raises UserError, which ends with `remedy`, what to do, if it is damaged or of another shape.
     """
     path = Path(path)
     try:
@@ -46,7 +51,7 @@ def read(path: Path | str, shape: Any, remedy: str) -> Any:
 
 
 def misfit(value: Any, shape: Any, place: str = "") -> str | None:
-    """What of a value does not fit a shape, in words that name the place (`a.b`, `a[0]`); None where all of it fits."""
+    """The first misfit of a value, in words that name its place (`a.b`, `a[0]`); None if all of it fits the shape."""
     if shape is Any:
         return None
     if typing.is_typeddict(shape) or dataclasses.is_dataclass(shape):

@@ -10,10 +10,10 @@ from prefixlib.system import processes, streams
 
 
 def begin() -> None:
-    """Import without looking for garbage, and answer Ctrl-C with one line.
+    """Disable garbage collection during imports, and answer Ctrl-C with one line.
 
-    What is imported stays: to look through it again and again took a third of the time until the first line of a run
-    and a second at its end.
+    Imported modules stay: scanning them again and again took a third of the time until the first line of a run, and a
+    second at its end.
     """
     streams.prepare()
     gc.disable()
@@ -21,7 +21,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """After `begin`: look for garbage again, but not among what was imported. Else nothing."""
+    """After `begin`: collect garbage again, but not among the imported objects. Without `begin`: do nothing."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

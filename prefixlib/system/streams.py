@@ -1,4 +1,4 @@
-"""The standard streams of a command: closed, without a reader, or without letters for a name (standard library)."""
+"""The standard streams of a command: closed, without a reader, or unable to encode a letter (standard library)."""
 
 import atexit
 import io
@@ -8,7 +8,7 @@ import sys
 
 
 class Stream(io.TextIOWrapper):
-    """Text to stdout or stderr that is dropped once its reader has gone, as after `| head`: the work is finished."""
+    """A stdout or stderr that drops its text once its reader has gone, as after `| head`: the work is finished."""
 
     reader_gone = False
 
@@ -33,9 +33,9 @@ class Stream(io.TextIOWrapper):
 
 
 def prepare() -> None:
-    """Make stdout and stderr end no work: closed ones are opened on nothing, a character that they lack is escaped.
+    """Make stdout and stderr safe: closed ones become the null device, characters they cannot encode are escaped.
 
-    Streams that somebody has put in their place, such as a test's, stay.
+    Streams that replace them, such as a test's, stay.
     """
     for number in range(3):
         _open_if_closed(number)
@@ -55,7 +55,7 @@ def prepare() -> None:
 
 
 def _open_if_closed(number: int) -> None:
-    """Open a closed descriptor on the null device: else the next file gets its number, and messages."""
+    """Open a closed descriptor on the null device: else the next file would get its number, and the messages."""
     try:
         os.fstat(number)
     except OSError:
@@ -67,7 +67,7 @@ def _open_if_closed(number: int) -> None:
 
 
 def end() -> None:
-    """After work that went well: where a reader has gone, end as Unix tools do, by SIGPIPE."""
+    """After successful work: if a reader has gone, end as Unix tools do, by SIGPIPE."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, Stream)]
     for stream in streams:
         stream.flush()

@@ -1,1 +1,1 @@
-"""What benchmark.py measures: one module for each figure, its peers, its tables and plots."""
+"""The measurements of benchmark.py: a module for each figure, its peers, its tables and plots."""

@@ -1,7 +1,7 @@
 """Sentences per second of beam search on prompts of real lengths (scripts/benchmark.py decode).
 
-Random weights never end a sentence, so each is made to end where its real reference does, in every row alike. Rows of
-the same method must give the same tokens, else there is no ratio.
+Random weights never end a sentence, so each sentence is ended at its real reference's length, in all rows alike. Rows
+of the same method must give the same tokens, else there is no ratio.
 
 Legend: N sentences, K beams, P prefix length, V vocabulary.
 """
@@ -29,18 +29,18 @@ from seq2seq.frozen_lm import attend_to, shares_rows
 DEFAULTS = {"gpt2": (32, 32, 5, 100, 6, "webnlg_dev"), "bart": (12, 12, 6, 62, 3, "xsum_test")}
 SETTINGS = ("sentences", "batch_size", "beams", "max_new_tokens", "alone", "lengths")
 SPREAD = 4.4  # standard deviation of the logits, so that the best token has a probability of a few tenths
-# gains of attention's weights, and standard deviations of GPT-2's embeddings, in a random model that listens
+# gains of attention's weights, and standard deviations of GPT-2's embeddings, in a random model that uses its input
 PEAKED = {**dict.fromkeys(("attn.c_attn", "q_proj", "k_proj", "v_proj"), 2.0), "attn.c_proj": 0.3, "out_proj": 0.5}
 PEAKED |= {"Attention.q": 0.25, "Attention.k": 2.0, "Attention.v": 2.0, "Attention.o": 0.5}  # T5 does not scale scores
 EMBEDDINGS = {"wte": 1.0, "wpe": 0.5}
-NEVER = -100.0  # the logit of an eos that does not come by itself
+NEVER = -100.0  # the logit of an eos that must not come by itself
 ONE_BY_ONE = ("prefix-alone", "original-style")
 
-Decoder = Callable[[Sequence[int]], list[list[int]]]  # numbers of sentences -> their tokens
+Decoder = Callable[[Sequence[int]], list[list[int]]]  # indices of sentences -> their tokens
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
-    """The tree's own sizes where the command line gave none."""
+    """Fill in the tree's own sizes where the command line has none."""
     for name, value in zip(SETTINGS, DEFAULTS["bart" if is_seq2seq(args) else "gpt2"], strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -67,10 +67,10 @@ def make_work(args: argparse.Namespace) -> Work:
 
 
 def sharpen(base: nn.Module) -> nn.Module:
-    """Make a random model say varied things that depend on what it reads, and never an eos by itself.
+    """Make a random model's outputs varied and dependent on its input, without an eos of its own.
 
-    As transformers draws them, random weights look at everything alike and repeat the last token: equal tokens would
-    then show little. Here attention picks few positions, and the output layer is not tied to the input's.
+    With transformers' initialisation a model attends to all positions alike and repeats the last token: equal tokens
+    would then show little. Here attention picks few positions, and the output layer is not tied to the input's.
     """
     head, eos = base.get_output_embeddings(), base.config.eos_token_id
     spread = {name: wanted / head.in_features**0.5 for name, wanted in PEAKED.items()} | EMBEDDINGS
@@ -79,7 +79,7 @@ def sharpen(base: nn.Module) -> nn.Module:
         for name, parameter in base.named_parameters():
             for ending_in, std in spread.items():
                 if name.endswith(f"{ending_in}.weight"):
-                    # drawn apart: in place the numbers would follow how the weight lies in memory
+                    # sampled separately: in place the values would depend on the weight's memory layout
                     parameter.copy_(torch.empty(parameter.shape).normal_(std=std))
         head.weight = nn.Parameter(torch.empty_like(head.weight).normal_(std=SPREAD / head.in_features**0.5))
         norm = getattr(base.base_model, "ln_f", None)
@@ -119,7 +119,7 @@ def ending(steps: type, work: Work, eos: int, prompts_of: Callable[..., Sequence
 
 
 def certain(scores: Tensor, over: Tensor, eos: int) -> Tensor:
-    """Scores (R, V) with the eos certain in the rows that are over, bool (R,)."""
+    """Scores (R, V) with a certain eos in the rows `over`, bool (R,)."""
     if over.any():
         over = over.to(scores.device)
         scores[over] = float("-inf")
@@ -128,7 +128,7 @@ def certain(scores: Tensor, over: Tensor, eos: int) -> Tensor:
 
 
 class EndThere(LogitsProcessor):
-    """The same for transformers' `generate`: row n of R ends after ends[n] tokens."""
+    """The same ending for transformers' `generate`: row n of R ends after ends[n] tokens."""
 
     def __init__(self, ends: Sequence[int], beams: int, before: int, eos: int):
         self.ends, self.before, self.eos = torch.tensor(ends).repeat_interleave(beams), before, eos
@@ -138,7 +138,7 @@ class EndThere(LogitsProcessor):
 
 
 def causal_steps(work: Work, eos: int) -> type:
-    """gpt2.decoding's stepwise model, ended so."""
+    """gpt2.decoding's stepwise model with these ends."""
     return ending(decoding.CausalSteps, work, eos, lambda model, prompts, *_: prompts)
 
 
@@ -153,7 +153,7 @@ def rule_of(args: argparse.Namespace, eos: int) -> DecodingRule:
 
 
 def padded(args: argparse.Namespace, work: Work, members: Sequence[int]) -> dict[str, Tensor]:
-    """The prompts of these sentences as `generate` takes them: padded on the left, an encoder's on the right."""
+    """The prompts of these sentences for `generate`: padded on the left, an encoder's on the right."""
     side = "right" if is_seq2seq(args) else "left"
     filler = config_of(args.shape).pad_token_id or 0  # no prompt holds it
     rows = [torch.tensor(work.prompts[n], device=args.device) for n in members]
@@ -162,7 +162,7 @@ def padded(args: argparse.Namespace, work: Work, members: Sequence[int]) -> dict
 
 
 def generate(model: nn.Module, args: argparse.Namespace, work: Work, members: Sequence[int], **inputs):
-    """transformers' beam search on `inputs`; the tokens behind the prompt, without eos and padding."""
+    """transformers' beam search on `inputs`; returns the tokens after the prompt, without eos and padding."""
     eos = model.config.eos_token_id
     before = 1 if is_seq2seq(args) else inputs["input_ids"].shape[1]
     output = model.generate(
@@ -184,7 +184,7 @@ def batches(members: Sequence[int], size: int) -> list[Sequence[int]]:
 
 
 def our_decoder(args: argparse.Namespace, work: Work, batch_size: int | None = None, prefixed: bool = True) -> Decoder:
-    """This package's decoding, the prefix as a checkpoint stores it; or without one."""
+    """This package's decoding, with the prefix in its stored form, or without one."""
     model = our_model(args).eval()
     base, eos = sharpen(model.base), model.base.config.eos_token_id
     settings = {"batch_size": batch_size or args.batch_size, "progress": False}
@@ -270,7 +270,7 @@ DECODERS: dict[str, Callable[[argparse.Namespace, Work], Decoder]] = {
 
 
 def decoding_rows(args: argparse.Namespace) -> list[str]:
-    """The rows of --vs that decode: a fine-tuned model without a prefix is no other way of decoding."""
+    """The rows of --vs that decode: without a prefix a fine-tuned model is decoded in the same way."""
     wanted = [
         row for row in ("peft", "original-style") if row in args.rows and not (is_seq2seq(args) and row == "peft")
     ]
@@ -278,7 +278,7 @@ def decoding_rows(args: argparse.Namespace) -> list[str]:
 
 
 def check_equal_tokens(args: argparse.Namespace, outputs: dict[str, dict[int, list[int]]]) -> dict[str, int]:
-    """How many sentences of each row differ from the first row's. Raises UserError for more than --allow_ties."""
+    """Each row's number of sentences that differ from the first row's. Raises UserError for more than --allow_ties."""
     first = next(iter(outputs.values()))
     differ = {row: sum(first[n] != tokens for n, tokens in found.items()) for row, found in outputs.items()}
     allowed = args.allow_ties
@@ -293,7 +293,7 @@ def check_equal_tokens(args: argparse.Namespace, outputs: dict[str, dict[int, li
 
 
 def decode(args: argparse.Namespace) -> dict[str, dict]:
-    """All rows in turn; those that take one sentence at a time decode every so-manieth."""
+    """All rows in turn; those that decode one sentence at a time get evenly spaced sentences."""
     work = make_work(args)
     everyone = list(range(len(work.prompts)))
     alone = some(everyone, args.alone)
@@ -304,7 +304,7 @@ def decode(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def some(members: Sequence[int], most: int) -> Sequence[int]:
-    """Every so-manieth of the sentences, at most `most`; 0: all."""
+    """At most `most` evenly spaced sentences; 0: all."""
     return members[:: max(len(members) // most, 1)][:most] if most else members
 
 

@@ -1,8 +1,8 @@
 """Other engines' decoding of the model without a prefix (scripts/benchmark.py engines, greedy; decode --vs ...).
 
-transformers' `generate` ends each output where it ends in our rows. CTranslate2 cannot: there all outputs have one
-length, their mean, and so have those of the row it is compared with, this package without a prefix. It gets the batch
-size at which it is fastest.
+transformers' `generate` ends each output at the length of our rows. CTranslate2 cannot: there all outputs have one
+length, their mean, and so they have in the row it is compared with, this package without a prefix. CTranslate2 gets the
+batch size at which it is fastest.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benchmarks.models import is_seq2seq, make_base
 from prefixlib.system.errors import UserError
 
 GREEDY = {"sentences": 8, "batch_size": 1, "beams": 1}
-BATCH_SIZES = (1, 8, 32)  # of which CTranslate2 gets the best
+BATCH_SIZES = (1, 8, 32)  # CTranslate2 gets the best of these
 LABELS = {
     "bf16": "prefix, the model in bfloat16",
     "plain": "this package without a prefix, all outputs of the mean length",
@@ -45,7 +45,7 @@ def plain_decoder(args: argparse.Namespace, work: decode.Work) -> decode.Decoder
 
 
 def bfloat16_decoder(args: argparse.Namespace, work: decode.Work) -> decode.Decoder:
-    """This package's decoding behind the prefix with the model in bfloat16: gen.py --bf16 yes."""
+    """This package's decoding with the prefix and the model in bfloat16: gen.py --bf16 yes."""
     return decode.our_decoder(argparse.Namespace(**{**vars(args), "bf16": True}), work)
 
 
@@ -99,14 +99,14 @@ def ctranslate2_decoder(args: argparse.Namespace, work: decode.Work, compute: st
 
 
 def convert(base: nn.Module, compute: str) -> Any:
-    """A CTranslate2 generator of a GPT-2, by way of folders; its tokens are the ids as text."""
+    """A CTranslate2 generator of a GPT-2, converted through folders; its tokens are the ids as text."""
     import ctranslate2
 
     size, eos = base.config.vocab_size, str(base.config.eos_token_id)
     vocabulary = SimpleNamespace(
         get_vocab=lambda: {str(n): n for n in range(size)}, bos_token=eos, eos_token=eos, unk_token=eos
     )
-    base.config.tie_word_embeddings = False  # `sharpen` gave the output its own weights
+    base.config.tie_word_embeddings = False  # `sharpen` made separate output weights
     with tempfile.TemporaryDirectory() as folder:
         saved, converted = str(Path(folder) / "model"), str(Path(folder) / "converted")
         base.save_pretrained(saved)

@@ -83,7 +83,7 @@ def our_trainer(args: argparse.Namespace, output: Path, model: nn.Module, exampl
         epoch=epochs,
         learning_rate=LEARNING_RATE,
         logging_steps=every,
-        objective_mode=0,  # the token mean, which the stock Trainer takes too
+        objective_mode=0,  # the token mean, as in the stock Trainer
         disable_tqdm=True,
         seed=args.seed,
     )
@@ -125,7 +125,7 @@ def check_device(args: argparse.Namespace) -> None:
     if is_seq2seq(args):
         raise UserError(f"{args.what} is for GPT-2's shapes, not --shape {args.shape}")
     if torch.cuda.is_available() and args.device == "cpu":
-        raise UserError(f"{args.what} --device cpu: Trainer takes the GPU where there is one; hide it first")
+        raise UserError(f"{args.what} --device cpu: Trainer uses a GPU if there is one; hide it first")
 
 
 def train(args: argparse.Namespace, make_trainer, model: nn.Module, examples, epochs: int = 1, every: int = 1):
@@ -152,7 +152,7 @@ def epoch(args: argparse.Namespace) -> dict[str, dict]:
     kinds = {row: our_trainer if row == "prefix" else stock_trainer for row in models}
     seconds: dict[str, list[float]] = {row: [] for row in models}
     losses: dict[str, list[float]] = {}
-    for number in range(args.rounds + 1):  # the first warms up, and gives the losses of equal weights
+    for number in range(args.rounds + 1):  # the first is the warm-up, and gives the losses of equal weights
         for row, model in models.items():
             watch = train(args, kinds[row], model, examples)
             if number:

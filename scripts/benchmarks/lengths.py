@@ -34,7 +34,7 @@ SETS = {
 
 def read_lengths(name: str, path: Path, tokenizer_dir: Path) -> list[Pair]:
     """The token lengths of every text in a data file. Raises UserError for a bad file."""
-    from prefixlib.base_model.load import load_tokenizer  # here: a drawn histogram needs no tokenizer
+    from prefixlib.base_model.load import load_tokenizer  # here: a recorded histogram needs no tokenizer
 
     tree, mode, split = SETS[name]
     tokenizer = load_tokenizer(str(tokenizer_dir.expanduser().resolve()))
@@ -60,7 +60,7 @@ def read_lengths(name: str, path: Path, tokenizer_dir: Path) -> list[Pair]:
 
 
 def to_bins(pairs: Sequence[Pair], most: int = MOST_BINS) -> list[list[int]]:
-    """[source, target, count], sorted; pairs of near lengths share a bin, at their mean, where there are too many."""
+    """[source, target, count], sorted; if there are too many, pairs of similar lengths share a bin at their mean."""
     width = 1
     while True:
         groups: dict[Pair, list[Pair]] = {}
@@ -76,7 +76,7 @@ def to_bins(pairs: Sequence[Pair], most: int = MOST_BINS) -> list[list[int]]:
 
 
 def record_lengths(name: str, path: Path, tokenizer_dir: Path) -> dict:
-    """The histogram of a data file, with what it was made from."""
+    """The histogram of a data file, with its origin."""
     tree, mode, split = SETS[name]
     pairs = read_lengths(name, path, tokenizer_dir)
     kept = "every training pair" if split == "train" else "every distinct input with its first reference"
@@ -99,7 +99,7 @@ def record_lengths(name: str, path: Path, tokenizer_dir: Path) -> dict:
 
 
 def write_histogram(path: Path, histogram: dict) -> None:
-    """As JSON with the bins on few lines."""
+    """The JSON text, with the bins on few lines."""
     from prefixlib.system import files
 
     bins = histogram["bins"]
@@ -122,12 +122,12 @@ def load_lengths(args: argparse.Namespace, name: str) -> list[list[int]]:
 
 
 def draw(bins: Sequence[Sequence[int]], count: int, seed: int) -> list[Pair]:
-    """`count` texts' lengths, drawn with the histogram's frequencies."""
+    """`count` texts' lengths, sampled with the histogram's frequencies."""
     chosen = random.Random(seed).choices(bins, weights=[number for *_, number in bins], k=count)
     return [(source, target) for source, target, _ in chosen]
 
 
 def default_file(name: str) -> Path:
-    """Where a set's file lies under data/."""
+    """The path of a set's file under data/."""
     _, mode, split = SETS[name]
     return data_file(mode, split)

@@ -1,9 +1,10 @@
-"""How near the machine's limit this package comes (scripts/benchmark.py limit).
+"""This package's speed as a share of the machine's limit (scripts/benchmark.py limit).
 
 The limit is measured in the same rounds as the rows: products of large matrices, by torch's own product and through
 oneDNN (prefixlib/compute/onednn.py), whichever is faster, and a matrix read from memory once.
-A row's share is its operations (benchmarks/operations.py), divided by its time and by the rate of the products. One
-sentence at a time is bound by memory instead: its other share is of the bytes of all matrices, read once each step.
+A row's share is its operations (benchmarks/operations.py), divided by its time and by the rate of the products.
+Decoding one sentence at a time is bound by memory instead: a second share counts the bytes of all matrices, read once
+a step.
 """
 
 import argparse
@@ -29,7 +30,7 @@ MEMORY = "memory, read"
 
 @dataclass(frozen=True)
 class Row:
-    """A measured piece of work: a shape, "step" or "decode", and the sizes that are not its tree's usual ones."""
+    """A measured piece of work: a shape, "step" or "decode", and the sizes that differ from its tree's usual ones."""
 
     shape: str
     work: str
@@ -111,7 +112,7 @@ Prepared = tuple[Callable[[bool], Any], dict[str, Any]]
 
 
 def prepare(args: argparse.Namespace, row: Row) -> Prepared:
-    """What a row runs, True: only to warm up; and its operations, of a decoding also the bytes that its steps read."""
+    """A row's function (True: only warm up), its operations, and for decoding the bytes that its steps read."""
     shape = f"{row.shape.split('-')[0]}-tiny" if args.tiny else row.shape
     given = {name: value for name in (*models.SETTINGS, *decode.SETTINGS) if (value := getattr(args, name)) is not None}
     own = argparse.Namespace(**{**vars(args), "shape": shape, **row.sizes, **given})
@@ -122,7 +123,7 @@ def prepare(args: argparse.Namespace, row: Row) -> Prepared:
 
 
 def at_the_limit(args: argparse.Namespace, work: str, rate: float) -> float:
-    """What a "step" (seconds) or a "decode" (sentences per second) could be at `rate` operations per second."""
+    """The limit of a "step" (seconds) or a "decode" (sentences per second) at `rate` operations per second."""
     sizes = Sizes.of(models.make_base(argparse.Namespace(**{**vars(args), "device": "meta"})))
     if work == "step":
         return sum(_operations_of_step(args, sizes).values()) / rate
@@ -135,7 +136,7 @@ def _operations_of_decoding(args: argparse.Namespace, sizes: Sizes, work: decode
 
 
 def _operations_of_step(args: argparse.Namespace, sizes: Sizes) -> dict[str, int]:
-    """Of a batch without padding, as `models.make_batch` makes it."""
+    """Operations for a batch without padding, as `models.make_batch` makes it."""
     seq2seq = models.is_seq2seq(args)
     scored = args.bsz * (args.tokens if seq2seq else args.tokens - args.tokens // 2)
     sources = [args.source] * args.bsz if seq2seq else ()

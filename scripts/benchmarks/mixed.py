@@ -1,7 +1,7 @@
-"""Many prefixes on one GPT-2 in one batch, beside what else serves many tasks (scripts/benchmark.py mixed).
+"""Many prefixes on one GPT-2 in one batch, and other ways to serve many tasks (scripts/benchmark.py mixed).
 
-Sentences take turns among the prefixes. PEFT decodes a prefix's sentences in a batch of their own, with our weights and
-so the same tokens; LoRA, another method, mixes adapters in a batch by `adapter_names=`. Memory is that of a process
+Sentences take turns among the prefixes. PEFT decodes each prefix's sentences in a separate batch, with our weights and
+so the same tokens; LoRA, another method, mixes adapters in a batch by `adapter_names=`. Memory is measured in a process
 that does nothing else, for outputs of a few tokens.
 """
 
@@ -30,7 +30,7 @@ from prefixlib.system.errors import UserError
 
 COUNTS = (1, 8, 64)  # prefixes
 SIZES = {"sentences": 64, "batch_size": 64, "beams": 1}
-FEW_TOKENS = 8  # of an output where memory is measured
+FEW_TOKENS = 8  # tokens of an output when memory is measured
 LABELS = {
     "prefix": "one prefix for all",
     "mixed": "{} in one batch",
@@ -47,7 +47,7 @@ def label(row: str) -> str:
 
 
 def make_prefix(args: argparse.Namespace, base: nn.Module, number: int) -> PrefixTuning:
-    """Prefix `number` as a checkpoint stores it, without its network."""
+    """Prefix `number` in its stored form, without its network."""
     torch.manual_seed(number)
     kind = {"mid_dim": 1, "prefix_dropout": 0.0, "prefix_mode": "activation", "format_mode": "cat"}
     config = PrefixConfig.for_model(base, preseqlen=args.preseqlen, init_shallow=True, **kind)
@@ -57,7 +57,7 @@ def make_prefix(args: argparse.Namespace, base: nn.Module, number: int) -> Prefi
 
 
 def our_decoder(args: argparse.Namespace, work: decode.Work, count: int) -> decode.Decoder:
-    """`load_mixed`'s model: the sentences of all prefixes in one batch. count 0: one prefix, not through it."""
+    """The model of `load_mixed`: sentences of all prefixes in one batch. count 0: one prefix, without `load_mixed`."""
     base = decode.sharpen(make_base(args))
     fuse_gelu(base)
     models = {str(n): Model(PrefixLM(base, make_prefix(args, base, n)), None) for n in range(count or 1)}
@@ -79,7 +79,7 @@ def our_decoder(args: argparse.Namespace, work: decode.Work, count: int) -> deco
 
 
 def peft_decoder(args: argparse.Namespace, work: decode.Work, count: int) -> decode.Decoder:
-    """PEFT's prefixes with our weights, loaded once; the sentences of one after those of another."""
+    """PEFT's prefixes with our weights, loaded once; sentences are decoded prefix by prefix."""
     peft, base = import_peft(), decode.sharpen(make_base(args))
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=args.preseqlen, inference_mode=True)
     model = _with_adapters(peft, base, config, count).eval()
@@ -139,7 +139,7 @@ def make_decoder(args: argparse.Namespace, work: decode.Work, row: str) -> decod
 
 
 def mixed(args: argparse.Namespace) -> dict[str, dict]:
-    """Seconds and peak memory of every row; the sentences of 64 prefixes one after the other are some of them."""
+    """Seconds and peak memory of every row; 64 prefixes one after the other decode a part of the sentences."""
     if is_seq2seq(args):
         raise UserError(f"mixed is for GPT-2's shapes, not --shape {args.shape}")
     work = decode.make_work(args)
@@ -165,7 +165,7 @@ def mixed(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def peak(args: argparse.Namespace, row: str) -> dict[str, int]:
-    """What this process needed at most to load and decode, and before that; for one that does nothing else."""
+    """Peak memory of this process after and before loading and decoding; call it where nothing else runs."""
     before = record.peak_memory_bytes()["host"]
     args.lengths_from = args.lengths_from and Path(args.lengths_from)
     args.tokenizer = args.tokenizer and Path(args.tokenizer)

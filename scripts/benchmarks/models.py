@@ -1,6 +1,6 @@
-"""What scripts/benchmark.py compares: shapes, random base models, and one builder per row.
+"""The models that scripts/benchmark.py compares: shapes, random base models, and one builder per row.
 
-A builder gives a model and its loss on a batch. Dropout is off in every row, so that all do the same arithmetic.
+A builder returns a model and its loss on a batch. Dropout is off in every row, so that all do the same arithmetic.
 
 Legend: B batch, S source tokens, T tokens (of the target, for an encoder-decoder), P prefix length, L layers, H heads,
 D head size, V vocabulary.
@@ -48,12 +48,12 @@ SHAPES = {  # layers (of each side), heads, width
 }
 POSITIONS = 1024
 IDS = (4, 32_000)  # the random token ids: ordinary ones in every vocabulary
-# B, S, T, P, mid_dim where the command line does not say: WebNLG's mean length; XSum's, cut to what a CPU can do
+# default B, S, T, P, mid_dim: WebNLG's mean length; XSum's, shortened for a CPU
 DEFAULTS = {"gpt2": (5, 0, 80, 5, 512), "bart": (5, 256, 40, 200, 800)}
 SETTINGS = ("bsz", "source", "tokens", "preseqlen", "mid_dim")
 LORA_RANK = 8
-LIBRARIES = {"peft": "peft", "lora": "peft", "ct2": "ctranslate2", "ct2-int8": "ctranslate2"}  # that rows need
-LOUDER = 8.0  # factor on the random prefix, so that leaving it out or changing it would be seen in loss and tokens
+LIBRARIES = {"peft": "peft", "lora": "peft", "ct2": "ctranslate2", "ct2-int8": "ctranslate2"}  # row -> its library
+LOUDER = 8.0  # factor on the random prefix, so that omitting or changing it would show in loss and tokens
 
 Batch = dict[str, Tensor]
 Case = tuple[nn.Module, Callable[[Batch], Tensor]]  # a model, and its loss on a batch
@@ -64,7 +64,7 @@ def is_seq2seq(args: argparse.Namespace) -> bool:
 
 
 def fill_defaults(args: argparse.Namespace) -> None:
-    """The tree's own sizes where the command line gave none."""
+    """Fill in the tree's own sizes where the command line has none."""
     for name, value in zip(SETTINGS, DEFAULTS["bart" if is_seq2seq(args) else "gpt2"], strict=True):
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -102,13 +102,13 @@ def make_base(args: argparse.Namespace) -> nn.Module:
 
 
 def decoder_inputs(args: argparse.Namespace, labels: Tensor) -> Tensor:
-    """An encoder-decoder's labels (B, T), moved on by one behind its start token."""
+    """An encoder-decoder's inputs: its start token, followed by the labels (B, T) without the last."""
     start = config_of(args.shape).decoder_start_token_id
     return torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
 
 
 def make_batch(args: argparse.Namespace) -> Batch:
-    """Random ids without padding: half of a decoder-only row is scored, as in table-to-text; of a target, all."""
+    """Random ids without padding: half of a decoder-only row is scored, as in table-to-text, and all of a target."""
     torch.manual_seed(1)
     labels = torch.randint(*IDS, (args.bsz, args.tokens))
     if is_seq2seq(args):
@@ -140,7 +140,7 @@ def our_prefix(args: argparse.Namespace, base: nn.Module) -> nn.Module:
 
 
 def our_model(args: argparse.Namespace, checkpointing: bool = False) -> nn.Module:
-    """This package's PrefixLM around a base prepared as `load_model` does it."""
+    """This package's PrefixLM around a base prepared as in `load_model`."""
     base = make_base(args)
     fuse_gelu(base)
     prefix = our_prefix(args, base)
@@ -153,7 +153,7 @@ def our_model(args: argparse.Namespace, checkpointing: bool = False) -> nn.Modul
 
 
 def prefix_row(args: argparse.Namespace, checkpointing: bool = False) -> Case:
-    """This package, as its trainers call it."""
+    """This package, called as in its trainers."""
     model = our_model(args, checkpointing).train()
 
     def loss(batch: Batch) -> Tensor:
@@ -173,7 +173,7 @@ def checkpointing_row(args: argparse.Namespace) -> Case:
 
 
 def import_peft():
-    """The peft library. Raises UserError where it is missing."""
+    """The peft library. Raises UserError if it is missing."""
     try:
         import peft
     except ImportError as error:
@@ -210,7 +210,7 @@ STOCK = {"peft": peft_model, "lora": lora_model, "finetune": make_base}  # model
 
 
 def stock_row(make: Callable[[argparse.Namespace], nn.Module]) -> Callable[[argparse.Namespace], Case]:
-    """A row of one of these models, whose loss makes the decoder's inputs of the labels itself."""
+    """A row of one of these models, whose loss makes the decoder's inputs from the labels."""
 
     def row(args: argparse.Namespace) -> Case:
         model = make(args).train()
@@ -229,9 +229,9 @@ def stock_row(make: Callable[[argparse.Namespace], nn.Module]) -> Callable[[argp
 
 
 class OriginalStyle(nn.Module):
-    """The prefix around transformers' stock model the way the first implementation ran it, without any short cut.
+    """The prefix around transformers' stock model as in the first implementation, without any short cut.
 
-    The network runs on B*P rows, logits are made at every position and kept, padding is computed with.
+    The network runs on B*P rows, logits are computed and kept at every position, padding is included.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -244,7 +244,7 @@ class OriginalStyle(nn.Module):
             attention.install(self.base)  # the only way in: transformers has no encoder prefix
 
     def layers(self, rows: int) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """Keys and values (rows, H, P, D) by site and layer, each row through the network on its own."""
+        """Keys and values (rows, H, P, D) by site and layer, computed by the network for each row."""
         prefix, dtype = self.prefix, self.base.dtype
 
         def run(embedding: nn.Embedding, network: nn.Module, shape: tuple[int, int, int]):
@@ -278,7 +278,7 @@ class OriginalStyle(nn.Module):
 
 
 def original_row(args: argparse.Namespace) -> Case:
-    """The method as it was first run."""
+    """The method as in the first implementation."""
     model = OriginalStyle(args)
     return model, model
 
@@ -301,7 +301,7 @@ LABELS = {
 
 
 def label(args: argparse.Namespace, row: str) -> str:
-    """A row's name in a table, saying where it does other work."""
+    """A row's name in a table, with a note if it does different work."""
     other = " (decoder self-attention only: another function)" if is_seq2seq(args) and row == "peft" else ""
     return LABELS.get(row, row) + other
 

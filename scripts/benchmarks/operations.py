@@ -1,9 +1,9 @@
-"""How many operations a training step and a decoding need: the count behind `benchmark.py limit`.
+"""The number of operations that a training step and a decoding need, for `benchmark.py limit`.
 
-Counted as torch's FlopCounterMode does: two operations for every multiplication of a matrix product, and each query
-with all of its keys, also where a causal mask hides some. Not counted: sums, norms, softmax, the optimiser.
-Needed means: of real tokens alone, each prefix network once, logits at scored positions alone, and no gradient of
-frozen weights or of their inputs below the first prefix.
+The count follows torch's FlopCounterMode: two operations for every multiplication of a matrix product, and each query
+with all of its keys, also if a causal mask hides some. Sums, norms, softmax and the optimiser are not counted. Only
+needed operations count: those of real tokens, each prefix network once, logits at scored positions, and no gradient
+of frozen weights or of their inputs below the first prefix.
 
 Legend: S source and T target tokens of a text (decoder-only: S is 0, T all of the text), K beams, P prefix length,
 M mid_dim, L layers, E hidden size, Q size of all query heads, G of all key heads, V vocabulary.
@@ -21,17 +21,17 @@ from seq2seq import frozen_lm as seq2seq_lm
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the count takes of a model."""
+    """The sizes of a model that the count needs."""
 
     hidden: int  # E
     queries: int  # Q
     keys: int  # G
     layers: int  # L of the decoder
-    weights: int  # of all matrices that each target token meets, without the head
+    weights: int  # in all matrices that multiply each target token, without the head
     head: int  # E*V
     encoder_layers: int = 0
-    encoder_weights: int = 0  # of all matrices that each source token meets in the encoder
-    cross_weights: int = 0  # and those that make keys and values of it for the decoder
+    encoder_weights: int = 0  # in all matrices that multiply each source token in the encoder
+    cross_weights: int = 0  # in the matrices that make the decoder's keys and values from it
 
     @classmethod
     def of(cls, base: nn.Module) -> "Sizes":
@@ -53,7 +53,7 @@ class Sizes:
 
     @property
     def all_weights(self) -> int:
-        """Of the matrices that every step of a decoding reads."""
+        """Number of weights in the matrices that every decoding step reads."""
         return self.weights + self.head
 
 
@@ -75,10 +75,10 @@ def training_step(
     cross = sum(t * (s + prefix) for s, t in zip(sources, targets, strict=True)) if sizes.encoder_layers else 0
     matrices = 2 * (sizes.weights * written + (sizes.encoder_weights + sizes.cross_weights) * read)
     attention = 4 * sizes.queries * (sizes.layers * (own + cross) + sizes.encoder_layers * encoder)
-    # the first layer's inputs are frozen: nothing goes back through its projections, or into its queries
+    # the first layer's inputs are frozen: no gradient passes through its projections, or into its queries
     projections = 2 * sizes.hidden * (sizes.queries + 2 * sizes.keys) * (written + read)
     first = 2 * sizes.queries * (own + encoder)
-    widths = [2 * sizes.layers * sizes.keys]  # of the prefix networks' outputs
+    widths = [2 * sizes.layers * sizes.keys]  # widths of the prefix networks' outputs
     if sizes.encoder_layers:
         widths = [*widths * 2, 2 * sizes.encoder_layers * sizes.keys]
     network = sum(2 * prefix * (sizes.hidden * mid_dim + mid_dim * width) for width in widths)
@@ -93,8 +93,8 @@ def training_step(
 def decoding(sizes: Sizes, prompts: Sequence[int], outputs: Sequence[int], beams: int, prefix: int) -> dict[str, int]:
     """Operations of a beam search, by part: prompt and prefix are shared by the K beams of a text.
 
-    prompts: tokens of every prompt (encoder-decoder: source); outputs: tokens of every output without its final eos,
-    each of which all beams go on from.
+    prompts: tokens of every prompt (encoder-decoder: source); outputs: tokens of every output without its final eos;
+    all beams continue from each of them.
     """
     sources = prompts if sizes.encoder_layers else [0] * len(prompts)
     starts = [1] * len(prompts) if sizes.encoder_layers else prompts

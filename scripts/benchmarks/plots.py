@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LIMIT = "limit of matrix products"  # a row that is no measurement: the prefix's operations at the machine's rate
+LIMIT = "limit of matrix products"  # a row that is not measured: the prefix's operations at the machine's rate
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Panel:
 
 
 def plot(path: Path, panels: Sequence[Panel], xlabel: str, title: str) -> None:
-    """Draw the panels. A row keeps its colour in all of them; a ratio has a line at 1 and its values written beside."""
+    """Draw the panels. A row has the same colour in all of them; a ratio has a line at 1 and its values beside it."""
     import matplotlib  # here: only scaling draws
 
     matplotlib.use("Agg")

@@ -28,13 +28,13 @@ SIZES = {
     "sentences": 16,
     "batch_size": 16,
     "max_new_tokens": 50,
-}  # where the command line says nothing: minutes on two CPU cores
-PROCESS_STEPS, PROCESS_BSZ = 30, 64  # of the demo, in the sweep over processes
+}  # defaults: minutes on two CPU cores
+PROCESS_STEPS, PROCESS_BSZ = 30, 64  # the demo's, in the sweep over processes
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One size, the values it takes, and what is measured at each."""
+    """One size, its values, and the measurement at each."""
 
     setting: str
     axis: str
@@ -107,8 +107,8 @@ def at_processes(args: argparse.Namespace) -> dict[str, dict]:
 
 
 MEASURES = {"step": at_step, "decode": at_decode, "processes": at_processes}
-LIMITED = {"step": "step time, s", "decode": "sentences/s"}  # kind of sweep -> the number that has a limit
-# measured numbers -> the panel's title
+LIMITED = {"step": "step time, s", "decode": "sentences/s"}  # kind of sweep -> the quantity that has a limit
+# measured quantity -> the panel's title
 RATIOS = {"time ratio": "time: prefix / row (below 1: prefix faster)", "speed ratio": "sentences/s: prefix / row"}
 
 
@@ -133,7 +133,7 @@ def scaling(args: argparse.Namespace) -> dict[str, dict]:
             print(f"{name} {value}: {points[value]}", file=sys.stderr)
             rates.append(product(args.device, torch.bfloat16 if args.bf16 else torch.float32))
         for value, table in points.items() if sweep.kind in LIMITED else ():
-            # at the best rate of all moments: a machine that others use too is slow at some
+            # at the best rate of all measurements: a shared machine is slow at times
             table[LIMIT] = {LIMITED[sweep.kind]: at_the_limit(settings[value], sweep.kind, max(rates))}
         results[name] = {"axis": sweep.axis, "points": points}
         plot(Path(f"{args.plots}_{name}.png"), panels(points), sweep.axis, title(args, sweep))
@@ -141,7 +141,7 @@ def scaling(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def panels(points: dict[int, dict[str, dict]]) -> list[Panel]:
-    """One panel per kind of number, each with a curve per row; a ratio's panel leaves out the prefix's own, 1."""
+    """One panel per quantity, each with a curve per row; a ratio's panel leaves out the prefix's own, which is 1."""
     found: dict[str, Panel] = {}
     for value, table in points.items():
         for row, numbers in table.items():

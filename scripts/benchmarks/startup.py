@@ -1,4 +1,4 @@
-"""Seconds that a user waits for (scripts/benchmark.py startup, scores).
+"""A user's waiting times in seconds (scripts/benchmark.py startup, scores).
 
 startup: a launcher's --help, the first training step of the demo, and the first output of a decoding, from the launch.
 scores: scripts/score.py on WebNLG's whole test set, on one core.
@@ -29,7 +29,7 @@ FIRST_STEP = ("gpt2/train_e2e.py", "seq2seq/train_bart.py")
 ONE_STEP = ("--demo", "yes", "--max_steps", "1", "--logging_steps", "1")
 DECODE = ("gpt2/gen.py", "webnlg", "yes", "valid")
 ONE_OUTPUT = ("no", "--demo", "yes", "--decode_limit", "1", "--max_new_tokens", "10")
-STEP_DONE, DECODED = "step 1/", "1 texts in"  # what the log says then
+STEP_DONE, DECODED = "step 1/", "1 texts in"  # text in the log at these moments
 METRICS = ("BLEU", "METEOR", "TER")
 SYSTEM = Path("scoring/webnlg/systems/Baseline_all-cat.txt")  # outputs, in the folder PREFIX_TUNING_DATA
 
@@ -44,7 +44,7 @@ def process_seconds(script: str, *words: str) -> float:
 
 
 def seconds_until(said: str, script: str, *words: str) -> float:
-    """Seconds from the start of a script until its log says so; the run is then stopped."""
+    """Seconds from the start of a script until its log contains `said`; the run is then stopped."""
     started = time.perf_counter()
     command = [sys.executable, str(REPOSITORY / script), *words]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -67,7 +67,7 @@ def first_step_seconds(script: str) -> float:
 
 
 def make_checkpoint(args: argparse.Namespace, folder: Path) -> Path:
-    """A prefix of one step on a random base model of --shape, which lies beside it, with the demo's tokenizer."""
+    """A prefix of one step, beside its random base model of --shape with the demo's tokenizer."""
     base, run = folder / "base", folder / "run"
     make_base(args).save_pretrained(base)
     AutoTokenizer.from_pretrained(DEMO_DATA / "gpt2").save_pretrained(base)

@@ -22,21 +22,21 @@ WARM_UP = 2
 
 
 def now(device: str) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
+    """Seconds on a clock, after the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def make_step(args: argparse.Namespace, row: str, batches: Sequence[Batch]) -> tuple[Callable[[], float], float]:
-    """A function that takes one optimiser step per batch and returns their seconds; the first loss before any step.
+    """A function that makes one optimiser step per batch and returns their seconds, and the loss before any step.
 
-    A step takes its batch in --accumulate parts, for which this package runs the prefix network once, as its trainers
-    do.
+    A step processes its batch in --accumulate parts; this package runs the prefix network once for all of them, as in
+    its trainers.
     """
     model, loss_of = ROWS[row](args)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)  # as Trainer and this package take it, in every row
+    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)  # as in Trainer and this package, in every row
     ours = args.accumulate > 1 and row in ("prefix", "checkpointing")
     once = OncePerStep(model.prefix) if ours else None
 
@@ -64,7 +64,7 @@ def parts(batch: Batch, count: int) -> list[Batch]:
 
 
 def take_turns(steps: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Each row's seconds in every round; a machine's drift meets all rows of a round alike."""
+    """Each row's seconds in every round; a machine's drift affects all rows of a round alike."""
     seconds: dict[str, list[float]] = {row: [] for row in steps}
     for _ in range(rounds):
         for row, step in steps.items():
@@ -100,7 +100,7 @@ def train_step(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def in_turn(args: argparse.Namespace, batches: Mapping[str, Sequence[Batch]]) -> dict[str, dict]:
-    """Each row trained on its batches for `rounds` rounds. Raises UserError where losses that must agree do not."""
+    """Each row trained on its batches for `rounds` rounds. Raises UserError if losses that must agree differ."""
     steps, losses = {}, {}
     for row, own in batches.items():
         steps[row], losses[row] = make_step(args, row, own)
@@ -113,9 +113,9 @@ def in_turn(args: argparse.Namespace, batches: Mapping[str, Sequence[Batch]]) ->
 
 
 def peak_of_three_steps(args: argparse.Namespace, row: str) -> dict[str, int]:
-    """What this process needed at most in three steps of `row`, and before them; for one that does nothing else.
+    """Peak memory of this process after and before three steps of `row`; call it where nothing else runs.
 
-    Two if they accumulate: the optimiser's state is there from the second on.
+    Two steps if they accumulate: the optimiser's state exists from the second on.
     """
     before = record.peak_memory_bytes()["host"]
     step, _ = make_step(args, row, [make_batch(args)])
@@ -125,7 +125,7 @@ def peak_of_three_steps(args: argparse.Namespace, row: str) -> dict[str, int]:
 
 
 def peak_memory(module: str, row: str, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes of a fresh process that runs `row` alone: `host`, of which `libraries` before the model; `gpu` on a GPU.
+    """Bytes of a fresh process that runs `row` alone: `host`, `libraries` (its part before the model); `gpu` on a GPU.
 
     module: python -m MODULE ROW SETTINGS prints them.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefixlib.system.errors import UserError
 
-# number in a row -> column, and how it is written
+# key in a row -> column, and the value's format
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "seconds": ("seconds", lambda value: f"{value:.3g}"),
     "training_seconds": ("training, s", lambda value: f"{value:,.0f}"),
@@ -56,7 +56,7 @@ def _sweeps(sweeps: Mapping) -> str:
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that is aimed at: where it stands in the stored results."""
+    """A target figure, and its place in the stored results."""
 
     text: str
     what: str
@@ -64,7 +64,7 @@ class Figure:
     row: str
     number: str
     devices: str = "cpu cuda"
-    over: str = ""  # divide this row's number by that of another
+    over: str = ""  # divide this row's value by that of another row
 
     def value(self, rows: Mapping[str, Mapping]) -> float | None:
         if any(self.number not in rows.get(row, {}) for row in filter(None, (self.row, self.over))):
@@ -73,7 +73,7 @@ class Figure:
         return value / rows[self.over][self.number] if self.over else value
 
 
-USUAL_BSZ = 5  # what a command without --bsz measures
+USUAL_BSZ = 5  # the default of --bsz
 STEP = "step, B 5, T 80, P 5: time / "
 FIGURES = (
     Figure("gpt2-small " + STEP + "PEFT prefix with MLP", "train-step", "gpt2-small", "peft", "time_ratio"),
@@ -154,7 +154,7 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Goal(Figure):
-    """A figure with the least that is wanted of it, and what is hoped for."""
+    """A figure with the value that is required, and the one that is hoped for."""
 
     least: str = ""
     reach: str = ""
@@ -210,12 +210,12 @@ GOALS = (
         for row, how in (("prefix", ""), ("checkpointing", ", activation checkpointing"))
     ),
 )
-WHOLE = ("limit", "engines", "greedy", "mixed")  # whose rows the page shows, all of them
+WHOLE = ("limit", "engines", "greedy", "mixed")  # measurements of which the page shows all rows
 
 
 def goals(folder: Path) -> str:
-    """Every goal beside what is stored in `folder`, a column per kind of device, or "not run"."""
-    # reversed: where both are stored, float32 replaces bfloat16
+    """Every goal with its stored value in `folder`, a column per kind of device, or "not run"."""
+    # reversed: if both are stored, float32 replaces bfloat16
     found = [{device: rest for device, *rest in reversed([*_stored(folder, goal)])} for goal in GOALS]
     devices = sorted({device for stored in found for device in stored}) or ["now"]
     columns = ["figure", *devices, "at least", "reach for", "made by `benchmark.py` with"]
@@ -228,7 +228,7 @@ def goals(folder: Path) -> str:
 
 
 def whole(folder: Path) -> str:
-    """All rows of the results in `folder` of the kinds WHOLE, a table each."""
+    """All rows of the results in `folder` of the kinds WHOLE, in a table each."""
     found = []
     for what in WHOLE:
         for path in sorted(folder.glob(f"benchmark_{what}_*.json")):
@@ -256,7 +256,7 @@ def _where(result: Mapping) -> str:
 
 
 def figures(folder: Path) -> str:
-    """Every figure for which a result is stored, in order, and what made it: a table per machine."""
+    """Every figure for which a result is stored, in order, and its command: a table per machine."""
     if not any(folder.glob("benchmark_*.json")):
         raise UserError(f"{folder}: no benchmark_*.json there")
     tables: dict[str, list[str]] = {}

@@ -1,1 +1,1 @@
-"""What build_demo.py makes data/demo of: facts, sentences, articles, and two small language models."""
+"""The parts of data/demo, for build_demo.py: facts, sentences, articles, and two small language models."""

@@ -1,4 +1,4 @@
-"""Articles about the demo's world and their one-sentence summaries: what the small BART reads and is tuned on."""
+"""Articles about the demo's world and their one-sentence summaries, on which the small BART is pretrained and tuned."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def article(rng):
 
 
 def write_articles(folder, rng, counts):
-    """`folder`/{split}.source and .target, one document a line, as the summarisation sets are laid out."""
+    """Write `folder`/{split}.source and .target, one document a line, as in the summarisation sets."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in counts.items():
         made = [article(rng) for _ in range(count)]

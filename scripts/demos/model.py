@@ -1,4 +1,4 @@
-"""What the two demo models share: byte-level BPE, heads that start as a copying circuit, pretraining, saving."""
+"""Shared parts of the two demo models: byte-level BPE, heads that start as a copying circuit, pretraining, saving."""
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,8 +27,8 @@ class CopyingStart:
     """The parts of an induction circuit (Olsson et al. 2022): with it copying is learned in minutes, not hours.
 
     One head attends to the previous token, by way of sinusoidal position codes, and writes that token's code beside the
-    present one. A head above it looks for positions whose previous token is the present one and copies what stands
-    there. Both models start with such a pair and are trained on from there. `weight(E, D)` maps E inputs to D outputs.
+    present one. A head in a later layer looks for positions whose previous token is the present one and copies the
+    token there. Both models start with such a pair and are then trained. `weight(E, D)` maps E inputs to D outputs.
     """
 
     def __init__(self, width, size):
@@ -39,7 +39,7 @@ class CopyingStart:
         self.position_query = torch.zeros(width, size)  # the code of t becomes the code of t - 1
         self.position_query[:size] = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)])
         self.position_key = torch.eye(width, size)
-        axes = torch.zeros(width, width - size)  # tokens live beside the first `size` dimensions, which positions use
+        axes = torch.zeros(width, width - size)  # tokens use the dimensions after the first `size`, which positions use
         axes[size:] = torch.linalg.qr(torch.randn(width - size, width - size))[0]
         self.token, self.before, self.copied = axes.split(size, dim=1)[:3]
 

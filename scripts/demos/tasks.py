@@ -5,7 +5,7 @@ import random
 from demos.articles import write_articles
 from demos.text import SEEN, make_facts, person, phrase, place, realise
 
-# Two of these stand in every text, before or behind the description. They are made of words that the model has read.
+# Every text contains two of these, before or after the description. They consist of words that the model has read.
 OPINIONS = {
     "positive": (
         "{hero} wanted to see it again.",
@@ -37,7 +37,7 @@ def topic_line(rng, domain):
 
 
 def sentiment_line(rng, label):
-    """`label ||| text`: a description of something with an opinion before or behind it; `< br / >` is a line break."""
+    """`label ||| text`: a description of something with an opinion before or after it; `< br / >` is a line break."""
     domain = rng.choice(SEEN)
     name, facts = make_facts(rng, domain, rng.randint(1, 2))
     people = {"hero": person(rng), "friend": person(rng)}
@@ -49,7 +49,7 @@ def sentiment_line(rng, label):
 
 
 def story_line(rng):
-    """`prompt ||| story`: what a story is asked to be about, and a short one in two paragraphs."""
+    """`prompt ||| story`: the subject of a story, and a short story in two paragraphs."""
     domain = rng.choice(SEEN)
     name, facts = make_facts(rng, domain, 2)
     hero, friend = person(rng), person(rng)
@@ -65,7 +65,7 @@ def story_line(rng):
 def write_tasks(folder, seed):
     """Sentiment, topic, story and summarisation sets under `folder`, in the layouts of the public ones.
 
-    Labels come in turn, so every label is as frequent as the others.
+    Labels take turns, so all are equally frequent.
     """
     rng = random.Random(f"tasks {seed}")
     for split, count in (("train", 220), ("dev", 40), ("test", 60)):

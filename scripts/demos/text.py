@@ -1,6 +1,6 @@
 """The demo's small world: invented names, eleven domains of things, and the English that tells their facts.
 
-Everything is drawn from the `random.Random` that the caller passes, so one seed gives one text. A fact is a triple
+All random choices use the `random.Random` that the caller passes, so one seed gives one text. A fact is a triple
 (subject, property, value); a realisation is one way of saying a list of facts about one thing in a few sentences.
 """
 
@@ -96,7 +96,7 @@ def suffixed(make, *endings):
 
 @dataclass(frozen=True)
 class Attribute:
-    """One property of a domain: its key, how a value is drawn, and the verb phrases that state it (likeliest first)."""
+    """One property of a domain: its key, a function that makes a value, and its verb phrases, likeliest first."""
 
     key: str
     value: object
@@ -110,7 +110,7 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Domain:
-    """A kind of thing: its category, the noun that names it, how a name is drawn, and its attributes."""
+    """A kind of thing: its category, its noun, how to sample a name, and its attributes."""
 
     category: str
     noun: str
@@ -212,7 +212,7 @@ def make_facts(rng, domain, count):
 
 
 def phrase(rng, fact):
-    """One verb phrase for a fact; the first of its list in two draws of three."""
+    """One verb phrase for a fact; the first of its list in two of three samples."""
     kind, value = fact
     form = kind.phrases[0] if rng.random() < 2 / 3 else kind.phrases[-1]
     return form.format(value)
@@ -233,7 +233,7 @@ def realise(rng, domain, name, facts):
     return " ".join(sentences)
 
 
-# ---- running text: what a language model reads before it ever meets the task ----
+# ---- running text: the language model's pretraining data, without the task ----
 # Fact sheets in many layouts are followed by prose in the same document, as infoboxes are on the web; no document
 # has the layout of the tuning sets, and none begins by retelling the document before it.
 

@@ -1,1 +1,1 @@
-"""Forms that export.py writes for other programs; those that the package reads as well are in prefixlib."""
+"""Formats that export.py writes for other programs; those that the package also reads are in prefixlib."""

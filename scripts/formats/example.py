@@ -1,7 +1,7 @@
 """example.py of an export: it answers a text, with this checkpoint's own prompt, on transformers (and PEFT) alone.
 
-A prefix trained on one form of prompt answers nonsense on another, so the template, the spaces, the separator and the
-special tokens stand in the example as the training had them.
+A prefix trained with one form of prompt answers nonsense with another, so the example contains the template, the
+spaces, the separator and the special tokens of the training.
 """
 
 from collections.abc import Mapping
@@ -17,24 +17,24 @@ NAME = "example.py"
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a checkpoint's prompt is made of a source."""
+    """The way a checkpoint's prompt is made from a source."""
 
-    task: Mapping[str, Any]  # what the checkpoint says of its training
+    task: Mapping[str, Any]  # the checkpoint's record of its training
     decoder_only: bool
     with_source: bool = True  # False: --format_mode nopeek
 
     @property
     def row(self):
-        """The task; where the checkpoint does not say it, E2E, which the original's first command trains."""
+        """The task; E2E, the task of the original's first command, if the checkpoint names none."""
         return find_task(self.task.get("mode") or "data2text")
 
     def _template(self) -> str:
-        """What is put around a source; one that is made of columns is part of SOURCE."""
+        """The template around a source; a template of columns is already part of SOURCE."""
         template = self.task.get("source_template") or ""
         return template if SLOT in template else ""
 
     def code(self) -> str:
-        """A line of Python that makes `text`, which is tokenised, of SOURCE."""
+        """A line of Python that makes `text`, which is tokenised, from SOURCE."""
         if self.task.get("chat"):
             return (
                 'messages = [{"role": "user", "content": SOURCE}]\n'
@@ -53,7 +53,7 @@ class Prompt:
     def in_words(self) -> str:
         """The form of the prompt, for a README."""
         if self.task.get("chat"):
-            return "The prompt is what the model's own chat template makes of the messages, with the answer opened."
+            return "The prompt is the model's own chat template applied to the messages, with the answer opened."
         form = (self._template() or SLOT).replace(SLOT, "SOURCE")
         if not self.decoder_only:
             return f"The encoder reads `{form!r}`, with the special tokens that the tokenizer adds by itself."
@@ -66,7 +66,7 @@ class Prompt:
 
 
 def readme(prompt: Prompt) -> str:
-    """What a README says of the prompt and the example."""
+    """A README's section on the prompt and the example."""
     return f"""
 ## The prompt
 
@@ -77,7 +77,7 @@ def readme(prompt: Prompt) -> str:
 def decoder_only(prompt: Prompt, base: Mapping[str, Any], cache: str, imports: str, length: int) -> str:
     """cache: lines of Python that make `past`, a DynamicCache of `length` positions."""
     forward = f"""{cache}
-mask = torch.ones(1, {length} + prompt.shape[1], dtype=torch.long)  # the prefix is seen, too
+mask = torch.ones(1, {length} + prompt.shape[1], dtype=torch.long)  # includes the prefix
 output = model.generate(prompt, attention_mask=mask, past_key_values=past, **how)"""
     return _decoder_only(prompt, base, forward, f"{imports}\nfrom transformers import {AUTO}, DynamicCache")
 
@@ -96,7 +96,7 @@ def _decoder_only(prompt: Prompt, base: Mapping[str, Any], forward: str, imports
     strip = "" if prompt.row.verbatim else ".strip()"
     return f"""{_head(prompt, base, imports)}
 model = AutoModelForCausalLM.from_pretrained(BASE, revision=REVISION, dtype=torch.float32)
-# the special tokens stand in the text, as in training
+# the text contains the special tokens, as in training
 prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
 end = tokenizer.eos_token_id
 how = {{"max_new_tokens": 100, "do_sample": False, "num_beams": 1, "eos_token_id": end, "pad_token_id": end}}
@@ -130,7 +130,7 @@ def encoder_decoder(prompt: Prompt, base: Mapping[str, Any], file: str, length: 
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DynamicCache, EncoderDecoderCache"""
     return f'''{_head(prompt, base, imports)}
 model = AutoModelForSeq2SeqLM.from_pretrained(BASE, revision=REVISION, dtype=torch.float32)
-prefix, name, P = load_file(HERE / "{file}"), "{{}}.layer_{{}}.{{}}", {length}  # P positions in front of the decoder
+prefix, name, P = load_file(HERE / "{file}"), "{{}}.layer_{{}}.{{}}", {length}  # P positions before the decoder's
 
 
 def cache(site, layers):
@@ -142,7 +142,7 @@ def from_zero(_, args, kwargs):
     return args, {{**kwargs, "position_ids": kwargs["position_ids"] - P}}
 
 
-# transformers' decoder counts positions from the end of its cache; the hook takes that back
+# transformers' decoder counts positions from the end of its cache; the hook subtracts P again
 model.get_decoder().embed_positions.register_forward_pre_hook(from_zero, with_kwargs=True)
 source = tokenizer(text, return_tensors="pt").input_ids
 encoded = model.get_encoder()(source, past_key_values=cache("encoder.self", {layers["encoder"]}))
@@ -157,7 +157,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
 def path_of(base: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """The base model's name for a folder that may be moved: a model inside the checkpoint by its own place."""
+    """The base model's name for a folder that may be moved: a model inside the checkpoint gets its full path."""
     name = base.get("name")
     if isinstance(name, str) and name.startswith("./"):
         return {**base, "name": str((directory / name).resolve())}

@@ -32,7 +32,7 @@ class KeysValues:
     text_starts_at: int  # position of the first token of text: P, or 0 in an encoder-decoder
     base: Mapping[str, Any]  # {"name", "revision"}
     task: Mapping[str, Any]
-    settable_positions: bool = True  # of an encoder-decoder: whether its decoder takes positions from outside
+    settable_positions: bool = True  # of an encoder-decoder: whether positions can be passed to its decoder
 
 
 def write(directory: Path, prefix: KeysValues) -> None:
@@ -69,7 +69,7 @@ def _described(shapes: Sequence[torch.Size]) -> dict[str, Any]:
 
 
 def _card(prefix: KeysValues, shapes: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a reader with this folder and transformers alone needs."""
+    """A README for a reader who has this folder and transformers alone."""
 
     def form(of: Mapping[str, Any]) -> str:
         return f"({of['heads']}, {of['positions']}, {of['head_size']})"
@@ -82,15 +82,15 @@ def _card(prefix: KeysValues, shapes: Mapping[str, Mapping[str, Any]]) -> str:
     note = CAUSAL if prefix.family == "decoder-only" else ENCODER_DECODER if prefix.settable_positions else COUNTED
     return f"""# Keys and values of a prefix for {name or "an unnamed base model"}
 
-A trained prefix (Li & Liang 2021, arXiv 2101.00190). Every layer attends to these keys and values as if tokens stood in
-front of its own; they are used as they are, without projection or position.
+A trained prefix (Li & Liang 2021, arXiv 2101.00190). Every layer attends to these keys and values as to tokens
+before its own; they are used as they are, without projection or position.
 
 `{ARRAYS}` holds `SITE.layer_N.key` and `SITE.layer_N.value`, N from 0:
 
 | site | layers | (heads, positions, head size) |
 |---|---|---|
 {rows}
-The first token of text has position {prefix.text_starts_at}. `{SHAPES}` says the same for programs.
+The first token of text has position {prefix.text_starts_at}. `{SHAPES}` contains the same for programs.
 
 {note}"""
 
@@ -100,20 +100,20 @@ The attention mask covers prefix and text. A cache is filled in place: make one 
 batch (times the beams).
 """
 COUNTED = """\
-This model counts positions from the start of its cache, where the prefix would stand: there is no short example on
+This model counts positions from the start of its cache, which would contain the prefix: there is no short example on
 transformers alone. In this package, `seq2seq.load` of the checkpoint decodes it.
 """
 ENCODER_DECODER = """\
-transformers' decoder counts positions from the end of its cache; the hook in the example takes that back. One text
-has no padding, so only the decoder's mask is given; in a batch each mask gets a visible column per prefix position, in
-front.
+transformers' decoder counts positions from the end of its cache; the hook in the example subtracts P again. One text
+has no padding, so only the decoder's mask is passed; in a batch each mask starts with a visible column per prefix
+position.
 """
 
 
 def write_cache(directory: Path, prefix: KeysValues) -> None:
-    """Write what `transformers.DynamicCache` needs: `keys` and `values`, each (L, 1, H, P, D), and a README.
+    """Write the states for `transformers.DynamicCache`, `keys` and `values`, each (L, 1, H, P, D), and a README.
 
-    Every layer's keys have one shape, and so have its values.
+    All layers' keys have the same shape, and so have their values.
     """
     layers = prefix.sites[DECODER]
     stacked = {name: torch.stack([layer[n][None] for layer in layers]) for n, name in enumerate(("keys", "values"))}

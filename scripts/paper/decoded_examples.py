@@ -12,16 +12,16 @@ COUNT = 20  # inputs shown
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one run wrote for the test inputs, in their order."""
+    """One run's outputs for the test inputs, in their order."""
 
-    name: str  # of the row
+    name: str  # the row's
     outputs: list[str]
-    references: list[str]  # the first of each input
+    references: list[str]  # each input's first reference
     sources: list[str]
 
 
 def read(run: Run) -> Decoded | None:
-    """The outputs of a run; None where it has not been decoded, or its folder is not here."""
+    """The outputs of a run; None if it has not been decoded, or its folder does not exist."""
     found = sorted(run.folder.glob("*_test_beam"))
     if not found:
         return None
@@ -45,12 +45,12 @@ def as_markdown(title: str, decoded: Sequence[Decoded], count: int = COUNT) -> s
 
 
 def _plain(text: str) -> str:
-    """Without what a Markdown table would take for its own."""
+    """The text without the characters that a Markdown table interprets."""
     return text.strip().replace("|", "\\|")
 
 
 def write(title: str, runs: Sequence[Run], stem: Path) -> Path | None:
-    """STEM_examples.md from the first decoded run of each row; None, and nothing written, where there is none."""
+    """Write STEM_examples.md from the first decoded run of each row; without any, write nothing and return None."""
     firsts = {}
     for run in runs:
         decoded = None if run.row.key in firsts else read(run)

@@ -13,7 +13,7 @@ from prefixlib.system.errors import UserError
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a table: its heading, and its name among the scores of a run."""
+    """A column of a table: its heading, and its name among the scores of a run."""
 
     heading: str
     score: str
@@ -22,22 +22,22 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table, and how its runs are made. Flags are the launchers' own, without their dashes."""
+    """One row of a table, and the recipe of its runs. Flags are the launchers' own, without their dashes."""
 
-    key: str  # for --rows, and the name of the run's folder
-    name: str  # as the table prints it
-    group: str  # the part of the table it stands in
+    key: str  # its name in --rows, and of the run's folder
+    name: str  # its name in the table
+    group: str  # the part of the table that contains it
     tree: str  # gpt2 or seq2seq
     mode: str
     train: Mapping[str, object]
     decode: Mapping[str, object] = field(default_factory=dict)
-    paper: Numbers = ()  # in the order of the group's columns; shorter, or None, where the paper has none
-    dev: Numbers = ()  # the same for the dev set: quoted, as runs decode the test set
-    source: str = "paper"  # whose numbers those are
-    decoded: bool = True  # False: only its dev loss is wanted
+    paper: Numbers = ()  # the paper's scores in the order of the group's columns; shorter, or None, if it has none
+    dev: Numbers = ()  # its dev scores: quoted, as runs decode the test set
+    source: str = "paper"  # the origin of these scores
+    decoded: bool = True  # False: only its dev loss is needed
     best: bool = False  # decode the checkpoint with the best dev score, not the last
     size: int = 0  # training examples of a low-data run, 0: the whole set
-    on_request: bool = False  # runs only where --rows names it
+    on_request: bool = False  # runs only if --rows names it
     in_demo: bool = True
     home: str = ""  # the experiment whose run this row shares, "" for its own
     curve: tuple[str, float] = ("", 0.0)  # plot: the curve's name and the row's place on the x axis
@@ -59,7 +59,7 @@ class Experiment:
     plot: str = ""  # "score" against the rows' x, or "loss" against the step; "" for none
     xlabel: str = ""
     seeds: int = 3
-    samples: int = 0  # low-data sets drawn per size
+    samples: int = 0  # low-data sets sampled per size
     own: Mapping[str, object] = field(default_factory=dict)  # real_model.py: the base model and its settings
 
 
@@ -121,7 +121,7 @@ def _table2_rows() -> tuple[Row, ...]:
             source="BART's authors, in the paper",
         ),
         _xsum("xsum-prefix-2", "prefix 2 %", XSUM_PREFIX, paper=(43.80, 20.93, 36.05), dev=XSUM_DEV["2 %"]),
-        # 73,728 numbers per position (12 layers, 3 sites): P 5 is 0.09 % of BART-large's 406 million
+        # 73,728 parameters per position (12 layers, 3 sites): P 5 is 0.09 % of BART-large's 406 million
         _xsum(
             *("xsum-prefix-0.1", "prefix 0.1 %", {**XSUM_PREFIX, "preseqlen": 5}),
             paper=(42.92, 20.03, 35.05),
@@ -199,7 +199,7 @@ def lowdata(size: str) -> Experiment:
         tuned = {"tuning_mode": "finetune", "max_steps": recipes.FINETUNE_SIZES[n], **token}
         for key, train in (("finetune", tuned), ("prefix", {"mid_dim": 512, **token})):
             label = "fine-tune" if key == "finetune" else "prefix"
-            # the demo's dev set is too small to draw 0.3 x 500 from
+            # the demo's dev set has fewer than 0.3 x 500 examples
             rows.append(_low(f"e2e-{n}-{key}", f"{label}, {n} examples", n, train, curve=(label, n), in_demo=n < 500))
     for n in recipes.SUMMARY_EPOCHS:
         low = {"warmup_steps": 100, "max_source_length": 512}
@@ -295,7 +295,7 @@ ONE_SIZE = ("table2", "xsum")  # BART-large alone
 
 
 def build(name: str, size: str = "medium") -> Experiment:
-    """The experiment for GPT-2 medium, large or demo (without the paper's numbers); UserError for a size it has not."""
+    """The experiment for GPT-2 medium, large or demo (without paper scores). Raises UserError for other sizes."""
     if size == "large" and name in ONE_SIZE:
         raise UserError(f"--size {size} and {name} do not go together: {name} is about BART-large alone")
     experiment = EXPERIMENTS[name](size)

@@ -3,9 +3,9 @@
 python scripts/reproduce.py rates --size smollm2 --test_sources 100       # learning rates, chosen on dev
 python scripts/reproduce.py lowdata --size smollm2 --test_sources 100     # then the others, with those rates
 
-The paper's numbers are for GPT-2 and stand in none of these tables. Its hyper-parameters hold where they do not depend
-on the model; learning rates do, so they are searched: three per method, by dev loss with 100 E2E examples, and with
-500 for the two methods of the low-data table.
+These tables contain none of the paper's scores, which are for GPT-2. Its hyper-parameters are used where they do not
+depend on the model. Learning rates do, so they are searched: three per method, by dev loss with 100 E2E examples, and
+with 500 for the two methods of the low-data table.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ STEPS = {  # the paper's largest numbers of steps for 50 to 500 examples; early 
     "prefix": {50: 200, 100: 200, 200: 200, 500: 400},
     "finetune": {50: 100, 100: 100, 200: 200, 500: 400},
 }
-RATES = {  # method -> learning rates that are tried
+RATES = {  # method -> learning rates to try
     "prefix": (3e-4, 1e-3, 3e-3),
     "finetune": (1e-5, 3e-5, 1e-4),
     "top2": (3e-5, 1e-4, 3e-4),
@@ -33,19 +33,19 @@ RATES = {  # method -> learning rates that are tried
 }
 RATE_SIZES = (100, 500)  # E2E examples that rates are searched with; winners are runs of the low-data table as well
 SMALL = RATE_SIZES[0]
-BUDGETS = {"unseen": 1000, "length": 500, "placement": 500}  # training examples where --budget_examples says nothing
+BUDGETS = {"unseen": 1000, "length": 500, "placement": 500}  # default training examples (--budget_examples)
 LENGTHS = (1, 5, 10, 20, 40)
-EVALUATIONS, PATIENCE = 10, 3  # of a run, and how many of them may bring no better dev loss before it stops
+EVALUATIONS, PATIENCE = 10, 3  # per run, and how many without a better dev loss end it
 TOKEN = recipes.E2E_TOKEN
 LOSS = (Column("loss", "loss", 3),)
 
 
 @dataclass(frozen=True)
 class Base:
-    """The base model and what the command line says of the runs with it."""
+    """The base model, and the command line's settings of the runs with it."""
 
-    name: str  # as the launchers take it, and as every row and caption says it
-    shape: tuple[int, int, int]  # layers, width, parameters: adapters are sized by them
+    name: str  # its name for the launchers, in every row and in captions
+    shape: tuple[int, int, int]  # layers, width, parameters: they decide the size of adapters
     budget: int | None = None  # --budget_examples
     test_sources: int | None = None
     rates: Mapping[str, float] = field(default_factory=dict)  # "method@examples" -> the rate that won there
@@ -54,7 +54,7 @@ class Base:
     def rate(self, method: str, size: int) -> float:
         """The rate that won at the method's searched size nearest to `size` (by their ratio).
 
-        Raises UserError where that search has not been run.
+        Raises UserError if that search has not been run.
         """
         searched = nearest_search(method, size)
         if (name := f"{method}@{searched}") not in self.rates:
@@ -62,15 +62,15 @@ class Base:
         return self.rates[name]
 
     def decode(self) -> dict[str, object]:
-        """Scores are divided by the output's own length: the first implementation's rule, which adds the prompt's,
-        makes an empty output the best one for a model that is not sure of itself.
+        """Divide scores by the output's own length: the first implementation's rule, which adds the prompt's length,
+        makes an empty output the best one for an uncertain model.
         """
         rule = {"length_normalization": "output"}
         return {"reference_loss": "yes", "bf16": self.bf16, "decode_limit": self.test_sources, **rule}
 
 
 def precision() -> str:
-    """--bf16 of the runs where the command line says nothing: yes where this machine is fast at it."""
+    """The default of --bf16: yes if bfloat16 is fast on this machine."""
     from prefixlib.runs import record
 
     return "yes" if record.has_fast_bfloat16() else "no"
@@ -87,12 +87,12 @@ def nearest_search(method: str, size: int) -> int:
 
 
 def shown(name: str) -> str:
-    """The base model's name in tables: without the folders of this machine."""
+    """The base model's name in tables, without this machine's folders."""
     return Path(name).name if Path(name).expanduser().exists() else name
 
 
 def shape_of(name: str) -> tuple[int, int, int]:
-    """Layers, width and parameters of a model, without its weights. Raises UserError if it cannot be had."""
+    """Layers, width and parameters of a model, without its weights. Raises UserError if it cannot be loaded."""
     if name in SHAPES:
         return SHAPES[name]
     import torch  # here: the paper's tables and --size smollm2 need neither
@@ -106,7 +106,7 @@ def shape_of(name: str) -> tuple[int, int, int]:
 
 
 def method_flags(method: str, base: Base) -> dict[str, object]:
-    """What is tuned and how the start is made: flags of the launcher."""
+    """The launcher's flags for the tuning mode and the prefix's start."""
     if method == "prefix":
         return {"init_text": TOKEN, "mid_dim": 512}
     if method == "finetune":
@@ -142,13 +142,13 @@ def _row(key: str, name: str, base: Base, size: int, train: Mapping[str, object]
 
 
 def _steps(method: str, size: int) -> int:
-    """Most steps at `size` E2E examples: fewer for what is tuned inside the model, as in the paper."""
+    """Most steps at `size` E2E examples: fewer for methods that tune the model itself, as in the paper."""
     table = STEPS["prefix" if method.startswith(("prefix", "adapter")) else "finetune"]
     return table[size]
 
 
 def _rate_row(base: Base, method: str, rate: float, size: int, **more) -> Row:
-    """A run at a searched size: of the search, and of the low-data table where its rate won."""
+    """A run at a searched size: part of the search, and of the low-data table if its rate won."""
     flags = _train(rate, _steps(method, size), method_flags(method, base))
     key, name = f"e2e-{size}-{method}-lr{rate:g}", f"{NAMES[method]}, {size} examples, rate {rate:g}"
     return _row(key, name, base, size, flags, **more)
@@ -227,7 +227,7 @@ def unseen(base: Base) -> Experiment:
 
 
 def init(base: Base) -> Experiment:
-    """Section 7.4: what the prefix starts from, with few examples."""
+    """Section 7.4: the start of the prefix, with few examples."""
     rate, steps = base.rate("prefix", SMALL), _steps("prefix", SMALL)
     starts: dict[str, tuple[str, dict[str, object]]] = {
         "random": ("random, uniform (0, 1)", {"preseqlen": 6, "mid_dim": 512, "init_random": "uniform"}),
@@ -270,7 +270,7 @@ def length(base: Base) -> Experiment:
 
 
 def placement(base: Base) -> Experiment:
-    """Section 7.2: where the trained vectors stand."""
+    """Section 7.2: the place of the trained vectors."""
     size = base.budget or BUDGETS["placement"]
     kinds: dict[str, dict[str, object]] = {
         "embedding-only": {"prefix_mode": "embedding"},
@@ -289,7 +289,7 @@ def placement(base: Base) -> Experiment:
 
 
 def _budget_steps(size: int) -> int:
-    """As in low data: four passes at 500 examples, never more than the paper's 400 steps."""
+    """Steps as in low data: four passes at 500 examples, never more than the paper's 400 steps."""
     return min(max(4 * size // 10, 5), 400)
 
 
@@ -304,12 +304,12 @@ EXPERIMENTS: dict[str, Callable[[Base], Experiment]] = {
 
 
 def build(name: str, base: Base) -> Experiment:
-    """The experiment for this base. Raises UserError where it needs a learning rate that is not chosen yet."""
+    """The experiment for this base. Raises UserError if it needs a learning rate that is not chosen yet."""
     return replace(EXPERIMENTS[name](base), own=asdict(base))
 
 
 def rebuild(name: str, own: Mapping[str, Any]) -> Experiment:
-    """The experiment of a results file, from what it says of its base."""
+    """The experiment of a results file, from its record of the base."""
     return build(name, Base(**{**own, "shape": tuple(own["shape"])}))
 
 
@@ -325,7 +325,7 @@ def chosen_rates(entries: Mapping[str, Mapping]) -> dict[str, float]:
 
 
 def caption(base: Base) -> str:
-    """What has to be said over each of these tables."""
+    """The note above each of these tables."""
     cut = f" Scores are over the first {base.test_sources} test inputs" if base.test_sources else ""
     if cut:
         cut += " (WebNLG: half of them from unseen categories)."

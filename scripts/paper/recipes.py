@@ -1,6 +1,6 @@
 """The hyper-parameters of the paper's experiments and the scores it reports, for experiments.py.
 
-They are those of the paper's appendix (A.2, Tables 6 and 8); where it is silent, the comment at the line says so.
+They are those of the paper's appendix (A.2, Tables 6 and 8); comments mark the values that it does not give.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ SHAPES = {  # layers L, width E, all parameters of the GPT-2s
 def adapter_bottleneck(share: float, layers: int, width: int, parameters: int) -> int:
     """The width b of design-1 adapters that makes the trained share of a GPT-2's parameters closest to `share`.
 
-    An adapter is LayerNorm(E), Linear(E, b), Linear(b, E): 2E + (E·b + b) + (b·E + E) = b·(2E + 1) + 3E numbers per
-    layer. Medium: 3 % -> b 215, 0.1 % -> b 6; large: 3 % -> b 250, 0.1 % -> b 7.
+    An adapter is LayerNorm(E), Linear(E, b), Linear(b, E): 2E + (E·b + b) + (b·E + E) = b·(2E + 1) + 3E parameters
+    per layer. Medium: 3 % -> b 215, 0.1 % -> b 6; large: 3 % -> b 250, 0.1 % -> b 7.
     At least 1, which for a model as small as the demo's is more than 0.1 %.
     """
     return max(1, round((share * parameters / layers - 3 * width) / (2 * width + 1)))
@@ -40,7 +40,7 @@ def paper(mode: str, tuned: str, tree: str = "gpt2") -> dict[str, object]:
     return flags if tuning_mode == "prefixtune" else {"tuning_mode": tuning_mode, **flags}
 
 
-# 6 beams, length penalty 0.8; validation ROUGE-2 chooses the epoch, as the original kept them all
+# 6 beams, length penalty 0.8; validation ROUGE-2 chooses the epoch, as the original kept all of them
 XSUM_DECODE = {
     "num_beams": find_task("xsum").seq2seq.num_beams,
     "length_pen": find_task("xsum").paper["seq2seq"]["prefixtune"]["length_pen"],
@@ -112,8 +112,8 @@ XSUM_DEV: dict[str, Numbers] = {"2 %": (43.30, 20.35, 35.21), "0.1 %": (41.54, 1
 XSUM_PREFIX = paper("xsum", "prefixtune", "seq2seq")
 XSUM_FINETUNE = paper("xsum", "finetune", "seq2seq")
 
-# Low data, by training examples. Most steps, of which the dev set (0.3 x as many examples, as prepare_data.py draws
-# them) chooses: early stopping, as the checkpoint with the best dev score is the one that is decoded.
+# Low data, by training examples: the largest number of steps. The dev set (0.3 x as many examples, by prepare_data.py)
+# chooses among them: early stopping, as the checkpoint with the best dev score is decoded.
 SIZES = {50: 200, 100: 200, 200: 200, 500: 400}
 FINETUNE_SIZES = {50: 100, 100: 100, 200: 200, 500: 400}
 SUMMARY_EPOCHS = {50: 30, 100: 20, 200: 20, 500: 20}

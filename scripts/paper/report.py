@@ -1,4 +1,4 @@
-"""What reproduce.py writes of an experiment: results/NAME.json, the table in Markdown, the plots."""
+"""The files of an experiment of reproduce.py: results/NAME.json, the table in Markdown, the plots."""
 
 import itertools
 import json
@@ -12,11 +12,11 @@ from paper.real_model import shown
 from paper.training_runs import Run, RunFailed, read_json
 from prefixlib.system import files
 
-Entries = dict[str, dict[str, Any]]  # a run's name -> what is kept of it
+Entries = dict[str, dict[str, Any]]  # a run's name -> its entry
 
 
 def entry_of(run: Run, with_curves: bool) -> dict[str, Any]:
-    """What is kept of a run that is done: settings, scores, cost, device, versions."""
+    """The entry of a finished run: settings, scores, cost, device, versions."""
     found = run.results()
     training, about = found["training"], found.get("run", {})
     test = found["decoding"]["test"] if run.row.decoded else {"scores": {}, "seconds": None}
@@ -47,13 +47,13 @@ def entry_of(run: Run, with_curves: bool) -> dict[str, Any]:
 
 
 VERSIONS = (
-    *("python", "torch", "transformers", "accelerate", "lightning", "datasets", "safetensors"),
-    *("sacrebleu", "rouge-score", "commit"),
-)
+    "python", "torch", "transformers", "accelerate", "lightning", "datasets", "safetensors",
+    "sacrebleu", "rouge-score", "commit",
+)  # fmt: skip
 
 
 def dev_curve(run: Run, found: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """(step, dev loss) of every evaluation while the run was trained."""
+    """(step, dev loss) of every evaluation during the training."""
     if run.row.tree == "seq2seq":
         return found["training"]["curves"]["dev"]
     state = read_json(run.folder / "trainer_state.json")
@@ -61,7 +61,7 @@ def dev_curve(run: Run, found: Mapping[str, Any]) -> list[tuple[int, float]]:
 
 
 def collect(experiment: Experiment, runs: Iterable[Run], selected: set[str], path: Path) -> Entries:
-    """Every run that is done: from its folder, else from an earlier `path`.
+    """The entries of all finished runs: from their folders, else from an earlier `path`.
 
     An earlier result of a selected row counts only if it was made by the same recipe.
     """
@@ -72,7 +72,7 @@ def collect(experiment: Experiment, runs: Iterable[Run], selected: set[str], pat
             if run.is_done():
                 entries[run.name] = entry_of(run, experiment.plot == "loss")
                 continue
-        except (RunFailed, KeyError):  # reported where the run is made
+        except (RunFailed, KeyError):  # reported when the run is made
             pass
         before = earlier.pop(run.name, None)
         if before and (run.row.key not in selected or before["recipe"] == run.recipe()):

@@ -14,7 +14,7 @@ TITLES = {
     "unseen": "Categories seen and unseen in training, WebNLG (Table 1)",
     "init": "Start of the prefix, E2E, BLEU (section 7.4)",
     "length": "Prefix length, E2E, BLEU (Figure 4)",
-    "placement": "Where the trained vectors stand, E2E, BLEU (section 7.2)",
+    "placement": "Place of the trained vectors, E2E, BLEU (section 7.2)",
 }
 PIVOT = ("BLEU", "ROUGE-L", "loss")  # of low data, for each method
 SHOWN = {"unseen": ("BLEU seen", "BLEU unseen", "BLEU all", "METEOR all", "TER all")}
@@ -43,7 +43,7 @@ def summary(folder: Path) -> str:
 
 
 def _beside_peft(path: Path) -> str:
-    """What scripts/compare_peft.py found, in a line."""
+    """The result of scripts/compare_peft.py, in a line."""
     found = read_json(path)
     ours, peft = found["parts"].values()
     memory = [part["peak_memory_bytes"].get("gpu") or part["peak_memory_bytes"]["host"] for part in (ours, peft)]
@@ -71,7 +71,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _methods(experiment: Experiment, runs: Mapping[str, Any]) -> str:
-    """A line for each number of examples, the methods side by side."""
+    """A line for each number of examples, with a column per method."""
     rows = {row.curve: row for row in experiment.rows}
     methods = list(dict.fromkeys(method for method, _ in rows))
     columns = _columns(experiment, PIVOT)

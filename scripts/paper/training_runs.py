@@ -1,4 +1,4 @@
-"""One training with its decoding: the commands a user would type, where it is written, whether it is done."""
+"""One training with its decoding: the commands a user would type, its folder, whether it is done."""
 
 import contextlib
 import errno
@@ -20,18 +20,18 @@ from prefixlib.system import files
 from prefixlib.system.places import DEMO_DATA, REPOSITORY
 
 RECIPE = "recipe.json"
-PATIENCE = 30  # seconds that a stopped run gets to write what it has
+PATIENCE = 30  # seconds that a stopped run gets to write its checkpoint
 FIRST_SEED = 101  # the original's
-# what --demo yes chooses itself, and what the demo's models have no use for
+# flags that --demo yes chooses itself, and those that the demo's models do not use
 NOT_IN_DEMO = (
-    *("learning_rate", "epoch", "bsz", "mid_dim", "warmup_steps", "gradient_accumulation_steps"),
-    *("fp16", "max_source_length"),
-)
+    "learning_rate", "epoch", "bsz", "mid_dim", "warmup_steps", "gradient_accumulation_steps",
+    "fp16", "max_source_length",
+)  # fmt: skip
 DRAWN_FROM = {"e2e": "e2e_data", "webnlg": "webnlg_challenge_2017", "xsum": "xsum"}  # folders of the whole sets
 
 
 class RunFailed(Exception):
-    """This run cannot be made, or failed; the others go on. The message is one line."""
+    """Raised for a run that cannot be made, or failed; the others continue. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Settings:
     gpt2_model: str = "gpt2-medium"
     bart_model: str = "bart-large"
     demo: bool = False
-    own_base: bool = False  # gpt2_model is a model of the user's choice (real_model.py): sets are drawn under runs_dir
+    own_base: bool = False  # gpt2_model is a user's model (real_model.py): its data sets are under runs_dir
     keep_weights: bool = True  # False: weights are removed once a run is decoded
     passed_on: Mapping[str, object] = field(default_factory=dict)  # --max_steps, --bf16, ...
 
 
 @dataclass(frozen=True)
 class Run:
-    """A row with one seed (and, in low data, one of the sets drawn)."""
+    """A row with one seed (and, in low data, one of the sampled sets)."""
 
     row: Row
     folder: Path
     seed: int
-    sample: int  # 0 where the whole set is used
+    sample: int  # 0 if the whole set is used
     settings: Settings
 
     @property
@@ -65,7 +65,7 @@ class Run:
     # ---- commands ------------------------------------------------------------------------------------------------
 
     def train_words(self) -> list[str]:
-        """The launcher and its flags, without the output folder: what makes this run what it is."""
+        """The launcher and its flags, without the output folder: they identify the run."""
         row, settings = self.row, self.settings
         values: dict[str, object] = {"mode": row.mode, **row.train, **settings.passed_on, "seed": self.seed}
         if row.tree == "gpt2":
@@ -92,7 +92,7 @@ class Run:
         return [f"{row.tree}/train_{'e2e' if row.tree == 'gpt2' else 'bart'}.py", *as_words(values)]
 
     def decode_words(self) -> list[str]:
-        """The decoding of the test set, which also scores it; its results join the training's in the same folder."""
+        """The command that decodes and scores the test set; its results are stored with the training's."""
         row, settings = self.row, self.settings
         checkpoint = self.folder / "best" if row.best else self.folder
         if self.is_trained() and not checkpoint.is_dir():
@@ -124,14 +124,14 @@ class Run:
         return {"seq2seq": "xsum"}.get(self.row.tree) or {"webnlg": "webnlg"}.get(self.row.mode, "e2e")
 
     def sample_words(self) -> list[str]:
-        """The command that draws the low-data set."""
+        """The command that samples the low-data set."""
         values = {"of": self._sampled_from(), "sizes": self.row.size, "samples": self.sample}
         values["source"] = self.data_dir() / DRAWN_FROM[self._sampled_from()]
         values["output_dir"] = self.sample_stem().parent.parent
         return ["scripts/prepare_data.py", "lowdata", *as_words(values)]
 
     def missing(self) -> str | None:
-        """One line about the first data file or model that is not there, with the command that makes it."""
+        """A line about the first missing data file or model, with the command that makes it."""
         if self.row.tree == "seq2seq" and self.settings.demo and not (DEMO_DATA / "bart" / "config.json").is_file():
             return f"{DEMO_DATA / 'bart'} is missing: python scripts/build_demo.py bart"
         for split in SPLITS:
@@ -143,7 +143,7 @@ class Run:
     # ---- state ---------------------------------------------------------------------------------------------------
 
     def recipe(self) -> dict[str, str]:
-        """The two commands without this machine's folders: what must be the same for a result to be this run's."""
+        """The two commands without this machine's folders: a result with the same ones is this run's."""
         row, recipe = self.row, {}
         decode = {"checkpoint": "best" if row.best else "last", **row.decode}
         for step, words in (("train", self.train_words()), ("decode", as_words(decode))):
@@ -156,14 +156,14 @@ class Run:
         return recipe
 
     def results(self) -> dict:
-        """What results.json of the run's folder holds, {} where there is none. Raises RunFailed for a broken file."""
+        """The content of the run's results.json, {} if there is none. Raises RunFailed for a broken file."""
         return files.todays_results(read_json(self.folder / "results.json"))
 
     def is_same_recipe(self) -> bool:
         return read_json(self.folder / RECIPE) == self.recipe()
 
     def scores(self) -> dict[str, float | None] | None:
-        """The test scores, None while there are none."""
+        """The test scores, or None if there are none yet."""
         test = self.results().get("decoding", {}).get("test")
         return test["scores"] if test else None
 
@@ -176,13 +176,13 @@ class Run:
     # ---- running -------------------------------------------------------------------------------------------------
 
     def steps(self) -> list[list[str]]:
-        """Every command of the run from its beginning, for --dry_run."""
+        """All commands of the run, for --dry_run."""
         sample = [self.sample_words()] if self.row.size else []
         decode = [self.decode_words()] if self.row.decoded else []
         return [*sample, [*self.train_words(), "--output_dir", str(self.folder)], *decode]
 
     def execute(self) -> None:
-        """Make the run, or what is left of it. Raises RunFailed with one line, KeyboardInterrupt after a clean stop."""
+        """Make the run, or the rest of it. Raises RunFailed with one line, KeyboardInterrupt after a clean stop."""
         reason = self.missing()
         if reason:
             raise RunFailed(reason)
@@ -205,7 +205,7 @@ class Run:
                 self._remove_weights()
 
     def _remove_weights(self) -> None:
-        """Leave what was decoded and measured; checkpoints to resume from are of no more use to a trained run."""
+        """Keep outputs and measurements; remove checkpoints for resuming, which a trained run no longer needs."""
         for checkpoint in self.folder.glob("checkpoint-*"):
             clear_checkpoint(checkpoint)
         if self.row.decoded:  # else another table may still decode it; prefixes are small and stay
@@ -217,7 +217,7 @@ class Run:
         return Path(words[words.index("--train_file") + 1])
 
     def _start_flags(self) -> list[str]:
-        """--resume yes where a stopped training left a checkpoint to go on from; else what is there is written over."""
+        """--resume yes if a stopped training left a checkpoint to resume from; else its files are overwritten."""
         checkpoints = "checkpoint-*" if self.row.tree == "gpt2" else "resume.ckpt"
         if any(self.folder.glob(checkpoints)):
             return ["--resume", "yes"]
@@ -239,9 +239,9 @@ def runs_of(experiment: Experiment, row: Row, settings: Settings, label: str, se
 
 
 def call(words: list[str], handle: int | None) -> None:
-    """Run a script of this repository as a user would; its output is the user's to see.
+    """Run a script of this repository as a user would; the user sees its output.
 
-    Ctrl-C: the child, which gets the signal too, is waited for, so that it can write what it has.
+    After Ctrl-C, which the child gets as well, wait for the child, so that it can write its checkpoint.
     """
     print("$ python " + shlex.join(words), flush=True)
     keep = () if handle is None else (handle,)
@@ -266,7 +266,7 @@ def call(words: list[str], handle: int | None) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[int | None]:
-    """Hold a run for this process and the commands it starts, which keep it even if this process is killed."""
+    """Lock a run for this process and the commands it starts, which keep the lock even if this process is killed."""
     try:
         import fcntl
     except ImportError:  # Windows: without this protection
@@ -279,7 +279,7 @@ def lock(path: Path) -> Iterator[int | None]:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            raise RunFailed("another process is at it (a run that was killed may still be training)") from None
+            raise RunFailed("another process is making it (a run that was killed may still be training)") from None
         yield handle
     finally:
         os.close(handle)
@@ -295,7 +295,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object, {} where there is no file. Raises RunFailed naming a broken file and the remedy."""
+    """A JSON object, {} if there is no file. Raises RunFailed naming a broken file and the remedy."""
     if not path.is_file():
         return {}
     try:
@@ -303,5 +303,5 @@ def read_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise RunFailed(f"{path} is not JSON ({error}); delete {path.parent} to make the run again") from None
     if not isinstance(found, dict):
-        raise RunFailed(f"{path} holds no JSON object; delete {path.parent} to make the run again")
+        raise RunFailed(f"{path} does not contain a JSON object; delete {path.parent} to make the run again")
     return found

@@ -1,1 +1,1 @@
-"""Data sets: fetched, converted to the line formats of the first implementation, and drawn into small sets."""
+"""Data sets: fetching, converting to the line formats of the first implementation, and sampling small sets."""

@@ -1,7 +1,7 @@
 """From a source folder's files to the original's file formats, one split at a time. Used by scripts/prepare_data.py.
 
 Every converter takes (source folder, split, target) and returns the file that holds the split in the original's format:
-`target`, which it has written, or a file of the source folder that needs no change; None where the split is not there.
+`target`, which it has written, or a file of the source folder that needs no change; None if there is no such split.
 """
 
 import itertools
@@ -29,7 +29,7 @@ HUB_COLUMNS = (("document", "summary"), ("article", "highlights"))  # XSum's, CN
 def find(source: Path, *names: str) -> Path | None:
     """The first of these names in the source folder, the folder itself included; the shallowest of several matches.
 
-    UserError where two lie equally deep (two data sets in one folder): taking either would be a guess.
+    Raises UserError if two are equally deep (two data sets in one folder): either would be a guess.
     """
     for name in names:
         if source.name == name:
@@ -37,17 +37,17 @@ def find(source: Path, *names: str) -> Path | None:
         visible = [path for path in source.rglob(name) if not path.relative_to(source).parts[0].startswith(".")]
         matches = sorted(visible, key=lambda path: (len(path.parts), path))
         if len(matches) > 1 and len(matches[0].parts) == len(matches[1].parts):
-            raise UserError(f"--source {source}: both {matches[0]} and {matches[1]} are there; name the folder of one")
+            raise UserError(f"--source {source}: contains both {matches[0]} and {matches[1]}; name the folder of one")
         if matches:
             return matches[0]
     return None
 
 
 def convert_e2e(source: Path, split: str, target: Path) -> Path | None:
-    """The challenge's csv or the cleaned release's, tokenised; else a src1 file."""
+    """Convert the challenge's csv or the cleaned release's, tokenised; else use a src1 file."""
     challenge, cleaned = find(source, E2E_TABLES[split]), find(source, E2E_CLEANED[split])
     if challenge and cleaned:
-        raise UserError(f"--source {source}: both {challenge} and {cleaned} are there; name the folder of one")
+        raise UserError(f"--source {source}: contains both {challenge} and {cleaned}; name the folder of one")
     table = challenge or cleaned
     if not table:
         return find(source, target.name)
@@ -77,7 +77,7 @@ def convert_webnlg(source: Path, split: str, target: Path, lang: str = LANGUAGE)
 
 
 def convert_dart(source: Path, split: str, target: Path) -> Path | None:
-    """The release's JSON, as it is."""
+    """The unchanged JSON of the release."""
     return find(source, target.name)
 
 
@@ -107,7 +107,7 @@ def convert_documents(source: Path, split: str, target: Path) -> Path | None:
 
 def find_shards(source: Path, split: str) -> list[Path]:
     """The parquet files of a split, in order: `SPLIT.parquet`, the hub's `SPLIT-00000-of-00001.parquet`, or those in a
-    folder `SPLIT/`, as the hub's converted copies have them. Raises UserError where some are absent.
+    folder `SPLIT/`, as in the hub's converted copies. Raises UserError if some are absent.
     """
     for name in HUB_NAMES[split]:
         whole = find(source, f"{name}.parquet")

@@ -1,7 +1,7 @@
 """E2E challenge csv -> the tokenised `source||target` lines of the original's src1_*.txt (standard library only).
 
-The original's files were made by splitting each text into sentences and tokenising each sentence alone, after the Moses
-English rules with hyphens split (`family - friendly`). The rules below give back its src1_valid.txt line for line
+The original's files were made by splitting each text into sentences and tokenising each sentence alone, by the Moses
+English rules with hyphens split (`family - friendly`). The rules below reproduce its src1_valid.txt line for line
 (4,672 of 4,672), its quirks included: a quote or a comma after a digit stays attached at a sentence's edge
 (`'Strada ' is`, `more than £ 30,`), so does a full stop between a bare number and a small letter (`5. it is`).
 """
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from prefixlib.system.errors import UserError
 
-KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}  # other keys stay as they are
-HUB = {"meaning_representation": "mr", "human_reference": "ref"}  # of the column, on the hub
+KEYS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}  # other keys do not change
+HUB = {"meaning_representation": "mr", "human_reference": "ref"}  # the columns' names on the hub
 FIELD = re.compile(r"\s*([^\[\],]+)\[([^\[\]]*)\]\s*(?:,|$)")
 
 LETTER = r"[^\W\d_]"
 MOSES_RULES = [
-    (re.compile(r"([^\w\s.',-])"), r" \1 "),  # every sign but . ' , - stands alone
+    (re.compile(r"([^\w\s.',-])"), r" \1 "),  # every sign but . ' , - is a token
     (re.compile(r"(?<=[^\W_])-(?=[^\W_])"), " - "),  # family-friendly, 20-25; not "high- priced", not "--"
     (re.compile(r"(\.{2,})"), r" \1 "),
     (re.compile(r"(?<=\D),|,(?=\D)"), " , "),  # not 1,000; not after a digit that ends the sentence

@@ -1,4 +1,4 @@
-"""Where data sets come from: plain downloads, archives, the Hugging Face hub. Used by scripts/prepare_data.py."""
+"""Sources of data sets: plain downloads, archives, the Hugging Face hub. Used by scripts/prepare_data.py."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ Fetcher = Callable[[Path], Path]  # downloads into an empty folder; returns the 
 
 
 def download(url: str, path: Path) -> Path:
-    """Fetch url into path with a progress bar; UserError naming the url and --source where it cannot be had whole."""
+    """Fetch url into path with a progress bar; raises UserError with the url and --source if it fails."""
     request = urllib.request.Request(url, headers={"User-Agent": "prefix-tuning"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, open(path, "wb") as file:
@@ -54,7 +54,7 @@ def from_archive(url: str) -> Fetcher:
 
 
 def from_hub(hub_id: str, *config: str) -> Fetcher:
-    """A Hugging Face data set, written out as {train,validation,test}.jsonl; a cached copy needs no network."""
+    """A Hugging Face data set, written to {train,validation,test}.jsonl; a cached copy needs no network."""
 
     def fetch(folder: Path) -> Path:
         url = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{hub_id}"
@@ -62,7 +62,7 @@ def from_hub(hub_id: str, *config: str) -> Fetcher:
         try:
             urllib.request.urlopen(url, timeout=TIMEOUT).close()
         except urllib.error.HTTPError:
-            pass  # an answer, if a refusal: the library has addresses and a login of its own
+            pass  # any answer will do, even a refusal: the library has its own addresses and login
         except OSError as error:
             reason = getattr(error, "reason", error)
             os.environ["HF_HUB_OFFLINE"] = "1"  # look in the cache only, instead of trying again for minutes
@@ -83,7 +83,7 @@ def from_hub(hub_id: str, *config: str) -> Fetcher:
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a .zip or .tar(.gz) into folder; no member lands outside it. UserError for any other file."""
+    """Unpack a .zip or .tar(.gz) into folder; no member lands outside it. raises UserError for any other file."""
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as members:

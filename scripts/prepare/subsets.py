@@ -16,7 +16,7 @@ from prepare.convert import HUB_NAMES, find
 
 log = logging.getLogger("prepare_data")
 
-DEV_SHARE = 0.3  # of the training examples, as the paper says of its low-data sets
+DEV_SHARE = 0.3  # of the training examples, as in the paper's low-data sets
 SAMPLED = {  # set -> mode, file of a split in its folder, endings that belong together
     "e2e": ("data2text", "src1_{}.txt", {"train": "train", "valid": "valid"}, ("txt",)),
     "webnlg": ("webnlg", "{}.json", {"train": "train", "valid": "dev"}, ("json",)),
@@ -27,9 +27,9 @@ SAMPLED = {  # set -> mode, file of a split in its folder, endings that belong t
 def draw_lowdata(of: str, source: Path, size: int, sample: int, folder: Path) -> list[Path]:
     """Write lowdata_SIZE_SAMPLE_{train,valid} into `folder`: `size` training lines and 0.3 x as many dev lines.
 
-    Lines are drawn without replacement and keep the file's order; a line is one (input, text) pair, so of an input
-    with several texts some may be in and some not. In WebNLG's JSON, what is drawn is a text marked good. The draw
-    depends on size and sample alone. Raises UserError for a missing or malformed file, or one that is too small.
+    Lines are sampled without replacement and keep the file's order. A line is one (input, text) pair, so only some
+    texts of an input may be in the sample. In WebNLG's JSON, texts marked good are sampled. The sample depends on its
+    size and number alone. Raises UserError for a missing or malformed file, or one that is too small.
     """
     mode, pattern, splits, endings = SAMPLED[of]
     made = []
@@ -39,7 +39,7 @@ def draw_lowdata(of: str, source: Path, size: int, sample: int, folder: Path) ->
         total = sum(1 for record in records if endings != ("json",) or (record.trainable and record.target.strip()))
         wanted = size if split == "train" else round(DEV_SHARE * size)
         if wanted > total:
-            raise UserError(f"{path}: {total:,} examples, too few to draw {wanted:,}")
+            raise UserError(f"{path}: {total:,} examples, too few to sample {wanted:,}")
         chosen = set(random.Random(f"{size}-{sample}-{split}").sample(range(total), wanted))
         for ending in endings:
             target = folder / f"lowdata_{size}_{sample}_{split}.{ending}"
@@ -56,7 +56,7 @@ def draw_lowdata(of: str, source: Path, size: int, sample: int, folder: Path) ->
 
 
 def _copy_webnlg(path: Path, chosen: set[int], target: Path) -> None:
-    """Write the entries of a WebNLG file that keep a text: of all texts marked good, in file order, the `chosen`."""
+    """Write a WebNLG file's entries with the `chosen` texts: indices into all texts marked good, in file order."""
     numbers, kept = itertools.count(), []
     for numbered in json.loads(path.read_text(encoding="utf-8-sig"))["entries"]:
         for key, entry in numbered.items():
@@ -82,14 +82,14 @@ WITHIN_NEWS = frozenset({"world", "uk", "business"})  # trained on in the paper;
 
 @dataclass(frozen=True)
 class TopicSplit:
-    """Which topics are trained (and validated) on and which are tested on; None: every news topic."""
+    """The topics of training (and validation) and those of testing; None: every news topic."""
 
     folder: str  # under data/, where seq2seq looks for it
     train: frozenset[str] | None
     test: frozenset[str] | None
 
     def wants(self, split: str, topic: str) -> bool:
-        """Is an article of this topic in the split?"""
+        """Whether an article of this topic is in the split."""
         if split == "test":
             if self.test is not None:
                 return topic in self.test
@@ -121,7 +121,7 @@ def topic_of(text: str) -> str:
 def split_by_topic(name: str, source: Path, urls: Path | None, folder: Path) -> list[Path]:
     """Write {train,val,test}.source and .target of the split into `folder`; articles without a topic are left out.
 
-    Raises UserError where topics are missing, do not fit the articles, or leave a split empty.
+    Raises UserError if topics are missing, do not fit the articles, or leave a split empty.
     """
     rule, by_id = TOPIC_SPLITS[name], read_urls(urls) if urls else {}
     made = []
@@ -178,9 +178,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def articles(source: Path, split: str, by_id: dict[str, str]) -> Iterator[tuple[str, str, str]]:
-    """Yield (document, summary, topic) of a split: the hub's rows, or X.source with X.target and its topics beside.
+    """Yield (document, summary, topic) of a split: the hub's rows, or X.source with X.target and a file of topics.
 
-    Beside X.source stands X.url or X.topic (an address or a topic a line), or X.id with --urls.
+    That file is X.url or X.topic beside X.source (an address or a topic a line), or X.id with --urls.
     """
     rows = find(source, *(f"{name}.jsonl" for name in HUB_NAMES[split]))
     if rows:

@@ -1,6 +1,6 @@
-"""WebNLG XML -> the JSON that the original reads, of the 2017 release byte for byte (standard library only).
+"""WebNLG XML -> the JSON that the original reads, byte for byte for the 2017 release (standard library only).
 
-Release 3.0 has Russian texts beside the English ones; a text without a language is English.
+Release 3.0 has Russian and English texts; a text without a language is English.
 """
 
 import json
@@ -13,7 +13,7 @@ from prefixlib.system.errors import UserError
 
 log = logging.getLogger(__name__)
 LANGUAGE = "en"
-TEST_FILE = "testdata_with_lex.xml"  # the test folder also holds parts of it, and itself without texts
+TEST_FILE = "testdata_with_lex.xml"  # the test folder also holds its parts, and a copy without texts
 
 
 def xml_files(folder: Path) -> list[Path]:
@@ -33,7 +33,7 @@ def _triple(path: Path, entry_id: str | None, text: str | None) -> dict[str, str
 
 
 def _entry(path: Path, entry: ET.Element, lang: str) -> dict:
-    """One entry; the fields that WebNLG 2017 does not have are there and empty, as in later releases' JSON."""
+    """One entry; fields that WebNLG 2017 does not have are empty, as in later releases' JSON."""
     entry_id = entry.get("eid")
     return {
         "category": entry.get("category", ""),
@@ -61,7 +61,7 @@ def _entry(path: Path, entry: ET.Element, lang: str) -> dict:
 def webnlg_json(folder: Path, lang: str = LANGUAGE) -> str:
     """The JSON text of one split's XML folder, entries numbered from "1", with the texts of one language.
 
-    Raises UserError naming file and entry, and where no text has the language.
+    Raises UserError naming file and entry, and if no text has the language.
     """
     entries, texts, kept = [], 0, 0
     for path in xml_files(folder):
@@ -79,9 +79,9 @@ def webnlg_json(folder: Path, lang: str = LANGUAGE) -> str:
 
 
 def filtered_json(path: Path, lang: str = LANGUAGE) -> str | None:
-    """The text of a file that is JSON already, with the texts of one language; None where it has no others.
+    """The content of a JSON file with the texts of one language alone; None if it has no others.
 
-    Raises UserError where no text has the language. A file of another form is left to the reader.
+    Raises UserError if no text has the language. The reader checks files of another form.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))["entries"]
@@ -99,7 +99,7 @@ def filtered_json(path: Path, lang: str = LANGUAGE) -> str | None:
 
 
 def check_language(path: Path, lang: str, texts: int, kept: int) -> None:
-    """Say how many texts are left out. Raises UserError where that is all of them."""
+    """Warn how many texts are left out. Raises UserError if these are all."""
     if texts and not kept:
         raise UserError(f"--lang {lang}: {path} has no text in it; texts without a language are {LANGUAGE}")
     if kept < texts:

@@ -112,7 +112,7 @@ def test_several_outputs_and_their_scores(trained):
         ("one text", {}, "takes a list of sources"),
         ([""], {}, "an input is empty"),
         (["a \ud83d"], {}, "an input holds half of a character"),
-        ([[("a", "b")]], {}, "cannot be made of"),
+        ([[("a", "b")]], {}, "cannot be made from"),
         ([" | a : b : c"], {"num_beams": 0}, "--num_beams 0: must be above 0"),
         ([" | a : b : c"], {"top_p": 0.5}, "--strategy beam and --top_p do not go together"),
         ([" | a : b : c"], {"num_return_sequences": 6}, "num_return_sequences 6: must be 1 to 5"),

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import gpt2
 import seq2seq
+import seq2seq.run_generation
 from gpt2 import run_generation
 from prefixlib.decoding import outputs
 from seq2seq import finetune
@@ -107,7 +108,7 @@ def test_a_run_killed_before_or_in_decoding_decodes_the_same_weights(place, tmp_
     output = tmp_path / "killed" / "run"
     with monkeypatch.context() as patch:
         if part == "before":
-            decode = (run_generation, "decode_splits") if family is gpt2 else (finetune, "decode_split")
+            decode = (run_generation, "decode_splits") if family is gpt2 else (seq2seq.run_generation, "decode_split")
             patch.setattr(*decode, die_after(lambda *_, **__: None))
         else:
             patch.setattr(outputs.Outputs, "write", die_after(outputs.Outputs.write))

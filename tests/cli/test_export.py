@@ -170,7 +170,7 @@ def test_a_base_model_is_checked_and_written_down(golden_bases, originals, tmp_p
 def test_a_folder_with_other_files_is_left_alone(originals, tmp_path):
     command = [str(originals["gpt2"]), "--to", "peft", "--output_dir", str(tmp_path)]
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match=r"--output_dir .* holds something else: pass a new folder"):
+    with pytest.raises(UserError, match=r"--output_dir .* contains other files: pass a new folder"):
         export.main(command)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "thesis.tex").unlink()

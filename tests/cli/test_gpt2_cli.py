@@ -355,7 +355,7 @@ def test_wrong_checkpoints_for_decoding(run, data, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         decode(tmp_path / "nowhere", data)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="is no prefix checkpoint"):
+    with pytest.raises(UserError, match="is not a prefix checkpoint"):
         decode(tmp_path / "empty", data)
     damaged = tmp_path / "damaged"
     shutil.copytree(output, damaged)

@@ -261,6 +261,6 @@ def test_every_pair_of_tuning_mode_and_gpt2_flag():
 )
 def test_folder_names_of_the_original(argv, end):
     parsed = train_e2e.parse_args(argv.split())
-    name = train_e2e.long_name(parsed.settings, parsed.launch.notes)
+    name = parsed.settings.long_name(parsed.launch.notes)
     assert name.endswith(end)
     assert name.startswith(f"data2text{parsed.settings.tuning_mode}_y_10_act_cat_")

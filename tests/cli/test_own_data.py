@@ -288,7 +288,7 @@ def test_a_tuned_model_with_the_originals_word_reads_it_once(data, tmp_path):
 
 def test_a_chat_is_data_for_generate():
     assert as_group("text", [USER]).source == as_chat([USER])
-    with pytest.raises(UserError, match="an input of mode text cannot be made of"):
+    with pytest.raises(UserError, match="an input of mode text cannot be made from"):
         as_group("text", [("a", "b")])
 
 

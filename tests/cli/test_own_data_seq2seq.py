@@ -8,7 +8,7 @@ import pytest
 import seq2seq
 from prefixlib.settings.search import Search
 from prefixlib.system.errors import UserError
-from seq2seq import finetune, train_bart
+from seq2seq import finetune, run_generation, train_bart
 from seq2seq.finetune import parse_args
 from seq2seq.lightning_base import SummarizationModule
 from tests.cli.test_own_data import PAIRS, USER, read, write
@@ -75,7 +75,7 @@ def test_python_gives_what_the_command_line_gives(trained, place):
         (["--temperature", "0"], "greedy", {"strategy": "greedy"}),
     ):
         command = train_bart.build_command(train_bart.parse_args([*words, *more]))
-        finetune.decode(*parse_args([*command[2:], "--disable_tqdm", "yes"]))
+        run_generation.decode(*parse_args([*command[2:], "--disable_tqdm", "yes"]))
         rows = read(output / "again" / "run" / f"run_test_{name}.jsonl")
         assert [row["output"] for row in rows] == model.generate(sources, max_new_tokens=9, **how)
 
@@ -145,15 +145,15 @@ def test_a_run_that_was_stopped_while_it_decoded(place, tmp_path, monkeypatch):
     more = {"decode": "both", "test_file": str(place / "test.jsonl"), "n_test": 1, "max_steps": 1}
     whole = seq2seq.train(settings(place, tmp_path / "run", **more))
     shutil.rmtree(tmp_path / "run")
-    decode_split, seen = finetune.decode_split, []
+    decode_split, seen = run_generation.decode_split, []
 
-    def until_test(settings, model, split, *rest):
+    def until_test(model, split, *rest, **how):
         seen.append(split)
         if seen == ["valid", "test"]:
             raise KeyboardInterrupt
-        return decode_split(settings, model, split, *rest)
+        return decode_split(model, split, *rest, **how)
 
-    monkeypatch.setattr(finetune, "decode_split", until_test)
+    monkeypatch.setattr(run_generation, "decode_split", until_test)
     with pytest.raises(KeyboardInterrupt):
         seq2seq.train(settings(place, tmp_path / "run", **more))
     resumed = seq2seq.train(settings(place, tmp_path / "run", resume=True, **more))
@@ -199,7 +199,5 @@ def test_what_makes_no_sense_is_one_line(place, tmp_path, more, message):
 def test_the_end_of_text_cannot_stand_in_a_text(place, tmp_path):
     write(tmp_path / "rows.jsonl", [{"q": "a </s> b", "a": "c"}])
     files = {f"{name}_file": str(tmp_path / "rows.jsonl") for name in ("train", "eval")}
-    with pytest.raises(
-        UserError, match="'</s>' separates source and target and cannot stand inside a text: 'a </s> b'"
-    ):
+    with pytest.raises(UserError, match="'</s>' separates source and target and must not occur in a text: 'a </s> b'"):
         seq2seq.train(settings(place, tmp_path / "run", **files))

@@ -169,7 +169,7 @@ def test_find_takes_the_shallowest_and_refuses_to_guess(tmp_path):
     assert find(tmp_path, "none.csv", "a.csv") == tmp_path / "a.csv"
     assert find(tmp_path / "deep", "deep") == tmp_path / "deep"
     assert find(tmp_path, "c.csv") is None
-    with pytest.raises(UserError, match=r"both .*x/b\.csv and .*y/b\.csv are there"):
+    with pytest.raises(UserError, match=r"contains both .*x/b\.csv and .*y/b\.csv; name the folder"):
         find(tmp_path, "b.csv")
 
 
@@ -240,6 +240,6 @@ def test_the_cleaned_e2e_csv(tmp_path):
     assert list(csv_lines(path)) == ["name : A||A is . "]
     (tmp_path / "devset.csv").write_text("mr,ref\nname[A],A is.\n")
     with pytest.raises(
-        UserError, match=r"both .*devset.csv and .*devel-fixed.no-ol.csv are there; name the folder of one"
+        UserError, match=r"contains both .*devset.csv and .*devel-fixed.no-ol.csv; name the folder of one"
     ):
         convert_e2e(tmp_path, "valid", tmp_path / "valid.txt")

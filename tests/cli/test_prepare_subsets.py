@@ -188,8 +188,8 @@ def test_bad_topics_are_one_line_and_leave_nothing(how, by_topic, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("lowdata --source SRC --sizes 600 --samples 1", "src1_train.txt: 502 examples, too few to draw 600"),
-        ("lowdata --source SRC --sizes 500 --samples 1", "src1_valid.txt: 120 examples, too few to draw 150"),
+        ("lowdata --source SRC --sizes 600 --samples 1", "src1_train.txt: 502 examples, too few to sample 600"),
+        ("lowdata --source SRC --sizes 500 --samples 1", "src1_valid.txt: 120 examples, too few to sample 150"),
         ("lowdata --source nowhere", "nowhere/src1_train.txt: no such file for mode data2text"),
         ("lowdata --sizes 3", "--sizes 3: at least 4"),
         ("e2e --sizes 50", "--sizes and e2e do not go together: it is for lowdata"),
@@ -225,5 +225,5 @@ def test_lowdata_of_webnlg_draws_texts_marked_good(tmp_path):
     assert one != two
     assert one == [record for record in good if record in one]
     assert len(read_records("webnlg", folder / "lowdata_20_1_valid.json")) == 6
-    with pytest.raises(UserError, match=r"train\.json: 24 examples, too few to draw 25"):
+    with pytest.raises(UserError, match=r"train\.json: 24 examples, too few to sample 25"):
         draw(source, tmp_path / "out", "--of", "webnlg", "--sizes", 25, "--samples", 1)

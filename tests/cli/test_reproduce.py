@@ -250,6 +250,6 @@ def test_killed_and_gone_on(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
     assert again.returncode == 1
-    assert "error: e2e-prefix-s101: another process is at it" in err
+    assert "error: e2e-prefix-s101: another process is making it" in err
     process.communicate()
     finish(tmp_path, run)

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from prefixlib.data.tasks import SEQ2SEQ_MODES
 from prefixlib.methods.table import METHODS
-from prefixlib.runs.launch import short_name
 from prefixlib.system.errors import UserError
 from seq2seq import finetune, train_bart, train_e2e
 from seq2seq.flags import Settings
@@ -63,7 +62,7 @@ def test_the_printed_training_command():
     assert {name: getattr(child, name) for name in wanted} == wanted
     name = "xsumprefixtune_y_200_act_cat_b=48-e=30_d=0.0_l=0.0_lr=5e-05_w=0.0_s=101_d=n_m=800"
     folder = ROOT / "seq2seq" / "xsum_models"
-    assert child.output_dir == str(folder / short_name(child, None))
+    assert child.output_dir == str(folder / child.short_name(None))
     assert child_of(f"{README_TRAIN} --long_names yes")[1].output_dir == str(folder / name)
 
 

@@ -92,11 +92,11 @@ def test_decodes_alike_wherever_the_folder_is(place, tuned_run, tmp_path):
     if mode == "bothtune":
         with pytest.raises(UserError, match="was tuned together with a prefix: pass --prefix_model_path"):
             decode(place, "finetune", output, tmp_path / "half")
-        with pytest.raises(UserError, match=r"--model_name_or_path .* contradicts .*, which brings its own tuned"):
+        with pytest.raises(UserError, match=r"--model_name_or_path .* contradicts .*, which contains its own tuned"):
             decode(place, mode, output, tmp_path / "x", f"--model_name_or_path={place / 'bart'}")
     else:
         with pytest.raises(
-            UserError, match="is no prefix checkpoint: .*; it holds a whole model, tuned without a prefix"
+            UserError, match="is not a prefix checkpoint: .*; it holds a whole model, tuned without a prefix"
         ):
             decode(place, "bothtune", output, tmp_path / "x")
     if mode == "adaptertune":
@@ -183,7 +183,7 @@ def test_every_pair_of_tuning_mode_and_flag():
 )
 def test_folder_names_of_the_original(argv, end):
     parsed = train_bart.parse_args(["--mode", "xsum", "--long_names", "yes", *argv.split()])
-    name = train_bart.long_name(parsed.settings, parsed.launch.notes)
+    name = parsed.settings.long_name(parsed.launch.notes)
     assert name.startswith(f"xsum{parsed.settings.tuning_mode}_y_5_act_cat_")
     assert name.endswith(end)
     assert parsed.settings.output_dir.endswith(f"/seq2seq/xsum_models/{name}")

@@ -223,7 +223,7 @@ ROWS = (
         "base weights: other shapes",
         "train",
         other_shapes,
-        ("weights do not fit its config.json: it has other shapes for",),
+        ("weights do not fit its config.json; arrays of another shape: ",),
     ),
     Bad(
         "base config: another kind", "train", edit(_base_config, lambda c: c | {"model_type": "odd"}), ("cannot load",)
@@ -361,7 +361,7 @@ ROWS = (
         Bad(f"checkpoint config: {k}", "load", put(_config, v), ("damaged", LOCAL_CHECKPOINT))
         for k, v in SPOILT_JSON.items()
     ),
-    Bad("checkpoint config: absent", "load", without(_config), ("no prefix checkpoint",)),
+    Bad("checkpoint config: absent", "load", without(_config), ("not a prefix checkpoint",)),
     Bad("checkpoint config: newer", "load", edit(_config, lambda c: c | {"format": 99}), ("format 99",)),
     Bad("checkpoint config: the other tree's", "load", edit(_config, lambda c: c | {"family": "x"}), ("kind x",)),
     Bad(
@@ -391,7 +391,7 @@ ROWS = (
         "checkpoint: an empty folder",
         "load",
         lambda p: [f.unlink() for f in p.checkpoint.glob("*.*")] and None,
-        ("no prefix checkpoint",),
+        ("not a prefix checkpoint",),
     ),
     Bad("checkpoint: no such folder", "load", lambda p: {"directory": p.data / "x"}, ("no such folder",)),
     Bad(
@@ -400,16 +400,16 @@ ROWS = (
         original(b'"preseqlen"' + GARBAGE, saved({"wte.weight": torch.zeros(3, 16)})),
         ("damaged",),
     ),
-    Bad("original: no weights", "load", original(ORIGINAL_CONFIG, None), ("no prefix checkpoint",)),
+    Bad("original: no weights", "load", original(ORIGINAL_CONFIG, None), ("not a prefix checkpoint",)),
     Bad("original: no arrays", "load", original(ORIGINAL_CONFIG, saved({})), ("holds no prefix",)),
     Bad("original: a list", "load", original(ORIGINAL_CONFIG, saved([1])), ("holds no prefix",)),
     Bad(
         "original: keys of numbers",
         "load",
         original(ORIGINAL_CONFIG, saved({1: torch.zeros(1), "wte.weight": torch.zeros(3, 16)})),
-        ("arrays with names",),
+        ("named arrays",),
     ),
-    Bad("original: no tensors", "load", original(ORIGINAL_CONFIG, saved({"wte.weight": "x"})), ("arrays with names",)),
+    Bad("original: no tensors", "load", original(ORIGINAL_CONFIG, saved({"wte.weight": "x"})), ("named arrays",)),
     Bad(
         "original: other arrays",
         "load",

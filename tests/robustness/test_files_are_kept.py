@@ -79,7 +79,7 @@ def test_a_users_readme_stays(place, caplog):
     train(place)
     assert (place.output / "README.md").read_text() == "# Mine\n"
     assert card.CARD_MARK in (place.output / "MODEL_CARD.md").read_text()
-    assert "README.md is no model card and stays: the card is MODEL_CARD.md" in caplog.text
+    assert "README.md is not a model card and stays: the card is MODEL_CARD.md" in caplog.text
     checkpoint.refresh_card(place.output, {"test BLEU": 12.5})
     assert "| test BLEU | 12.5" in (place.output / "MODEL_CARD.md").read_text()
     (place.output / "loss.png").write_bytes(b"")

@@ -78,7 +78,7 @@ with one_line_errors():
         time.sleep(0.01)
     raise UserError("the same in both")
 """
-RESUME = "--resume yes goes on from the newest checkpoint, if one was written"
+RESUME = "--resume yes continues from the newest checkpoint, if one was written"
 
 
 @pytest.mark.parametrize(

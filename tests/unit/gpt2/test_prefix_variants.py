@@ -269,6 +269,13 @@ def demo():
     return load_model(folder, FAMILY), load_tokenizer(folder)
 
 
+def make_start(argv, base, tokenizer, resuming=False):
+    """The prefix that a command line starts."""
+    settings = gpt2_settings(*argv)
+    chosen, path = settings.prefix_settings(), settings.start_path
+    return building.make_start(base, tokenizer, settings.start, chosen, path, resuming=resuming)
+
+
 @pytest.mark.parametrize(
     ("argv", "text"),
     [
@@ -287,12 +294,12 @@ def test_a_start_has_the_texts_own_length_and_is_not_repeated_on_resume(demo, ar
     starts = []
     monkeypatch.setitem(building.STARTS, "text", lambda prefix, given: starts.append(given.ids))
     base, tokenizer = demo
-    prefix = building.make_start(gpt2_settings(*argv), base, tokenizer, resuming=False)
+    prefix = make_start(argv, base, tokenizer)
     assert prefix.config.init_text == text
     expected = tokenizer(f" {text}")["input_ids"] if text else None
     assert prefix.config.preseqlen == (len(expected) if text else 10)
     assert starts == ([expected] if text else [])
-    building.make_start(gpt2_settings(*argv), base, tokenizer, resuming=True)
+    make_start(argv, base, tokenizer, resuming=True)
     assert len(starts) == bool(text)
 
 
@@ -311,7 +318,7 @@ def test_a_uniform_start(demo, argv, drawn):
 
     def parameters(*more, resuming=False):
         torch.manual_seed(0)
-        prefix = building.make_start(gpt2_settings(*argv, *more), base, tokenizer, resuming)
+        prefix = make_start([*argv, *more], base, tokenizer, resuming=resuming)
         return {name: parameter.detach() for name, parameter in prefix.named_parameters()}
 
     plain, uniform = parameters(), parameters("--init_random", "uniform")
@@ -351,7 +358,7 @@ def test_a_uniform_start_is_a_random_one(argv, message):
 )
 def test_texts_that_cannot_start_a_prefix(demo, argv, message):
     with pytest.raises(UserError, match=message):
-        building.make_start(gpt2_settings(*argv), *demo, resuming=False)
+        make_start(argv, *demo)
 
 
 @pytest.mark.parametrize(
@@ -370,12 +377,12 @@ def test_texts_that_cannot_start_a_prefix(demo, argv, message):
 )
 def test_resume_and_prefix_model_path_want_the_same_prefix(demo, saved, given, message):
     base, tokenizer = demo
-    earlier = building.make_start(gpt2_settings(*saved), base, tokenizer, resuming=True).config
+    earlier = make_start(saved, base, tokenizer, resuming=True).config
     if message is None:
-        building.check_same_prefix(gpt2_settings(*given), earlier, "RUN")
+        building.check_same_prefix(gpt2_settings(*given).prefix_settings(), earlier, "RUN")
     else:
         with pytest.raises(UserError, match=message):
-            building.check_same_prefix(gpt2_settings(*given), earlier, "RUN")
+            building.check_same_prefix(gpt2_settings(*given).prefix_settings(), earlier, "RUN")
 
 
 def test_settings_of_an_earlier_version_load(tiny_lm):

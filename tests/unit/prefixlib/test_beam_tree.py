@@ -23,7 +23,7 @@ def test_a_beam_sees_its_prompt_and_its_ancestors():
 
 @pytest.mark.parametrize("rows", [[0, 1, 0, 1], [0, 0, 1], [1, 0, 0, 0]])
 def test_rows_in_another_order_are_refused(rows):
-    with pytest.raises(ValueError, match="side by side"):
+    with pytest.raises(ValueError, match="must be adjacent"):
         BeamTree(torch.ones(2, 3)).advance(torch.tensor(rows))
 
 

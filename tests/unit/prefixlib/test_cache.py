@@ -45,7 +45,7 @@ def test_damage_is_seen(folder, change):
     assert cache.damage(folder) is None
     content = (folder / "large").read_bytes()
     (folder / "large").write_bytes(CHANGES[change](content))
-    assert cache.damage(folder) == "large is not what was written"
+    assert cache.damage(folder) == "large has changed since it was written"
     cache.keep(folder, fill)
     assert cache.damage(folder) is None
     assert (folder / "large").read_bytes() == content
@@ -58,8 +58,8 @@ def test_what_is_missing_is_named(folder, tmp_path):
         (folder / cache.DIGESTS).write_text(text)
         assert cache.damage(folder) == "digests.json is damaged"
     (folder / cache.DIGESTS).unlink()
-    assert cache.damage(folder) == "it has no digests.json"
-    assert cache.damage(tmp_path / "other") == "it is not there"
+    assert cache.damage(folder) == "digests.json is missing"
+    assert cache.damage(tmp_path / "other") == "it does not exist"
 
 
 def test_everything_is_synced_before_the_folder_gets_its_name(tmp_path, monkeypatch):

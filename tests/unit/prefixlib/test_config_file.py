@@ -76,7 +76,7 @@ def test_an_earlier_run_is_fed_back(tmp_path):
     ("name", "text", "message"),
     [
         ("none.yaml", None, "--config .*none.yaml: no such file"),
-        ("a.yaml", "learning_rat: 1", "a.yaml: --learning_rat is no flag here; did you mean --learning_rate?"),
+        ("a.yaml", "learning_rat: 1", "a.yaml: --learning_rat is not a flag here; did you mean --learning_rate?"),
         ("a.yaml", "- a\n- b\n", "a.yaml: expected flag names and values"),
         ("a.yaml", "a: [", "a.yaml: not YAML"),
         ("a.yaml", "bsz: {a: 1}", "a.yaml: bsz: expected a value, found {'a': 1}"),

@@ -28,7 +28,7 @@ def test_a_lock_that_no_run_made_is_refused_and_stays(tmp_path, kind):
         "pipe": lambda: os.mkfifo(path),
     }
     make.get(kind, lambda: path.symlink_to(other))()
-    with pytest.raises(UserError, match=r"\.lock is no lock of a run but a link or another file: move it away"):
+    with pytest.raises(UserError, match=r"\.lock is not a lock but a link or another file: move it away"):
         files.lock(folder).__enter__()
     assert os.path.lexists(path)
     assert other.exists() == (kind != "dangling link")

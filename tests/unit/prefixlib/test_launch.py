@@ -120,7 +120,7 @@ def test_help_says_a_default_once_and_rare_flags_last(program):
 def test_the_name_of_the_original():
     printed = "--optim_prefix yes --preseqlen 5 --epoch 5 --learning_rate 0.00005 --mode webnlg --bsz 5 --seed 101"
     argv = shlex.split(printed)
-    assert train_e2e.long_name(train_e2e.parse_args(argv).settings, None) == (
+    assert train_e2e.parse_args(argv).settings.long_name(None) == (
         "webnlgprefixtune_y_5_act_cat_b=5-e=5_d=0.0_u=no_lr=5e-05_w=0.0_s=101_r=n_m=512_o=1"
     )
 
@@ -141,7 +141,7 @@ def test_the_name_of_the_original():
 )
 def test_the_labels_of_teachers_and_students(argv, end):
     parsed = train_e2e.parse_args(argv)
-    assert train_e2e.long_name(parsed.settings, parsed.launch.notes).endswith(end)
+    assert parsed.settings.long_name(parsed.launch.notes).endswith(end)
 
 
 def test_every_task_has_a_folder_and_a_way_to_decode():

@@ -207,7 +207,7 @@ def test_an_index_of_zeros_after_a_power_cut_is_made_anew_with_a_word(table, cap
         caplog.clear()
         assert meteor_paraphrases.open_paraphrases(table).among(PHRASES) == FOUND
         (line,) = caplog.messages
-        assert f"{folder} is damaged ({name} is not what was written): METEOR's tables are read anew" in line
+        assert f"{folder} is damaged ({name} has changed since it was written): METEOR's tables are read anew" in line
         assert (folder / name).read_bytes() == content
 
 

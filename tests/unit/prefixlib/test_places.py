@@ -7,7 +7,7 @@ import pytest
 
 from gpt2 import train_e2e
 from prefixlib.data import tasks
-from prefixlib.settings.training import decode_command
+from prefixlib.settings.commands import decode_command
 from prefixlib.system import places
 from prefixlib.system.errors import UserError
 from seq2seq import train_bart

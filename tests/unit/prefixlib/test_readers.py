@@ -94,7 +94,7 @@ def test_training_line_is_the_originals_to_the_space(mode, tmp_path):
 
 def test_separator_may_be_another_tokenizers():
     assert training_text("data2text", "a", "b", "</s>") == (" a </s>", " b </s>")
-    with pytest.raises(UserError, match="cannot stand inside a text"):
+    with pytest.raises(UserError, match="must not occur in a text"):
         prompt_text("data2text", "a </s> b", "</s>")
 
 

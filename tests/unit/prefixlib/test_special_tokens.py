@@ -49,7 +49,7 @@ def test_a_character_that_is_lost_is_noticed_in_any_row(caplog):
             return ids[0]
 
     special_tokens.warn_of_lost_characters(Words(), [*["a b"] * 50, "a\tb"])
-    assert caplog.messages == ["the tokenizer does not keep every character: of 'a\\tb' it makes 'a b'"]
+    assert caplog.messages == ["the tokenizer does not keep every character: it turns 'a\\tb' into 'a b'"]
 
 
 @pytest.mark.parametrize("tree", TREES)

@@ -232,7 +232,7 @@ def test_a_tokenizer_that_loses_characters_is_said(caplog):
     special_tokens.warn_of_lost_characters(Words(), ["a b", "c"])
     assert not caplog.messages
     special_tokens.warn_of_lost_characters(Words(), ["a b", "c\nd", "e\tf"])
-    assert caplog.messages == ["the tokenizer does not keep every character: of 'c\\nd' it makes 'c d'"]
+    assert caplog.messages == ["the tokenizer does not keep every character: it turns 'c\\nd' into 'c d'"]
 
 
 def test_what_the_model_reads():

@@ -95,7 +95,10 @@ def test_its_readme_says_how_the_prompt_looks(place):
         assert "The prompt is `'Say\\nSOURCE: '` and then the tokenizer's end-of-text token, `</s>`" in card
         assert 'python example.py "A SOURCE"' in card
     export.main([str(place / "chat" / "run"), "--to", "kv"])
-    assert "what the model's own chat template makes" in (place / "chat" / "run" / "kv" / "README.md").read_text()
+    assert (
+        "the model's own chat template applied to the messages"
+        in (place / "chat" / "run" / "kv" / "README.md").read_text()
+    )
 
 
 def test_as_a_command_without_a_source(place):

@@ -97,7 +97,7 @@ def test_what_is_no_prefix_is_one_line(adapter, tmp_path, change, message):
 
 
 def test_missing_and_damaged_files_are_one_line(adapter, tmp_path):
-    with pytest.raises(UserError, match=r"is no adapter of PEFT: adapter_config.json is missing"):
+    with pytest.raises(UserError, match=r"is not an adapter of PEFT: adapter_config.json is missing"):
         peft_format.read(tmp_path)
     peft_format.write(tmp_path, adapter)
     weights = tmp_path / "adapter_model.safetensors"

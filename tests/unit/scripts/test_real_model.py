@@ -108,7 +108,7 @@ def test_a_size_takes_the_rate_of_the_nearest_searched_size():
         (["lowdata", "--size", "smollm2", "--gpt2_model", "x"], "and --gpt2_model do not go together"),
         (["lowdata", "--size", "smollm2", "--model_name_or_path", "x"], "both name a base model"),
         (["lowdata", "--test_sources", "5"], "--size medium and --test_sources do not go together"),
-        (["lowdata", "--size", "smollm2", "--budget_examples", "5"], "lowdata has training sets of its own sizes"),
+        (["lowdata", "--size", "smollm2", "--budget_examples", "5"], "lowdata has training sets of fixed sizes"),
         (["unseen", "--size", "smollm2", "--test_sources", "0"], "--test_sources 0: must be above 0"),
     ],
 )
@@ -178,7 +178,7 @@ def test_the_summary_for_the_readme(tmp_path):
     assert line in text
     lines = text.split("\n* ")
     assert len(lines) == 4
-    assert lines[2].startswith("[Where the trained vectors stand")
+    assert lines[2].startswith("[Place of the trained vectors")
     assert lines[3].startswith(
         "[The same prefix through PEFT](results/compare_peft_x.md), a model: losses within 2e-06 over 2 steps; "
         "1.00 s a step and 2.1 GB here, 4.00 s a step and 3.0 GB there.\n"

@@ -105,7 +105,7 @@ def test_data_are_linearised_as_in_the_files(place, tmp_path):
     model = seq2seq.load(tmp_path / "run")
     assert model.generate(TRIPLES) == expected
     assert model.generate(["| A : is : B", " | Abc : of : D | E : on : F", "| G : at : H"]) == expected
-    with pytest.raises(UserError, match="an input of mode webnlg cannot be made of 3"):
+    with pytest.raises(UserError, match="an input of mode webnlg cannot be made from 3"):
         model.generate([3])
 
 
@@ -248,7 +248,7 @@ def test_wrong_bases_and_folders_are_refused(model, place, tmp_path):
         seq2seq.load(place / "a prefix", mode="cnn_dm")
     with pytest.raises(UserError, match="no such folder"):
         seq2seq.load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no prefix checkpoint"):
+    with pytest.raises(UserError, match="not a prefix checkpoint"):
         seq2seq.load(place / "data")
 
 
