@@ -91,7 +91,7 @@ def test_no_sources_no_texts(mixed):
         (lambda m, c: m.add("x", DEMO / "gpt2"), "data/demo/gpt2"),
         (lambda m, c: m.generate([TABLE, TABLE], ["long"]), "prefix has 1 names for 2 sources"),
         (lambda m, c: m.generate("text", "long"), "takes a list of sources"),
-        (lambda m, c: m.generate([TABLE], "e2e"), "an input of mode data2text cannot be made of"),
+        (lambda m, c: m.generate([TABLE], "e2e"), "an input of mode data2text cannot be made from"),
         (lambda m, c: gpt2.load_mixed({}), "needs at least one checkpoint"),
     ],
 )

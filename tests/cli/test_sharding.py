@@ -37,7 +37,7 @@ def test_half_of_the_layers_each(program, tmp_path):
         dev_losses.append(json.loads((output / "results.json").read_text())["training"]["dev_loss"])
         texts.append(next(output.glob("*test_beam*")).read_text())
     here, in_all = (
-        int(n.replace(",", "")) for n in re.search(r": ([\d,]+) of their ([\d,]+) numbers", done.stderr).groups()
+        int(n.replace(",", "")) for n in re.search(r": ([\d,]+) of their ([\d,]+) parameters", done.stderr).groups()
     )
     assert here == in_all / 2 > 0
     assert texts[0] == texts[1]
