@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.utils import get_session
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
@@ -162,6 +163,7 @@ def load_model(
     check_loaded(name, loading)
     if (Path(name) / TASK).is_file():  # a model that was tuned here
         check_finite(model, name)
+        check_floating(Path(name))
     check_quantized(model, quantization)
     fuse_gelu(model)
     avoid_cudnn_attention()
@@ -196,6 +198,16 @@ def check_finite(model: torch.nn.Module, name: str) -> None:
             raise UserError(
                 f"{name}: its array {weight} holds NaN or infinity, not finite numbers; use another checkpoint"
             )
+
+
+def check_floating(directory: Path) -> None:
+    """Raise UserError for a weight file of whole numbers, which loading would convert without a word."""
+    for path in sorted(directory.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for weight in file.keys():  # noqa: SIM118 - it is no mapping
+                kind = file.get_slice(weight).get_dtype()
+                if kind.startswith(("I", "U", "BOOL")):
+                    raise UserError(f"{path}: its array {weight} holds {kind}, not floating-point numbers")
 
 
 def fingerprint(model: torch.nn.Module, tokenizer: Any) -> dict[str, str]:

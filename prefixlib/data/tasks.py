@@ -514,7 +514,8 @@ def where_to_get(mode: str) -> str:
     name = find_task(mode).prepare
     where = "" if places.CHECKOUT else " in a clone of the repository"
     prepared = f"run `python scripts/prepare_data.py {name}`{where}, or " if name else ""
-    return f"{prepared}pass a file of your own (--train_file, --eval_file, --test_file) or its folder (--data_dir)"
+    own = "--train_file, --eval_file, --test_file; gen.py: --data_file"
+    return f"{prepared}pass a file of your own ({own}) or its folder (--data_dir)"
 
 
 def read_records(mode: str, path: str | Path, blind: bool = False, columns: Columns | None = None) -> list[Record]:

@@ -105,6 +105,9 @@ def test_tuned_weights_of_nan_are_refused(trained, tree, tmp_path):
     both = shutil.copytree(trained / f"{tree} both", tmp_path / "both")
     spoil(both / "model", "model.safetensors", with_value(float("inf")))
     refusal(lambda: package.load(both), "its array ", "holds NaN or infinity")
+    whole = shutil.copytree(trained / f"{tree} adapters", tmp_path / "whole")
+    spoil(whole, "model.safetensors", lambda array: array.long())
+    refusal(lambda: package.load(whole), "model.safetensors: its array ", "holds I64, not floating-point numbers")
 
 
 def set_in(path, value):
