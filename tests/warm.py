@@ -139,7 +139,8 @@ def run(words: list[str]) -> None:
 def reset() -> None:
     """Undo what the command before this one may have changed, and forget this repository's modules."""
     for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(f"{ROOT}{os.sep}"):
+        file = getattr(module, "__file__", None) or ""  # .venv may be inside the repository; what is installed stays
+        if file.startswith(f"{ROOT}{os.sep}") and not file.startswith(f"{sys.prefix}{os.sep}"):
             del sys.modules[name]
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
